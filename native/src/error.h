@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdarg>
+#include <cstdio>
+#include <stdexcept>
+
+#include "octolora/octolora.h"
+
+namespace octolora {
+
+// A failure on its way to the C ABI, which turns it into a status and the thread's message.
+class Error : public std::runtime_error {
+ public:
+  __attribute__((format(printf, 3, 4))) Error(octolora_status status, const char* format, ...)
+      : std::runtime_error(""), status_(status) {
+    std::va_list args;
+    va_start(args, format);
+    char text[1024];
+    std::vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    static_cast<std::runtime_error&>(*this) = std::runtime_error(text);
+  }
+  octolora_status status() const { return status_; }
+
+ private:
+  octolora_status status_;
+};
+
+}  // namespace octolora
