@@ -103,6 +103,7 @@ class Runner {
     if (x_.read() != problem_.x.bytes) fail("x was changed");
   }
   const Buffer& x() const { return x_; }
+  void* y() const { return y_.get(); }
   const Buffer& workspace() const { return workspace_; }
 
  private:
