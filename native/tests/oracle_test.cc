@@ -213,6 +213,51 @@ void write_case(const Options& options, octolora_device* device) {
   expect_close(p, evaluate(p, arithmetic), runner.forward());
 }
 
+// More than 2^31 elements in y or in x, where a 32-bit index would wrap: a block of rows over and over, some of them
+// judged. The CPU runs the same with fewer repetitions.
+void many_rows(const Options& options, octolora_device* device, int32_t mode, int n, int k) {
+  constexpr int kBlock = 410;
+  const int m = options.cuda() ? 65600 : 3 * kBlock;
+  Spec spec;
+  spec.mode = mode;
+  spec.m = kBlock, spec.n = n, spec.k = k;
+  spec.x_type = Type::f16, spec.y_type = Type::bf16;
+  spec.seed = options.seed;
+  const Problem block = make_problem(spec);
+  const Linear linear = make_linear(device, block);
+  const size_t x_row = static_cast<size_t>(k) * 2, y_row = static_cast<size_t>(n) * 2;
+  size_t bytes = 0;
+  CHECK_OK(octolora_linear_workspace(linear.get(), nullptr, m, OCTOLORA_FLOAT16, &bytes));
+  struct Memory {
+    octolora_device* device;
+    void* memory = nullptr;
+    Memory(octolora_device* d, size_t size) : device(d) { CHECK_OK(octolora_device_alloc(d, size, &memory)); }
+    ~Memory() { octolora_device_free(device, memory); }
+    uint8_t* at(size_t offset) const { return static_cast<uint8_t*>(memory) + offset; }
+  };
+  const Memory x(device, m * x_row), y(device, m * y_row), scratch(device, bytes);
+  for (int row = 0; row < m; row += kBlock) {
+    CHECK_OK(octolora_device_copy(device, x.at(row * x_row), block.x.bytes.data(), kBlock * x_row, nullptr));
+  }
+  CHECK_OK(octolora_linear_forward(linear.get(), nullptr, x.memory, OCTOLORA_FLOAT16, y.memory, OCTOLORA_BFLOAT16, m,
+                                   scratch.memory, bytes, nullptr));
+  CHECK_OK(octolora_stream_synchronize(device, nullptr));
+
+  const int rows[] = {0, 511, m / 2, m - kBlock - 1, m - 64, m - 1};
+  Problem judged = block;
+  judged.m = static_cast<int>(sizeof rows / sizeof *rows);
+  judged.x = Typed(Type::f16, static_cast<size_t>(judged.m) * k);
+  std::vector<uint8_t> got(judged.m * y_row);
+  for (int i = 0; i < judged.m; ++i) {
+    for (int j = 0; j < k; ++j) {
+      judged.x.set(static_cast<size_t>(i) * k + j, block.x.value[static_cast<size_t>(rows[i] % kBlock) * k + j]);
+    }
+    CHECK_OK(octolora_device_copy(device, &got[i * y_row], y.at(rows[i] * y_row), y_row, nullptr));
+  }
+  CHECK_OK(octolora_stream_synchronize(device, nullptr));
+  expect_close(judged, evaluate(judged, options.cuda() ? kCudaArithmetic : kCpuArithmetic), got);
+}
+
 void fill(Suite& suite, const Options& options) {
   const std::shared_ptr<octolora_device> device(open_device(options.ordinal));
   std::vector<Spec> specs = corner_specs(options.seed, options.quick);
@@ -231,6 +276,12 @@ void fill(Suite& suite, const Options& options) {
         suite.add(text("quantized extreme sums, mode %d, x %s", mode, format(x).name),
                   [=] { quantized_case(options, device.get(), extreme_sums(x, mode), 0); });
       }
+    }
+  }
+  if (!options.quick) {
+    for (int32_t mode : {OCTOLORA_W8A16, OCTOLORA_W8A8_DYNAMIC}) {
+      suite.add(text("many rows, wide y, mode %d", mode), [=] { many_rows(options, device.get(), mode, 32800, 16); });
+      suite.add(text("many rows, wide x, mode %d", mode), [=] { many_rows(options, device.get(), mode, 16, 32800); });
     }
   }
   suite.add("quantized ties", [=] { quantized_case(options, device.get(), ties(), 0); });
