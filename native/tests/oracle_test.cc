@@ -70,7 +70,8 @@ void forward_case(const Options& options, octolora_device* device, const Spec& s
     }
     runner.expect_intact();
   }
-  if (memory_in_use(device) != before) fail("%llu bytes in use are left", (unsigned long long)(memory_in_use(device) - before));
+  if (memory_in_use(device) != before)
+    fail("%llu bytes in use are left", (unsigned long long)(memory_in_use(device) - before));
 }
 
 template <class T>
@@ -105,7 +106,8 @@ void expect_quantized(const Problem& p, const Quantized& want, const std::vector
       if (undefined) {
         expected = 0;
         for (int k = 0; k < p.k; ++k) {
-          expected += static_cast<int64_t>(codes[static_cast<int64_t>(m) * p.k + k]) * p.w[static_cast<int64_t>(n) * p.k + k];
+          expected +=
+              static_cast<int64_t>(codes[static_cast<int64_t>(m) * p.k + k]) * p.w[static_cast<int64_t>(n) * p.k + k];
         }
       }
       if (sums[i] != expected) fail("sums[%d,%d] = %d, expected exactly %lld", m, n, sums[i], (long long)expected);
@@ -125,8 +127,8 @@ void quantized_case(const Options& options, octolora_device* device, const Probl
   auto run = [&](bool with_sums, bool with_codes, bool with_scales) {
     CHECK_OK(octolora_linear_quantized(
         linear.get(), x.get(), static_cast<int32_t>(p.x.type), with_sums ? static_cast<int32_t*>(sums.get()) : nullptr,
-        with_codes ? static_cast<int8_t*>(codes.get()) : nullptr, with_scales ? static_cast<float*>(scales.get()) : nullptr,
-        p.m, workspace.get(), bytes, nullptr));
+        with_codes ? static_cast<int8_t*>(codes.get()) : nullptr,
+        with_scales ? static_cast<float*>(scales.get()) : nullptr, p.m, workspace.get(), bytes, nullptr));
     CHECK_OK(octolora_stream_synchronize(device, nullptr));
   };
   auto judge = [&] {
@@ -139,7 +141,8 @@ void quantized_case(const Options& options, octolora_device* device, const Probl
   run(false, true, false);
   run(false, false, true);
   judge();
-  for (Buffer* b : {&sums, &codes, &scales, &workspace, &x}) b->expect_intact("an argument of octolora_linear_quantized");
+  for (Buffer* b : {&sums, &codes, &scales, &workspace, &x})
+    b->expect_intact("an argument of octolora_linear_quantized");
 }
 
 // -128 * -128 and 127 * -128 all along the longest K: the sum that just fits an int32.
@@ -205,7 +208,8 @@ void write_case(const Options& options, octolora_device* device) {
 
   const int cuts[] = {0, 1, 17, 64, 64, 70};
   for (int i = 4; i >= 0; --i) {
-    CHECK_OK(octolora_linear_write(linear.get(), cuts[i], cuts[i + 1] - cuts[i], &p.w[static_cast<size_t>(cuts[i]) * p.k]));
+    CHECK_OK(
+        octolora_linear_write(linear.get(), cuts[i], cuts[i + 1] - cuts[i], &p.w[static_cast<size_t>(cuts[i]) * p.k]));
   }
   const Linear whole = make_linear(device, p);
   Runner reference(device, options.cuda(), whole.get(), nullptr, p);
