@@ -32,8 +32,8 @@ function(octolora_release_archs nvcc out)
   set(${out} ${kept} PARENT_SCOPE)
 endfunction()
 
-# Turns OCTOLORA_CUDA_ARCHS into CMAKE_CUDA_ARCHITECTURES and into a text for octolora_version() ("sm_80 sm_90a"). A bare
-# number such as 90a means machine code alone: what a developer's machine needs.
+# Turns OCTOLORA_CUDA_ARCHS into CMAKE_CUDA_ARCHITECTURES and into a text for octolora_version() ("sm_80 sm_90a"). A
+# bare number such as 90a means machine code alone: what a developer's machine needs.
 function(octolora_cuda_archs requested nvcc out_architectures out_text)
   if(requested STREQUAL "release")
     octolora_release_archs(${nvcc} requested)
