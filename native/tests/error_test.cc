@@ -93,6 +93,15 @@ struct Scene {
 
 char* shifted(void* p, int bytes) { return static_cast<char*>(p) + bytes; }
 
+// A call of the CPU device with a stream, which must be NULL there.
+template <class Call>
+std::function<octolora_status(Scene&)> on_cpu_stream(Call call) {
+  return [call](Scene& s) {
+    if (s.cuda) skip("a CUDA device takes streams");
+    return call(s, reinterpret_cast<octolora_stream>(0x40));
+  };
+}
+
 struct BadCall {
   const char* name;
   octolora_status status;
@@ -429,13 +438,28 @@ std::vector<BadCall> bad_calls() {
            c.y = shifted(c.y, 1 << 24);
          });
        }},
-      {"forward: stream on the CPU",
-       bad,
-       {"stream"},
-       [](S s) {
-         if (s.cuda) skip("a CUDA device takes streams");
-         return s.forward([](C c) { c.stream = reinterpret_cast<octolora_stream>(0x40); });
-       }},
+      {"forward: stream on the CPU", bad, {"stream"}, on_cpu_stream([](S s, octolora_stream stream) {
+         return s.forward([=](C c) { c.stream = stream; });
+       })},
+      {"quantized: stream on the CPU", bad, {"stream"}, on_cpu_stream([](S s, octolora_stream stream) {
+         return octolora_linear_quantized(s.linear.get(), s.x->get(), 0, nullptr, nullptr, nullptr, 3,
+                                          s.workspace->get(), s.workspace_bytes, stream);
+       })},
+      {"set: stream on the CPU", bad, {"stream"}, on_cpu_stream([](S s, octolora_stream stream) {
+         return octolora_slots_set(s.slots.get(), 0, &s.adapter, 1.f, stream);
+       })},
+      {"set_scale: stream on the CPU", bad, {"stream"}, on_cpu_stream([](S s, octolora_stream stream) {
+         return octolora_slots_set_scale(s.slots.get(), 0, 1.f, stream);
+       })},
+      {"clear: stream on the CPU", bad, {"stream"}, on_cpu_stream([](S s, octolora_stream stream) {
+         return octolora_slots_clear(s.slots.get(), 0, stream);
+       })},
+      {"copy: stream on the CPU", bad, {"stream"}, on_cpu_stream([](S s, octolora_stream stream) {
+         return octolora_device_copy(s.device, s.x->get(), s.a.data(), 4, stream);
+       })},
+      {"synchronize: stream on the CPU", bad, {"stream"}, on_cpu_stream([](S s, octolora_stream stream) {
+         return octolora_stream_synchronize(s.device, stream);
+       })},
 
       {"quantized: W8A16",
        OCTOLORA_UNSUPPORTED,
