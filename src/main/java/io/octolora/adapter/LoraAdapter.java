@@ -23,10 +23,10 @@ import org.jetbrains.annotations.Nullable;
  * of diffusers, sd-scripts (kohya), or FLUX's original code as ComfyUI and ai-toolkit write them. Which base modules
  * the names mean is the business of {@link io.octolora.mapping.ModuleMap}.
  *
- * <p>Every tensor of the file is either a part of one of {@link #pairs()} or listed in {@link #unsupported()}. Each pair
- * has its own scale: from {@code adapter_config.json} or the header's {@code lora_adapter_metadata} where there is one,
- * else {@code alpha / rank} where the module has an alpha tensor, else 1. Nothing is copied or converted. Safe for use
- * by several threads.
+ * <p>Every tensor of the file is either a part of one of {@link #pairs()} or listed in {@link #unsupported()}. Each
+ * pair has its own scale: from {@code adapter_config.json} or the header's {@code lora_adapter_metadata} where there
+ * is one, else {@code alpha / rank} where the module has an alpha tensor, else 1. Nothing is copied or converted. Safe
+ * for use by several threads.
  */
 public final class LoraAdapter implements AutoCloseable {
   private static final String CONFIG = "adapter_config.json";
@@ -198,8 +198,8 @@ public final class LoraAdapter implements AutoCloseable {
       }
       modules.forEach(this::read);
       if (pairs.isEmpty() && !sawAdapter) {
-        throw new FormatException("%s: none of its %d tensors is named as part of an adapter; the first is %s".formatted(
-            file.file(), file.tensors().size(), file.tensors().keySet().iterator().next()));
+        throw new FormatException("%s: none of its %d tensors is named as part of an adapter; the first is %s"
+            .formatted(file.file(), file.tensors().size(), file.tensors().keySet().iterator().next()));
       }
       List<String> notes = new ArrayList<>();
       configs.values().forEach(config -> notes.addAll(config.unusedPatterns()));
@@ -312,8 +312,7 @@ public final class LoraAdapter implements AutoCloseable {
         return "%s is no vector of B's %d rows".formatted(parts.bias, parts.b.dimension(0));
       }
       if (parts.alpha != null) {
-        boolean single = parts.alpha.dimensions() == 0 || parts.alpha.dimensions() == 1 && parts.alpha.dimension(0) == 1;
-        if (!single) {
+        if (parts.alpha.dimensions() > 1 || parts.alpha.elementCount() != 1) {
           return "%s is no single number".formatted(parts.alpha);
         }
         double alpha = parts.alpha.scalar();
