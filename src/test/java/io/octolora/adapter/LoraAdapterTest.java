@@ -284,6 +284,29 @@ class LoraAdapterTest {
   }
 
   @Test
+  void aModuleThatTheHeadersConfigurationLeavesOutIsListed() throws IOException {
+    SafetensorsWriter writer = pair(pair(new SafetensorsWriter(), "transformer.m", 2), "blocks.0.m", 2)
+        .metadata("lora_adapter_metadata", "{\"transformer.r\":2,\"transformer.lora_alpha\":6}");
+    pair(writer, "text_encoder.m", 2);
+    try (LoraAdapter adapter = LoraAdapter.open(writer.write(folder.resolve("x.safetensors")))) {
+      assertEquals(List.of("text_encoder.m", "transformer.m"), adapter.pairs().stream().map(LoraPair::name).toList());
+      assertEquals(List.of(1.0, 3.0), adapter.pairs().stream().map(LoraPair::scale).toList());
+      assertEquals(2, adapter.unsupported().size());
+      assertTrue(adapter.unsupported().get(0).why().contains("is for [transformer] alone"));
+    }
+  }
+
+  @Test
+  void fieldsOfLaterVersionsAreNotedIfTheyAreSet() throws IOException {
+    peft(pair(new SafetensorsWriter(), PEFT + "m", 2),
+        "\"r\":2,\"lora_alpha\":2,\"new_field\":7,\"other_field\":null,\"third\":false,\"fourth\":{}");
+    try (LoraAdapter adapter = LoraAdapter.open(folder)) {
+      assertEquals(1, adapter.notes().size(), adapter.notes().toString());
+      assertTrue(adapter.notes().get(0).contains("new_field = 7 is not known"), adapter.notes().get(0));
+    }
+  }
+
+  @Test
   void damagedHeaderMetadataIsRejected() throws IOException {
     for (String text : List.of("{", "[]", "{\"r\":2}", "{\"transformer.r\":2}", "")) {
       Path file = pair(new SafetensorsWriter(), "m", 2).metadata("lora_adapter_metadata", text)
