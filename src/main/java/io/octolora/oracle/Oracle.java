@@ -131,7 +131,8 @@ public final class Oracle {
       deltas.add(new Projected(adapter, n, k, x, rows, xFormat));
     }
 
-    double[] value = new double[rows * n];
+    byte[] weights = linear.weight();
+    double[] value = new double[Math.multiplyExact(rows, n)];
     double[] bound = new double[rows * n];
     IntStream.range(0, n).parallel().forEach(channel -> {
       double sw = linear.scaleOf(channel);
@@ -142,7 +143,7 @@ public final class Oracle {
           double sum = 0;
           double magnitude = 0;
           for (int c = 0; c < k; c++) {
-            double product = (double) x[m * k + c] * linear.weight()[channel * k + c];
+            double product = (double) x[m * k + c] * weights[channel * k + c];
             sum += product;
             magnitude += Math.abs(product);
           }
@@ -154,7 +155,7 @@ public final class Oracle {
           double magnitude = 0;
           int columns = 0;
           for (int c = 0; c < k; c++) {
-            int w = linear.weight()[channel * k + c];
+            int w = weights[channel * k + c];
             sum += quantized.codes()[m * k + c] * w;
             if (quantized.outlier()[c]) {
               outliers += (double) x[m * k + c] * w;

@@ -21,8 +21,9 @@ import java.util.List;
  *   <li>stored as fp16: {@code rd(fp16)}; a bias that is not fp16 is added to that and rounded again: {@code rd(fp16)}
  *   <li>cast to X: {@code rd(X)}
  *   <li>outlier columns: W dequantized to X (an operand; where two fp32 roundings could move it over a tie, both
- *       neighbours are allowed), the sum accumulated in fp32, {@code (|O| + 1) u sum|x||W|}, added to the result and
- *       rounded once: {@code rd(X)}
+ *       neighbours are allowed), the sum accumulated in fp32, {@code (|O| + 1) u sum|x||W|}, and, because PyTorch lets
+ *       cuBLAS reduce partial sums in X, stored before it is added: {@code rd(X)} of the outlier part; added to the
+ *       result: {@code rd(X)}
  * </ol>
  *
  * <p><b>Quanto</b>, weight-only: {@code s_w W} is rounded to X (operand); the product accumulates in fp32,
@@ -117,7 +118,7 @@ public final class PeftReference {
         e += xFormat.roundingError(Math.abs(y) + e);
         if (anyOutlier) {
           y += outliers;
-          e += moved + (columns + 1) * U * (magnitude + Math.abs(y));
+          e += moved + (columns + 1) * U * (magnitude + Math.abs(y)) + xFormat.roundingError(outliers);
           e += xFormat.roundingError(Math.abs(y) + e);
         }
         value[m * n + channel] = y;

@@ -4,6 +4,7 @@ package io.octolora.oracle;
 import io.octolora.FormatException;
 import io.octolora.checkpoint.SafetensorsFile;
 import io.octolora.checkpoint.Tensor;
+import io.octolora.internal.Json;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -83,10 +84,7 @@ public final class Recording implements AutoCloseable {
         throw new FormatException("%s: no %s beside it, which tells what module each tensor belongs to"
             .formatted(path, json.getFileName()));
       }
-      if (!(JsonTree.read(json) instanceof Map<?, ?> description)) {
-        throw new FormatException(json + ": expected a JSON object");
-      }
-      return new Recording(path, file, description);
+      return new Recording(path, file, Json.readObject(json));
     } catch (IOException | RuntimeException e) {
       file.close();
       throw e;
@@ -201,7 +199,8 @@ public final class Recording implements AutoCloseable {
     Fields(String where, @Nullable Object value) {
       this.where = where;
       if (!(value instanceof Map<?, ?> object)) {
-        throw new FormatException("%s: %s: expected an object, found %s".formatted(json(), where, value));
+        throw new FormatException("%s: %s: expected an object, found %s".formatted(json(), where,
+            Json.describe(value)));
       }
       this.map = object;
     }
@@ -227,16 +226,17 @@ public final class Recording implements AutoCloseable {
     }
 
     double number(String field, Object value) {
-      if (!(value instanceof Double number) || !Double.isFinite(number)) {
-        throw new FormatException("%s: %s: %s = %s, expected a number".formatted(json(), where, field, value));
+      if (!(value instanceof Number number) || !Double.isFinite(number.doubleValue())) {
+        throw new FormatException("%s: %s: %s = %s, expected a number".formatted(json(), where, field,
+            Json.describe(value)));
       }
-      return number;
+      return number.doubleValue();
     }
 
     private <T> T expect(String field, Class<T> type) {
       Object value = map.get(field);
       if (!type.isInstance(value)) {
-        throw new FormatException("%s: %s: %s = %s, expected a %s".formatted(json(), where, field, value,
+        throw new FormatException("%s: %s: %s = %s, expected a %s".formatted(json(), where, field, Json.describe(value),
             type == Map.class ? "JSON object" : type == List.class ? "JSON array" : "string"));
       }
       return type.cast(value);
