@@ -1,0 +1,485 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The C ABI: checks arguments, owns handles, turns exceptions into statuses and messages. No arithmetic.
+#include "octolora/octolora.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <exception>
+#include <limits>
+#include <new>
+#include <string>
+
+#include "backend.h"
+
+#ifndef OCTOLORA_VERSION_STRING
+#error "the build defines OCTOLORA_VERSION_STRING"
+#endif
+
+using octolora::Device;
+using octolora::Dtype;
+using octolora::Error;
+using octolora::Linear;
+using octolora::LinearSpec;
+using octolora::Mode;
+using octolora::Slots;
+
+// Members go in reverse order, so what lives on a device goes before the device.
+struct octolora_device {
+  std::shared_ptr<Device> impl;
+};
+struct octolora_linear {
+  std::shared_ptr<Device> device;
+  std::shared_ptr<Linear> impl;
+};
+struct octolora_slots {
+  std::shared_ptr<Device> device;
+  std::shared_ptr<Linear> linear;
+  std::vector<int> capacity;
+  bool split;
+  std::unique_ptr<Slots> impl;
+};
+
+namespace {
+
+// A fixed buffer: keeping a message must not fail, least of all when memory is short.
+thread_local char last_error[1024] = "";
+
+octolora_status fail(octolora_status status, const char* message) noexcept {
+  std::snprintf(last_error, sizeof last_error, "%s", message);
+  return status;
+}
+
+template <class Body>
+octolora_status guarded(Body body) noexcept {
+  try {
+    body();
+    return OCTOLORA_OK;
+  } catch (const Error& error) {
+    return fail(error.status(), error.what());
+  } catch (const std::bad_alloc&) {
+    return fail(OCTOLORA_OUT_OF_MEMORY, "out of host memory");
+  } catch (const std::exception& error) {
+    return fail(OCTOLORA_INTERNAL, error.what());
+  } catch (...) {
+    return fail(OCTOLORA_INTERNAL, "unknown exception");
+  }
+}
+
+void require(const void* pointer, const char* what) {
+  if (!pointer) throw Error(OCTOLORA_INVALID_ARGUMENT, "%s is NULL", what);
+}
+
+void require_aligned(const void* pointer, size_t alignment, const char* what) {
+  const auto address = reinterpret_cast<uintptr_t>(pointer);
+  if (address % alignment) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "%s = %p is not aligned to %zu bytes", what, pointer, alignment);
+  }
+}
+
+Dtype dtype(int32_t value, const char* what) {
+  if (value < OCTOLORA_FLOAT32 || value > OCTOLORA_BFLOAT16) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT,
+                "%s = %d is no element type; expected OCTOLORA_FLOAT32 (0), OCTOLORA_FLOAT16 (1) or OCTOLORA_BFLOAT16 (2)",
+                what, value);
+  }
+  return static_cast<Dtype>(value);
+}
+
+void require_finite(float value, const char* what) {
+  if (!std::isfinite(value)) throw Error(OCTOLORA_INVALID_ARGUMENT, "%s = %g is not finite", what, value);
+}
+
+void require_finite(const float* values, int count, const char* what) {
+  for (int i = 0; i < count; ++i) {
+    if (!std::isfinite(values[i])) throw Error(OCTOLORA_INVALID_ARGUMENT, "%s[%d] = %g is not finite", what, i, values[i]);
+  }
+}
+
+void require_rows(int32_t rows) {
+  if (rows < 0) throw Error(OCTOLORA_INVALID_ARGUMENT, "rows = %d, expected 0 or more", rows);
+}
+
+void require_apart(const void* a, size_t a_bytes, const char* a_name, const void* b, size_t b_bytes, const char* b_name) {
+  const auto a0 = reinterpret_cast<uintptr_t>(a), b0 = reinterpret_cast<uintptr_t>(b);
+  if (a0 < b0 + b_bytes && b0 < a0 + a_bytes) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "%s (%zu bytes at %p) and %s (%zu bytes at %p) overlap", a_name, a_bytes, a, b_name,
+                b_bytes, b);
+  }
+}
+
+// Copies a caller's struct of an older or newer size; fields the caller does not know are zero.
+template <class Struct>
+Struct read_struct(const Struct* given, const char* what, size_t least) {
+  require(given, what);
+  if (given->struct_size < least) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "%s.struct_size = %u, expected %zu (sizeof the struct)", what, given->struct_size,
+                sizeof(Struct));
+  }
+  Struct copy{};
+  std::memcpy(&copy, given, std::min<size_t>(given->struct_size, sizeof copy));
+  return copy;
+}
+
+LinearSpec check(const octolora_linear_desc& d) {
+  if (d.n < 1) throw Error(OCTOLORA_INVALID_ARGUMENT, "n = %d, expected 1 or more", d.n);
+  if (d.k < 1 || d.k > OCTOLORA_MAX_K) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "k = %d, expected 1 to %d, where the int32 sum is exact", d.k, OCTOLORA_MAX_K);
+  }
+  if (d.mode < OCTOLORA_W8A16 || d.mode > OCTOLORA_W8A8_STATIC) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT,
+                "mode = %d, expected OCTOLORA_W8A16 (0), OCTOLORA_W8A8_DYNAMIC (1) or OCTOLORA_W8A8_STATIC (2)", d.mode);
+  }
+  if (d.scale_count != 1 && d.scale_count != d.n) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "scale_count = %d, expected 1 or n = %d", d.scale_count, d.n);
+  }
+  require(d.scale, "scale");
+  require_aligned(d.scale, alignof(float), "scale");
+  require_finite(d.scale, d.scale_count, "scale");
+  if (d.bias) {
+    require_aligned(d.bias, alignof(float), "bias");
+    require_finite(d.bias, d.n, "bias");
+  }
+  if (d.round_x != OCTOLORA_FLOAT32 && d.round_x != OCTOLORA_FLOAT16) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "round_x = %d, expected OCTOLORA_FLOAT32 (0) or OCTOLORA_FLOAT16 (1)", d.round_x);
+  }
+  LinearSpec spec;
+  spec.n = d.n;
+  spec.k = d.k;
+  spec.mode = static_cast<Mode>(d.mode);
+  if (spec.mode != Mode::w8a16) spec.round_x_to_f16 = d.round_x == OCTOLORA_FLOAT16;
+  if (spec.mode == Mode::fixed) {
+    if (!(std::isfinite(d.x_scale) && d.x_scale > 0)) {
+      throw Error(OCTOLORA_INVALID_ARGUMENT, "x_scale = %g, expected a finite number above 0", d.x_scale);
+    }
+    spec.x_scale = d.x_scale;
+  }
+  if (spec.mode == Mode::dynamic) {
+    if (d.x_divisor != 0 && !(d.x_divisor >= 1 && d.x_divisor <= 127.5f)) {
+      throw Error(OCTOLORA_INVALID_ARGUMENT, "x_divisor = %g, expected 1 to 127.5, or 0 for 127", d.x_divisor);
+    }
+    if (d.x_divisor != 0) spec.x_divisor = d.x_divisor;
+    if (!(std::isfinite(d.outlier_threshold) && d.outlier_threshold >= 0)) {
+      throw Error(OCTOLORA_INVALID_ARGUMENT, "outlier_threshold = %g, expected a finite number, 0 (off) or more",
+                  d.outlier_threshold);
+    }
+    spec.outlier_threshold = d.outlier_threshold;
+  }
+  return spec;
+}
+
+size_t matrix_bytes(int64_t rows, int64_t columns, Dtype type) {
+  return static_cast<size_t>(rows) * static_cast<size_t>(columns) * octolora::size_of(type);
+}
+
+void check_slots(const octolora_linear* linear, const octolora_slots* slots) {
+  if (slots && slots->linear != linear->impl) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "slots were created for another linear (n = %d, k = %d)", slots->linear->spec.n,
+                slots->linear->spec.k);
+  }
+}
+
+void check_workspace(size_t needed, const void* workspace, size_t bytes) {
+  if (bytes < needed) {
+    throw Error(OCTOLORA_WORKSPACE_TOO_SMALL, "workspace_bytes = %zu, expected at least %zu", bytes, needed);
+  }
+  if (needed) {
+    require(workspace, "workspace");
+    require_aligned(workspace, 256, "workspace");
+  }
+}
+
+void check_slot(const octolora_slots* slots, int32_t slot) {
+  require(slots, "slots");
+  const int count = static_cast<int>(slots->capacity.size());
+  if (slot < 0 || slot >= count) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "slot = %d, expected 0 to %d", slot, count - 1);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* octolora_last_error(void) { return last_error; }
+
+const char* octolora_status_name(octolora_status status) {
+  switch (status) {
+    case OCTOLORA_OK: return "OCTOLORA_OK";
+    case OCTOLORA_INVALID_ARGUMENT: return "OCTOLORA_INVALID_ARGUMENT";
+    case OCTOLORA_OUT_OF_MEMORY: return "OCTOLORA_OUT_OF_MEMORY";
+    case OCTOLORA_NO_DEVICE: return "OCTOLORA_NO_DEVICE";
+    case OCTOLORA_UNSUPPORTED: return "OCTOLORA_UNSUPPORTED";
+    case OCTOLORA_CUDA_ERROR: return "OCTOLORA_CUDA_ERROR";
+    case OCTOLORA_WORKSPACE_TOO_SMALL: return "OCTOLORA_WORKSPACE_TOO_SMALL";
+    case OCTOLORA_INTERNAL: return "OCTOLORA_INTERNAL";
+    default: return "unknown status";
+  }
+}
+
+uint32_t octolora_abi_version(void) { return OCTOLORA_ABI_VERSION; }
+const char* octolora_version(void) { return OCTOLORA_VERSION_STRING; }
+
+octolora_status octolora_cuda_device_count(int32_t* count) {
+  return guarded([&] {
+    require(count, "count");
+    *count = 0;
+    *count = octolora::cuda_device_count();
+  });
+}
+
+octolora_status octolora_device_create(int32_t ordinal, octolora_device** device) {
+  return guarded([&] {
+    require(device, "device");
+    if (ordinal < OCTOLORA_CPU) {
+      throw Error(OCTOLORA_INVALID_ARGUMENT, "ordinal = %d, expected OCTOLORA_CPU (-1) or a CUDA ordinal", ordinal);
+    }
+    auto made = std::make_unique<octolora_device>();
+    made->impl = ordinal == OCTOLORA_CPU ? octolora::make_cpu_device() : octolora::make_cuda_device(ordinal);
+    *device = made.release();
+  });
+}
+
+void octolora_device_destroy(octolora_device* device) {
+  if (device) device->impl->drain();
+  delete device;
+}
+
+octolora_status octolora_device_get_info(const octolora_device* device, octolora_device_info* info) {
+  return guarded([&] {
+    require(device, "device");
+    auto full = read_struct(info, "info", sizeof(octolora_device_info));
+    device->impl->info(full);
+    std::memcpy(info, &full, sizeof full);
+  });
+}
+
+octolora_status octolora_device_set_threads(octolora_device* device, int32_t threads) {
+  return guarded([&] {
+    require(device, "device");
+    if (threads < 1 || threads > 1024) {
+      throw Error(OCTOLORA_INVALID_ARGUMENT, "threads = %d, expected 1 to 1024", threads);
+    }
+    device->impl->set_threads(threads);
+  });
+}
+
+octolora_status octolora_device_memory_in_use(const octolora_device* device, uint64_t* bytes) {
+  return guarded([&] {
+    require(device, "device");
+    require(bytes, "bytes");
+    *bytes = device->impl->in_use();
+  });
+}
+
+octolora_status octolora_device_alloc(octolora_device* device, size_t bytes, void** memory) {
+  return guarded([&] {
+    require(device, "device");
+    require(memory, "memory");
+    *memory = device->impl->alloc(std::max<size_t>(bytes, 1));
+  });
+}
+
+octolora_status octolora_device_free(octolora_device* device, void* memory) {
+  return guarded([&] {
+    require(device, "device");
+    if (memory) device->impl->free(memory);
+  });
+}
+
+octolora_status octolora_device_copy(octolora_device* device, void* to, const void* from, size_t bytes,
+                                     octolora_stream stream) {
+  return guarded([&] {
+    require(device, "device");
+    if (!bytes) return;
+    require(to, "to");
+    require(from, "from");
+    device->impl->copy(to, from, bytes, stream);
+  });
+}
+
+octolora_status octolora_stream_create(octolora_device* device, octolora_stream* stream) {
+  return guarded([&] {
+    require(device, "device");
+    require(stream, "stream");
+    *stream = device->impl->stream_create();
+  });
+}
+
+octolora_status octolora_stream_destroy(octolora_device* device, octolora_stream stream) {
+  return guarded([&] {
+    require(device, "device");
+    if (stream) device->impl->stream_destroy(stream);
+  });
+}
+
+octolora_status octolora_stream_synchronize(octolora_device* device, octolora_stream stream) {
+  return guarded([&] {
+    require(device, "device");
+    device->impl->stream_synchronize(stream);
+  });
+}
+
+octolora_status octolora_linear_create(octolora_device* device, const octolora_linear_desc* desc, octolora_linear** linear) {
+  return guarded([&] {
+    require(device, "device");
+    require(linear, "linear");
+    auto d = read_struct(desc, "desc", sizeof(octolora_linear_desc));
+    const LinearSpec spec = check(d);
+    auto made = std::make_unique<octolora_linear>();
+    made->device = device->impl;
+    made->impl = device->impl->create_linear(spec, d);
+    *linear = made.release();
+  });
+}
+
+void octolora_linear_destroy(octolora_linear* linear) {
+  if (linear) linear->device->drain();
+  delete linear;
+}
+
+octolora_status octolora_linear_write(octolora_linear* linear, int32_t first_row, int32_t rows, const int8_t* weight) {
+  return guarded([&] {
+    require(linear, "linear");
+    const int n = linear->impl->spec.n;
+    if (first_row < 0 || rows < 0 || first_row > n - rows) {
+      throw Error(OCTOLORA_INVALID_ARGUMENT, "rows %d to %lld, expected rows within 0 to %d", first_row,
+                  static_cast<long long>(first_row) + rows - 1, n - 1);
+    }
+    if (!rows) return;
+    require(weight, "weight");
+    linear->impl->write(first_row, rows, weight);
+  });
+}
+
+octolora_status octolora_slots_create(octolora_linear* linear, int32_t slot_count, const int32_t* capacity,
+                                      int32_t precision, octolora_slots** slots) {
+  return guarded([&] {
+    require(linear, "linear");
+    require(slots, "slots");
+    if (slot_count < 0) throw Error(OCTOLORA_INVALID_ARGUMENT, "slot_count = %d, expected 0 or more", slot_count);
+    if (slot_count) require(capacity, "capacity");
+    for (int i = 0; i < slot_count; ++i) {
+      if (capacity[i] < 1 || capacity[i] > OCTOLORA_MAX_RANK) {
+        throw Error(OCTOLORA_INVALID_ARGUMENT, "capacity[%d] = %d, expected a rank of 1 to %d", i, capacity[i],
+                    OCTOLORA_MAX_RANK);
+      }
+    }
+    if (precision != OCTOLORA_LORA_16BIT && precision != OCTOLORA_LORA_SPLIT) {
+      throw Error(OCTOLORA_INVALID_ARGUMENT, "precision = %d, expected OCTOLORA_LORA_16BIT (0) or OCTOLORA_LORA_SPLIT (1)",
+                  precision);
+    }
+    auto made = std::make_unique<octolora_slots>();
+    made->device = linear->device;
+    made->linear = linear->impl;
+    made->capacity.assign(capacity, capacity + slot_count);
+    made->split = precision == OCTOLORA_LORA_SPLIT;
+    made->impl = linear->impl->create_slots(made->capacity, made->split);
+    *slots = made.release();
+  });
+}
+
+void octolora_slots_destroy(octolora_slots* slots) {
+  if (slots) slots->device->drain();
+  delete slots;
+}
+
+octolora_status octolora_slots_set(octolora_slots* slots, int32_t slot, const octolora_adapter_desc* adapter, float scale,
+                                   octolora_stream stream) {
+  return guarded([&] {
+    check_slot(slots, slot);
+    auto a = read_struct(adapter, "adapter", sizeof(octolora_adapter_desc));
+    if (a.rank < 1 || a.rank > slots->capacity[slot]) {
+      throw Error(OCTOLORA_INVALID_ARGUMENT, "adapter.rank = %d, expected 1 to %d, the capacity of slot %d", a.rank,
+                  slots->capacity[slot], slot);
+    }
+    const Dtype a_type = dtype(a.a_dtype, "adapter.a_dtype"), b_type = dtype(a.b_dtype, "adapter.b_dtype");
+    if (a.precision != OCTOLORA_LORA_16BIT && !(a.precision == OCTOLORA_LORA_SPLIT && slots->split)) {
+      throw Error(OCTOLORA_INVALID_ARGUMENT, "adapter.precision = %d, expected OCTOLORA_LORA_16BIT (0)%s", a.precision,
+                  slots->split ? " or OCTOLORA_LORA_SPLIT (1)" : "; the slots were not made for OCTOLORA_LORA_SPLIT");
+    }
+    if (a.b_stride == 0) a.b_stride = a.rank;
+    if (a.b_stride < a.rank) {
+      throw Error(OCTOLORA_INVALID_ARGUMENT, "adapter.b_stride = %d, expected at least the rank %d, or 0", a.b_stride, a.rank);
+    }
+    require(a.a, "adapter.a");
+    require(a.b, "adapter.b");
+    require_aligned(a.a, octolora::size_of(a_type), "adapter.a");
+    require_aligned(a.b, octolora::size_of(b_type), "adapter.b");
+    if (a.bias) require_finite(a.bias, slots->linear->spec.n, "adapter.bias");
+    require_finite(scale, "scale");
+    slots->impl->set(slot, a, scale, stream);
+  });
+}
+
+octolora_status octolora_slots_set_scale(octolora_slots* slots, int32_t slot, float scale, octolora_stream stream) {
+  return guarded([&] {
+    check_slot(slots, slot);
+    require_finite(scale, "scale");
+    slots->impl->set_scale(slot, scale, stream);
+  });
+}
+
+octolora_status octolora_slots_clear(octolora_slots* slots, int32_t slot, octolora_stream stream) {
+  return guarded([&] {
+    check_slot(slots, slot);
+    slots->impl->clear(slot, stream);
+  });
+}
+
+octolora_status octolora_linear_workspace(const octolora_linear* linear, const octolora_slots* slots, int32_t rows,
+                                          int32_t x_dtype, size_t* bytes) {
+  return guarded([&] {
+    require(linear, "linear");
+    require(bytes, "bytes");
+    require_rows(rows);
+    check_slots(linear, slots);
+    const Dtype type = dtype(x_dtype, "x_dtype");
+    *bytes = rows ? linear->impl->workspace(slots ? slots->impl.get() : nullptr, rows, type) : 0;
+  });
+}
+
+octolora_status octolora_linear_forward(const octolora_linear* linear, const octolora_slots* slots, const void* x,
+                                        int32_t x_dtype, void* y, int32_t y_dtype, int32_t rows, void* workspace,
+                                        size_t workspace_bytes, octolora_stream stream) {
+  return guarded([&] {
+    require(linear, "linear");
+    require_rows(rows);
+    check_slots(linear, slots);
+    const Dtype x_type = dtype(x_dtype, "x_dtype"), y_type = dtype(y_dtype, "y_dtype");
+    if (!rows) return;
+    const Slots* impl = slots ? slots->impl.get() : nullptr;
+    const LinearSpec& spec = linear->impl->spec;
+    require(x, "x");
+    require(y, "y");
+    require_aligned(x, octolora::size_of(x_type), "x");
+    require_aligned(y, octolora::size_of(y_type), "y");
+    require_apart(x, matrix_bytes(rows, spec.k, x_type), "x", y, matrix_bytes(rows, spec.n, y_type), "y");
+    check_workspace(linear->impl->workspace(impl, rows, x_type), workspace, workspace_bytes);
+    linear->impl->forward({impl, x, x_type, y, y_type, rows, workspace, stream});
+  });
+}
+
+octolora_status octolora_linear_quantized(const octolora_linear* linear, const void* x, int32_t x_dtype, int32_t* sums,
+                                          int8_t* codes, float* row_scale, int32_t rows, void* workspace,
+                                          size_t workspace_bytes, octolora_stream stream) {
+  return guarded([&] {
+    require(linear, "linear");
+    require_rows(rows);
+    const Dtype x_type = dtype(x_dtype, "x_dtype");
+    if (linear->impl->spec.mode == Mode::w8a16) {
+      throw Error(OCTOLORA_UNSUPPORTED, "a W8A16 linear (n = %d, k = %d) does not quantize x", linear->impl->spec.n,
+                  linear->impl->spec.k);
+    }
+    if (!rows) return;
+    require(x, "x");
+    require_aligned(x, octolora::size_of(x_type), "x");
+    require_aligned(sums, alignof(int32_t), "sums");
+    require_aligned(row_scale, alignof(float), "row_scale");
+    check_workspace(linear->impl->workspace(nullptr, rows, x_type), workspace, workspace_bytes);
+    linear->impl->quantized({x, x_type, sums, codes, row_scale, rows, workspace, stream});
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,427 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One call, y[M,N] = linear(x[M,K]), as steps whose tasks run on all threads:
+//
+//   1  measure   only with an outlier threshold: the absolute maximum of every row, the outlier columns of the call
+//   then for every kPassRows rows, so that the scratch does not grow with M:
+//   2  prepare   rows of x become codes (W8A8) or fp32 (W8A16); and beside it, H = c·(x·Aᵀ) of every active slot, fp32
+//   3  multiply  a task owns a panel of channels and a chunk of rows: base product, outliers, s_w, H·Bᵀ, bias, store
+//
+// A task computes the same bits whichever thread runs it, and a row the same bits whatever rows stand beside it.
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "float_environment.h"
+#include "linear.h"
+
+namespace octolora::cpu {
+
+namespace {
+
+constexpr int64_t kPassRows = 512;
+// Rows of a prepare and of a multiply task, brought down to a multiple of the register tile. The multiply task's tiles
+// lie on the stack: 2 * 64 * 48 * 4 bytes.
+constexpr int kPrepareRows = 32, kChunkRows = 64;
+// Piece of a row that is widened, measured and quantized in the first cache.
+constexpr int64_t kPiece = 2048;
+// The same for x·Aᵀ, where kPrepareRows rows share it.
+constexpr int64_t kDownPiece = 256;
+// k multiplied in one go: a panel of it (48 * 4096 bytes) fits the second cache beside a chunk of rows.
+constexpr int64_t kDepth = 4096;
+// Outlier columns multiplied in one go.
+constexpr int64_t kOutlierPiece = 64;
+// Channels of H made by one task, at least.
+constexpr int kDownColumns = 48;
+
+constexpr uint32_t kNoLimit = 0x7fffffff;  // above the bits of every magnitude that is not a NaN
+
+float float_of(uint32_t bits) {
+  float v;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
+uint32_t bits_of(float v) {
+  uint32_t bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  return bits;
+}
+
+// Bytes from row to row: whole cache lines, an odd number of them, so that rows of a tile fall into different sets.
+constexpr int64_t row_bytes(int64_t bytes) { return round_up(bytes, 64) | 64; }
+
+// Offsets of the pieces of the caller's workspace.
+struct Scratch {
+  int64_t pass_rows;     // rows of everything that lives for one pass
+  int64_t code_bytes;    // from row to row of codes
+  int64_t float_stride;  // from row to row of x as fp32, or of its outlier columns
+  size_t codes = 0, row_scale = 0, row_sum = 0, floats = 0, low_rank = 0, maxima = 0, flags = 0, outliers = 0;
+  size_t total = 0;
+
+  Scratch(const Kernels& kernels, const LinearSpec& spec, const Panels& panels, int64_t low_rank_columns, int64_t rows)
+      : pass_rows(std::min(rows, kPassRows)),
+        code_bytes(row_bytes(panels.depth() * kernels.code_bytes)),
+        float_stride(row_bytes(panels.k * 4) / 4) {
+    const bool outliers_out = spec.mode == Mode::dynamic && spec.outlier_threshold > 0.f;
+    if (spec.mode != Mode::w8a16) {
+      codes = take(pass_rows * code_bytes);
+      row_scale = take(pass_rows * 4);
+      row_sum = take(pass_rows * 4);
+    }
+    if (spec.mode == Mode::w8a16 || outliers_out) floats = take(pass_rows * float_stride * 4);
+    if (outliers_out) {
+      maxima = take(rows * 4);
+      flags = take(spec.k);
+      outliers = take(int64_t{spec.k} * 4);
+    }
+    low_rank = take(pass_rows * low_rank_columns * 4);
+  }
+
+ private:
+  size_t take(int64_t bytes) {
+    const size_t at = total;
+    total += static_cast<size_t>(round_up(bytes, static_cast<int64_t>(kAlignment)));
+    return at;
+  }
+};
+
+}  // namespace
+
+// One call in progress.
+class Pass {
+ public:
+  Pass(const CpuLinear& linear, const CpuSlots* slots, const void* x, Dtype x_type, int rows, void* workspace)
+      : linear_(linear),
+        spec_(linear.spec),
+        kernels_(linear.context_->kernels),
+        panels_(linear.panels_),
+        slots_(slots),
+        x_(static_cast<const char*>(x)),
+        x_type_(x_type),
+        rows_(rows),
+        scratch_(kernels_, spec_, panels_, slots != nullptr ? slots->columns() : 0, rows),
+        low_rank_stride_(slots != nullptr ? slots->columns() : 0),
+        pool_(linear.context_->pool) {
+    char* base = static_cast<char*>(workspace);
+    codes_ = base + scratch_.codes;
+    row_scale_ = reinterpret_cast<float*>(base + scratch_.row_scale);
+    row_sum_ = reinterpret_cast<int32_t*>(base + scratch_.row_sum);
+    floats_ = reinterpret_cast<float*>(base + scratch_.floats);
+    low_rank_ = reinterpret_cast<float*>(base + scratch_.low_rank);
+    maxima_ = reinterpret_cast<uint32_t*>(base + scratch_.maxima);
+    flags_ = reinterpret_cast<uint8_t*>(base + scratch_.flags);
+    outliers_ = reinterpret_cast<int32_t*>(base + scratch_.outliers);
+  }
+
+  void forward(void* y, Dtype y_type) {
+    measure_all();
+    for (int64_t first = 0; first < rows_; first += kPassRows) {
+      const int64_t count = std::min(kPassRows, rows_ - first);
+      prepare(first, count, nullptr, nullptr);
+      for_panels_and_chunks(count, [&](int64_t panel, int64_t row, int chunk) {
+        alignas(64) float tile[kChunkRows * kMaxTileColumns];
+        if (spec_.mode == Mode::w8a16) {
+          multiply_floats(panel, row, chunk, tile);
+        } else {
+          alignas(64) int32_t sums[kChunkRows * kMaxTileColumns];
+          multiply_codes(panel, row, chunk, sums);
+          for (int i = 0; i < chunk; ++i) {
+            kernels_.scale_sums(sums + i * kernels_.columns, panels_.width(panel), correction(row + i),
+                                row_scale_[row + i], tile + i * kernels_.columns);
+          }
+          add_outliers(panel, row, chunk, tile);
+        }
+        finish(panel, row, chunk, tile, y, y_type, first);
+      });
+    }
+  }
+
+  void quantized(int32_t* sums, int8_t* codes, float* row_scale) {
+    measure_all();
+    for (int64_t first = 0; first < rows_; first += kPassRows) {
+      const int64_t count = std::min(kPassRows, rows_ - first);
+      prepare(first, count, codes, row_scale);
+      if (sums == nullptr) continue;
+      for_panels_and_chunks(count, [&](int64_t panel, int64_t row, int chunk) {
+        alignas(64) int32_t tile[kChunkRows * kMaxTileColumns];
+        multiply_codes(panel, row, chunk, tile);
+        const int width = panels_.rows_of(panel);
+        for (int i = 0; i < chunk; ++i) {
+          int32_t* to = sums + (first + row + i) * spec_.n + panel * panels_.columns;
+          for (int j = 0; j < width; ++j) {
+            const uint32_t sum = static_cast<uint32_t>(tile[i * kernels_.columns + j]);
+            to[j] = static_cast<int32_t>(sum - static_cast<uint32_t>(correction(row + i)));
+          }
+        }
+      });
+    }
+  }
+
+ private:
+  bool with_outliers() const { return spec_.mode == Mode::dynamic && spec_.outlier_threshold > 0.f; }
+
+  const char* x_at(int64_t row, int64_t k) const {
+    return x_ + (row * spec_.k + k) * static_cast<int64_t>(size_of(x_type_));
+  }
+
+  // What the int8 product has too much, because stored weights are shifted.
+  int32_t correction(int64_t row) const {
+    return static_cast<int32_t>(static_cast<uint32_t>(kernels_.weight_shift) * static_cast<uint32_t>(row_sum_[row]));
+  }
+
+  // The bits of a[m]; the outlier columns of the row are flagged.
+  uint32_t measure(int64_t row) {
+    const uint32_t limit = with_outliers() ? bits_of(spec_.outlier_threshold) : kNoLimit;
+    float piece[kPiece];
+    uint32_t largest = 0;
+    for (int64_t k = 0; k < spec_.k; k += kPiece) {
+      const int64_t count = std::min(kPiece, spec_.k - k);
+      kernels_.widen(x_at(row, k), x_type_, count, piece);
+      if (spec_.round_x_to_f16) kernels_.round_f16(piece, count);
+      bool reached = false;
+      largest = std::max(largest, kernels_.absolute_maximum(piece, count, limit, &reached));
+      if (reached) kernels_.flag_reached(piece, count, limit, flags_ + k);
+    }
+    return largest;
+  }
+
+  void measure_all() {
+    outlier_count_ = 0;
+    if (!with_outliers()) return;
+    std::memset(flags_, 0, static_cast<size_t>(spec_.k));
+    pool_.run((rows_ + kPrepareRows - 1) / kPrepareRows, [&](int64_t task) {
+      const int64_t end = std::min(rows_, (task + 1) * kPrepareRows);
+      for (int64_t row = task * kPrepareRows; row < end; ++row) maxima_[row] = measure(row);
+    });
+    for (int32_t k = 0; k < spec_.k; ++k)
+      if (flags_[k] != 0) outliers_[outlier_count_++] = k;
+  }
+
+  // Rows first .. first + count - 1 of x, which become rows 0 .. count - 1 of the scratch.
+  void prepare(int64_t first, int64_t count, int8_t* codes, float* row_scale) {
+    const int64_t group = kPrepareRows / kernels_.rows * kernels_.rows;
+    const int64_t groups = (count + group - 1) / group;
+    const int64_t down_tasks = down_tasks_per_group();
+    pool_.run(groups * (1 + down_tasks), [&](int64_t task) {
+      const int64_t row = task / (1 + down_tasks) * group;
+      const int rows = static_cast<int>(std::min(group, count - row));
+      const int64_t part = task % (1 + down_tasks);
+      if (part > 0) return down(first, row, rows, part - 1);
+      for (int i = 0; i < rows; ++i) {
+        if (spec_.mode == Mode::w8a16) {
+          kernels_.widen(x_at(first + row + i, 0), x_type_, spec_.k, floats_ + (row + i) * scratch_.float_stride);
+        } else {
+          quantize(first + row + i, row + i, codes);
+          if (row_scale != nullptr) row_scale[first + row + i] = row_scale_[row + i];
+        }
+      }
+    });
+  }
+
+  // Row `row` of x to row `at` of the scratch. A row with a NaN or an infinity (outside of outlier columns) gets a
+  // scale that is not finite, which makes all of it NaN; its codes stay defined.
+  void quantize(int64_t row, int64_t at, int8_t* codes_out) {
+    const float a = float_of(with_outliers() ? maxima_[row] : measure(row));
+    const bool fixed = spec_.mode == Mode::fixed;
+    const float factor = fixed ? spec_.x_scale : spec_.x_divisor / a;
+    if (fixed) {
+      row_scale_[at] = std::isfinite(a) ? spec_.x_scale : std::numeric_limits<float>::quiet_NaN();
+    } else {
+      row_scale_[at] = a / spec_.x_divisor;
+    }
+    float piece[kPiece];
+    int8_t q[kPiece];
+    char* codes = codes_ + at * scratch_.code_bytes;
+    float* gathered = floats_ + at * scratch_.float_stride;
+    int32_t sum = 0;
+    int64_t outlier = 0;
+    for (int64_t k = 0; k < spec_.k; k += kPiece) {
+      const int64_t count = std::min(kPiece, spec_.k - k);
+      kernels_.widen(x_at(row, k), x_type_, count, piece);
+      int64_t end = outlier;
+      for (; end < outlier_count_ && outliers_[end] < k + count; ++end) gathered[end] = piece[outliers_[end] - k];
+      if (spec_.round_x_to_f16) kernels_.round_f16(piece, count);
+      sum += kernels_.quantize(piece, count, factor, fixed, q);
+      for (; outlier < end; ++outlier) {
+        int8_t& out = q[outliers_[outlier] - k];
+        sum -= out;
+        out = 0;
+      }
+      kernels_.store_codes(q, count, codes + k * kernels_.code_bytes);
+      if (codes_out != nullptr) std::memcpy(codes_out + row * spec_.k + k, q, static_cast<size_t>(count));
+    }
+    row_sum_[at] = sum;
+    const int64_t used = spec_.k * kernels_.code_bytes, padded = panels_.depth() * kernels_.code_bytes;
+    std::memset(codes + used, 0, static_cast<size_t>(padded - used));
+  }
+
+  // x·Aᵀ is cut into tasks of about kDownColumns ranks: those of one slot in one group of rows share the widened x.
+  int64_t down_panels_per_task() const { return std::max(1, kDownColumns / kernels_.columns); }
+
+  int64_t down_tasks_of(const CpuSlots::Slot& slot) const {
+    if (!slot.active()) return 0;
+    return (slots_->a_panels(slot.rank).count() + down_panels_per_task() - 1) / down_panels_per_task();
+  }
+
+  int64_t down_tasks_per_group() const {
+    int64_t tasks = 0;
+    if (slots_ != nullptr)
+      for (const CpuSlots::Slot& slot : slots_->slots()) tasks += down_tasks_of(slot);
+    return tasks;
+  }
+
+  // Task `part` of those of all active slots, for rows first + row .. of x.
+  void down(int64_t first, int64_t row, int rows, int64_t part) {
+    const CpuSlots::Slot* slot = slots_->slots().data();
+    for (; part >= down_tasks_of(*slot); ++slot) part -= down_tasks_of(*slot);
+    const Panels a = slots_->a_panels(slot->rank);
+    const int64_t first_panel = part * down_panels_per_task();
+    const int64_t end_panel = std::min(a.count(), first_panel + down_panels_per_task());
+    float* h = low_rank_ + row * low_rank_stride_ + slot->first_column;
+
+    alignas(64) float piece[kPrepareRows * kDownPiece];
+    for (int64_t k = 0; k < spec_.k; k += kDownPiece) {
+      const int64_t terms = std::min(kDownPiece, spec_.k - k);
+      for (int i = 0; i < rows; ++i) kernels_.widen(x_at(first + row + i, k), x_type_, terms, piece + i * kDownPiece);
+      for (int64_t panel = first_panel; panel < end_panel; ++panel) {
+        const int width = a.width(panel);
+        for (int i = 0; i < rows; i += kernels_.rows) {
+          kernels_.multiply_float(std::min(kernels_.rows, rows - i), width / kernels_.lanes,
+                                  slot->a.data() + a.offset(panel) + k * width, piece + i * kDownPiece, kDownPiece,
+                                  terms, h + i * low_rank_stride_ + panel * a.columns, low_rank_stride_, k > 0);
+        }
+      }
+    }
+    const int64_t begin = first_panel * a.columns, end = std::min<int64_t>(slot->rank, end_panel * a.columns);
+    for (int i = 0; i < rows; ++i)
+      for (int64_t r = begin; r < end; ++r) h[i * low_rank_stride_ + r] *= slot->scale;
+  }
+
+  // Chunks of one panel follow each other: the threads share what is in the caches of the panel.
+  template <class Task>
+  void for_panels_and_chunks(int64_t count, const Task& task) {
+    const int64_t chunk = kChunkRows / kernels_.rows * kernels_.rows;
+    const int64_t chunks = (count + chunk - 1) / chunk;
+    pool_.run(panels_.count() * chunks, [&](int64_t i) {
+      const int64_t row = i % chunks * chunk;
+      task(i / chunks, row, static_cast<int>(std::min(chunk, count - row)));
+    });
+  }
+
+  const uint8_t* weights_at(int64_t panel, int64_t k) const {
+    return linear_.weight_.data() + panels_.offset(panel) + k * panels_.width(panel);
+  }
+
+  void multiply_codes(int64_t panel, int64_t row, int chunk, int32_t* tile) const {
+    const int64_t depth = panels_.depth();
+    for (int64_t k = 0; k < depth; k += kDepth) {
+      for (int i = 0; i < chunk; i += kernels_.rows) {
+        kernels_.multiply_codes(std::min(kernels_.rows, chunk - i), panels_.width(panel) / kernels_.lanes,
+                                weights_at(panel, k),
+                                codes_ + (row + i) * scratch_.code_bytes + k * kernels_.code_bytes,
+                                scratch_.code_bytes / kernels_.code_bytes, std::min(kDepth, depth - k),
+                                tile + i * kernels_.columns, kernels_.columns, k > 0);
+      }
+    }
+  }
+
+  void multiply_floats(int64_t panel, int64_t row, int chunk, float* tile) const {
+    for (int64_t k = 0; k < spec_.k; k += kDepth) {
+      for (int i = 0; i < chunk; i += kernels_.rows) {
+        kernels_.multiply_int8(std::min(kernels_.rows, chunk - i), panels_.width(panel) / kernels_.lanes,
+                               reinterpret_cast<const int8_t*>(weights_at(panel, k)),
+                               floats_ + (row + i) * scratch_.float_stride + k, scratch_.float_stride,
+                               std::min(kDepth, spec_.k - k), tile + i * kernels_.columns, kernels_.columns, k > 0);
+      }
+    }
+  }
+
+  // tile += Σ_{k in O} x[m,k]·W[n,k], the columns' weights gathered from the panel.
+  void add_outliers(int64_t panel, int64_t row, int chunk, float* tile) const {
+    const int width = panels_.width(panel), group = panels_.group;
+    for (int64_t first = 0; first < outlier_count_; first += kOutlierPiece) {
+      const int64_t terms = std::min(kOutlierPiece, outlier_count_ - first);
+      alignas(64) float weights[kOutlierPiece * kMaxTileColumns];
+      for (int64_t i = 0; i < terms; ++i) {
+        const int64_t k = outliers_[first + i];
+        const uint8_t* from = weights_at(panel, k / group * group) + k % group;
+        for (int j = 0; j < width; ++j)
+          weights[i * width + j] = static_cast<float>(static_cast<int8_t>(from[j * group] ^ linear_.flip_));
+      }
+      multiply_low_rank(chunk, width, weights, floats_ + row * scratch_.float_stride + first, scratch_.float_stride,
+                        terms, tile);
+    }
+  }
+
+  // tile[chunk, width] += left[chunk, terms] · right[terms, width]
+  void multiply_low_rank(int chunk, int width, const float* right, const float* left, int64_t left_stride,
+                         int64_t terms, float* tile) const {
+    for (int i = 0; i < chunk; i += kernels_.rows) {
+      kernels_.multiply_float(std::min(kernels_.rows, chunk - i), width / kernels_.lanes, right, left + i * left_stride,
+                              left_stride, terms, tile + i * kernels_.columns, kernels_.columns, true);
+    }
+  }
+
+  // s_w, adapters, bias, and the one rounding to y's type.
+  void finish(int64_t panel, int64_t row, int chunk, float* tile, void* y, Dtype y_type, int64_t first) const {
+    const int width = panels_.width(panel), there = panels_.rows_of(panel);
+    const int64_t channel = panel * panels_.columns;
+    for (int i = 0; i < chunk; ++i)
+      kernels_.multiply_by(tile + i * kernels_.columns, linear_.scale_.data() + channel, width);
+    if (slots_ != nullptr) {
+      for (const CpuSlots::Slot& slot : slots_->slots()) {
+        if (!slot.active()) continue;
+        multiply_low_rank(chunk, width, slot.b.data() + slots_->b_panels(slot.rank).offset(panel),
+                          low_rank_ + row * low_rank_stride_ + slot.first_column, low_rank_stride_, slot.rank, tile);
+        if (!slot.has_bias) continue;
+        for (int i = 0; i < chunk; ++i)
+          kernels_.add_scaled(tile + i * kernels_.columns, slot.scale, slot.bias.data() + channel, width);
+      }
+    }
+    for (int i = 0; i < chunk; ++i) {
+      float* v = tile + i * kernels_.columns;
+      if (linear_.has_bias_) kernels_.add_scaled(v, 1.f, linear_.bias_.data() + channel, width);
+      const int64_t at = (first + row + i) * spec_.n + channel;
+      kernels_.narrow(v, there, y_type, static_cast<char*>(y) + at * static_cast<int64_t>(size_of(y_type)));
+    }
+  }
+
+  const CpuLinear& linear_;
+  const LinearSpec& spec_;
+  const Kernels& kernels_;
+  const Panels& panels_;
+  const CpuSlots* const slots_;
+  const char* const x_;
+  const Dtype x_type_;
+  const int64_t rows_;
+  const Scratch scratch_;
+  const int64_t low_rank_stride_;
+  DefaultFloatEnvironment environment_;
+  ThreadPool::Lease pool_;
+
+  char* codes_;        // [pass rows][code_bytes]
+  float* row_scale_;   // s_x
+  int32_t* row_sum_;   // Σ q
+  float* floats_;      // W8A16: x as fp32; with outliers: their columns of x, side by side
+  float* low_rank_;    // H, the slots side by side
+  uint32_t* maxima_;   // bits of a[m], all rows of the call
+  uint8_t* flags_;     // [k]
+  int32_t* outliers_;  // the flagged k, ascending
+  int64_t outlier_count_ = 0;
+};
+
+size_t CpuLinear::workspace(const Slots* slots, int rows, Dtype) const {
+  const int64_t columns = slots != nullptr ? static_cast<const CpuSlots*>(slots)->columns() : 0;
+  return Scratch(context_->kernels, spec, panels_, columns, rows).total;
+}
+
+void CpuLinear::forward(const ForwardArgs& args) const {
+  Pass(*this, static_cast<const CpuSlots*>(args.slots), args.x, args.x_type, args.rows, args.workspace)
+      .forward(args.y, args.y_type);
+}
+
+void CpuLinear::quantized(const QuantizedArgs& args) const {
+  Pass(*this, nullptr, args.x, args.x_type, args.rows, args.workspace).quantized(args.sums, args.codes, args.row_scale);
+}
+
+}  // namespace octolora::cpu

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// AVX2 with FMA and F16C.  vpmaddwd: 8 lanes, each  int32 = s16·s16 + s16·s16.
+//
+// Weights widen from int8 to int16 in registers, codes are stored as int16. A pair of products is at most
+// 2 * 128 * 128 = 2^15, far inside an int32, so every step is exact; the byte instruction vpmaddubsw would saturate its
+// 16-bit sums.
+//
+// The register tile is 6 rows x 16 channels: 12 accumulators, 2 weights, 1 broadcast, 1 product of 16 registers.
+#include <immintrin.h>
+
+#include "row_ops.h"
+
+namespace octolora::cpu {
+namespace {
+
+constexpr int kRows = 6, kVectors = 2, kLanes = 8, kGroup = 2;
+static_assert(kRows <= kMaxTileRows && kVectors * kLanes <= kMaxTileColumns, "the callers' tiles have this size");
+static_assert(kRows * kVectors + kVectors + 2 <= 16, "accumulators, weights, a broadcast, a product stay in registers");
+constexpr int64_t kPrefetchBytes = 1024;
+
+struct Vector {
+  using Float = __m256;
+  static constexpr int kLanes = 8;
+  static Float zero() { return _mm256_setzero_ps(); }
+  static Float load(const float* p) { return _mm256_loadu_ps(p); }
+  static Float load(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static void store(float* p, Float v) { _mm256_storeu_ps(p, v); }
+  static Float broadcast(float v) { return _mm256_set1_ps(v); }
+  static Float multiply_add(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+};
+
+inline __m256i broadcast_codes(const int16_t* codes) {
+  int32_t two;
+  __builtin_memcpy(&two, codes, 4);
+  return _mm256_set1_epi32(two);
+}
+
+inline __m256i* vector_at(int32_t* p) { return reinterpret_cast<__m256i*>(p); }
+
+template <int Rows, int Vectors>
+void multiply_codes_tile(const int8_t* weights, const int16_t* codes, int64_t code_stride, int64_t k, int32_t* tile,
+                         int64_t tile_stride, bool accumulate) {
+  __m256i sums[Rows][Vectors];
+  const int16_t* row[Rows];
+#pragma GCC unroll 8
+  for (int i = 0; i < Rows; ++i) {
+    row[i] = codes + i * code_stride;
+#pragma GCC unroll 8
+    for (int j = 0; j < Vectors; ++j)
+      sums[i][j] =
+          accumulate ? _mm256_loadu_si256(vector_at(tile + i * tile_stride + j * kLanes)) : _mm256_setzero_si256();
+  }
+  for (int64_t p = 0; p < k; p += kGroup, weights += Vectors * kLanes * kGroup) {
+    __m256i w[Vectors];
+    _mm_prefetch(reinterpret_cast<const char*>(weights + kPrefetchBytes), _MM_HINT_T0);
+#pragma GCC unroll 8
+    for (int j = 0; j < Vectors; ++j)
+      w[j] = _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(weights + j * kLanes * kGroup)));
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i) {
+      const __m256i two = broadcast_codes(row[i] + p);
+#pragma GCC unroll 8
+      for (int j = 0; j < Vectors; ++j) sums[i][j] = _mm256_add_epi32(sums[i][j], _mm256_madd_epi16(w[j], two));
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < Vectors; ++j) _mm256_storeu_si256(vector_at(tile + i * tile_stride + j * kLanes), sums[i][j]);
+  }
+}
+
+template <int Rows, int Vectors>
+void multiply_codes_any(int row_count, int vectors, const int8_t* weights, const int16_t* codes, int64_t code_stride,
+                        int64_t k, int32_t* tile, int64_t tile_stride, bool accumulate) {
+  if constexpr (Vectors > 1) {
+    if (vectors < Vectors)
+      return multiply_codes_any<Rows, Vectors - 1>(row_count, vectors, weights, codes, code_stride, k, tile,
+                                                   tile_stride, accumulate);
+  }
+  if constexpr (Rows > 1) {
+    if (row_count < Rows)
+      return multiply_codes_any<Rows - 1, Vectors>(row_count, vectors, weights, codes, code_stride, k, tile,
+                                                   tile_stride, accumulate);
+  }
+  multiply_codes_tile<Rows, Vectors>(weights, codes, code_stride, k, tile, tile_stride, accumulate);
+}
+
+void multiply_codes(int row_count, int vectors, const void* weights, const void* codes, int64_t code_stride, int64_t k,
+                    int32_t* tile, int64_t tile_stride, bool accumulate) {
+  multiply_codes_any<kRows, kVectors>(row_count, vectors, static_cast<const int8_t*>(weights),
+                                      static_cast<const int16_t*>(codes), code_stride, k, tile, tile_stride,
+                                      accumulate);
+}
+
+void widen_f16(const char* x, int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + 2 * i))));
+  for (; i < count; ++i) {
+    uint16_t half;
+    __builtin_memcpy(&half, x + 2 * i, 2);
+    out[i] = _cvtsh_ss(half);
+  }
+}
+
+void narrow_f16(const float* v, int64_t count, char* out) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 2 * i),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(v + i), _MM_FROUND_TO_NEAREST_INT));
+  for (; i < count; ++i) {
+    const uint16_t half = static_cast<uint16_t>(_cvtss_sh(v[i], _MM_FROUND_TO_NEAREST_INT));
+    __builtin_memcpy(out + 2 * i, &half, 2);
+  }
+}
+
+void widen(const void* x, Dtype type, int64_t count, float* out) {
+  switch (type) {
+    case Dtype::f32:
+      __builtin_memcpy(out, x, static_cast<size_t>(count) * 4);
+      break;
+    case Dtype::f16:
+      widen_f16(static_cast<const char*>(x), count, out);
+      break;
+    case Dtype::bf16:
+      widen_bf16(x, count, out);
+      break;
+  }
+}
+
+void narrow(const float* v, int64_t count, Dtype type, void* out) {
+  switch (type) {
+    case Dtype::f32:
+      __builtin_memcpy(out, v, static_cast<size_t>(count) * 4);
+      break;
+    case Dtype::f16:
+      narrow_f16(v, count, static_cast<char*>(out));
+      break;
+    case Dtype::bf16:
+      narrow_bf16(v, count, out);
+      break;
+  }
+}
+
+void round_f16(float* v, int64_t count) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    _mm256_storeu_ps(v + i, _mm256_cvtph_ps(_mm256_cvtps_ph(_mm256_loadu_ps(v + i), _MM_FROUND_TO_NEAREST_INT)));
+  for (; i < count; ++i) v[i] = _cvtsh_ss(_cvtss_sh(v[i], _MM_FROUND_TO_NEAREST_INT));
+}
+
+}  // namespace
+
+const Kernels kAvx2 = {
+    .name = "avx2",
+    .rows = kRows,
+    .columns = kVectors * kLanes,
+    .lanes = kLanes,
+    .group = kGroup,
+    .code_bytes = sizeof(int16_t),
+    .weight_flip = 0,
+    .weight_shift = 0,
+    .widen = widen,
+    .narrow = narrow,
+    .round_f16 = round_f16,
+    .absolute_maximum = absolute_maximum,
+    .flag_reached = flag_reached,
+    .quantize = quantize,
+    .store_codes = store_codes<int16_t>,
+    .multiply_codes = multiply_codes,
+    .multiply_int8 = multiply_any<Vector, kRows, kVectors, int8_t>,
+    .multiply_float = multiply_any<Vector, kRows, kVectors, float>,
+    .scale_sums = scale_sums,
+    .multiply_by = multiply_by,
+    .add_scaled = add_scaled,
+};
+
+}  // namespace octolora::cpu

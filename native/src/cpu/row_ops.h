@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The parts of a kernel table that are the same loops on every instruction set; the compiler vectorizes them with the
+// flags of the file that includes this one.
+//
+// Everything here has internal linkage, and no inline function of the standard library is called: two files would
+// otherwise emit one symbol with different instructions, and the linker could keep the one that an older processor
+// does not have. The including files are compiled without contraction, so a * b + c rounds twice everywhere and the
+// codes are the same bits on every instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace octolora::cpu {
+namespace {
+
+constexpr uint32_t kMagnitude = 0x7fffffffu;
+constexpr uint32_t kInfinity = 0x7f800000u;
+
+inline uint32_t bits_of(float v) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &v, 4);
+  return bits;
+}
+inline float float_of(uint32_t bits) {
+  float v;
+  __builtin_memcpy(&v, &bits, 4);
+  return v;
+}
+
+inline void widen_bf16(const void* x, int64_t count, float* out) {
+  const char* bytes = static_cast<const char*>(x);
+  for (int64_t i = 0; i < count; ++i) {
+    uint16_t b;
+    __builtin_memcpy(&b, bytes + 2 * i, 2);
+    out[i] = float_of(static_cast<uint32_t>(b) << 16);
+  }
+}
+
+inline void narrow_bf16(const float* v, int64_t count, void* out) {
+  char* bytes = static_cast<char*>(out);
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = bits_of(v[i]);
+    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const uint32_t nan = (bits >> 16) | 0x40u;
+    const uint16_t b = static_cast<uint16_t>((bits & kMagnitude) > kInfinity ? nan : rounded);
+    __builtin_memcpy(bytes + 2 * i, &b, 2);
+  }
+}
+
+// Magnitudes order like their bits, and a NaN above infinity: one integer maximum finds the largest and any NaN.
+uint32_t absolute_maximum(const float* v, int64_t count, uint32_t limit, bool* reached) {
+  int32_t largest = 0, reach = 0;
+  const int32_t low = static_cast<int32_t>(limit);
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t magnitude = static_cast<int32_t>(bits_of(v[i]) & kMagnitude);
+    const int32_t out = (magnitude >= low) & (magnitude <= static_cast<int32_t>(kInfinity)) ? -1 : 0;
+    const int32_t kept = magnitude & ~out;
+    reach |= out;
+    largest = kept > largest ? kept : largest;
+  }
+  if (reach != 0) *reached = true;
+  return static_cast<uint32_t>(largest);
+}
+
+void flag_reached(const float* v, int64_t count, uint32_t limit, uint8_t* flags) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t magnitude = bits_of(v[i]) & kMagnitude;
+    if (magnitude >= limit && magnitude <= kInfinity) __atomic_store_n(flags + i, uint8_t{1}, __ATOMIC_RELAXED);
+  }
+}
+
+// Adding 1.5 * 2^23 leaves no bit below 1, so the sum is v rounded to the nearest even integer, for |v| <= 2^22.
+// Clamping first changes nothing, as both ends are integers. The NaN test keeps the conversion to int defined.
+inline int8_t code_of(float product) {
+  constexpr float kRound = 12582912.f;
+  float v = product == product ? product : 0.f;
+  v = v < -128.f ? -128.f : v;
+  v = v > 127.f ? 127.f : v;
+  return static_cast<int8_t>(static_cast<int32_t>((v + kRound) - kRound));
+}
+
+int32_t quantize(const float* v, int64_t count, float factor, bool divide, int8_t* q) {
+  int32_t sum = 0;
+  if (divide) {
+    for (int64_t i = 0; i < count; ++i) q[i] = code_of(v[i] / factor);
+  } else {
+    for (int64_t i = 0; i < count; ++i) q[i] = code_of(v[i] * factor);
+  }
+  for (int64_t i = 0; i < count; ++i) sum += q[i];
+  return sum;
+}
+
+template <class Code>
+void store_codes(const int8_t* q, int64_t count, void* codes) {
+  Code* out = static_cast<Code*>(codes);
+  for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Code>(q[i]);
+}
+
+void scale_sums(const int32_t* sums, int64_t count, int32_t correction, float factor, float* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t sum = static_cast<uint32_t>(sums[i]) - static_cast<uint32_t>(correction);
+    out[i] = static_cast<float>(static_cast<int32_t>(sum)) * factor;
+  }
+}
+
+void multiply_by(float* v, const float* factors, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) v[i] *= factors[i];
+}
+
+void add_scaled(float* v, float factor, const float* addends, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) v[i] += factor * addends[i];
+}
+
+// One register tile of the fp32 products. V names the vector: Float, kLanes, zero(), load() of kLanes floats or int8,
+// store(), broadcast(), multiply_add().
+template <class V, int Rows, int Vectors, class Weight>
+void multiply_tile(const Weight* weights, const float* x, int64_t x_stride, int64_t k, float* tile, int64_t tile_stride,
+                   bool accumulate) {
+  typename V::Float sums[Rows][Vectors];
+  const float* row[Rows];
+#pragma GCC unroll 8
+  for (int i = 0; i < Rows; ++i) {
+    row[i] = x + i * x_stride;
+#pragma GCC unroll 8
+    for (int j = 0; j < Vectors; ++j)
+      sums[i][j] = accumulate ? V::load(tile + i * tile_stride + j * V::kLanes) : V::zero();
+  }
+  for (int64_t p = 0; p < k; ++p, weights += Vectors * V::kLanes) {
+    typename V::Float w[Vectors];
+#pragma GCC unroll 8
+    for (int j = 0; j < Vectors; ++j) w[j] = V::load(weights + j * V::kLanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i) {
+      const typename V::Float value = V::broadcast(row[i][p]);
+#pragma GCC unroll 8
+      for (int j = 0; j < Vectors; ++j) sums[i][j] = V::multiply_add(value, w[j], sums[i][j]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < Vectors; ++j) V::store(tile + i * tile_stride + j * V::kLanes, sums[i][j]);
+  }
+}
+
+// Run-time sizes to the tile compiled for them.
+template <class V, int Rows, int Vectors, class Weight>
+void multiply_any(int row_count, int vectors, const Weight* weights, const float* x, int64_t x_stride, int64_t k,
+                  float* tile, int64_t tile_stride, bool accumulate) {
+  if constexpr (Vectors > 1) {
+    if (vectors < Vectors)
+      return multiply_any<V, Rows, Vectors - 1>(row_count, vectors, weights, x, x_stride, k, tile, tile_stride,
+                                                accumulate);
+  }
+  if constexpr (Rows > 1) {
+    if (row_count < Rows)
+      return multiply_any<V, Rows - 1, Vectors>(row_count, vectors, weights, x, x_stride, k, tile, tile_stride,
+                                                accumulate);
+  }
+  multiply_tile<V, Rows, Vectors>(weights, x, x_stride, k, tile, tile_stride, accumulate);
+}
+
+}  // namespace
+}  // namespace octolora::cpu

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Element conversions that the kernels share.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace octolora::cuda {
+
+template <class T>
+__device__ __forceinline__ float to_float(T value) {
+  if constexpr (std::is_same_v<T, float>) return value;
+  if constexpr (std::is_same_v<T, __half>) return __half2float(value);
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) return __bfloat162float(value);
+}
+
+__device__ __forceinline__ float round_to_f16(float value) { return __half2float(__float2half_rn(value)); }
+
+// The bits of a finite or infinite float without its sign order like the float; a NaN is above them all. So an integer
+// maximum of these finds the absolute maximum and lets a NaN through.
+__device__ __forceinline__ uint32_t magnitude_bits(float value) { return __float_as_uint(value) & 0x7fffffffu; }
+constexpr uint32_t kInfinityBits = 0x7f800000u;
+
+// 16-bit encoding of a float, fp16 or bf16.
+__device__ __forceinline__ uint16_t encode16(float value, bool f16) {
+  return f16 ? __half_as_ushort(__float2half_rn(value)) : __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+__device__ __forceinline__ float decode16(uint16_t bits, bool f16) {
+  return f16 ? __half2float(__ushort_as_half(bits)) : __bfloat162float(__ushort_as_bfloat16(bits));
+}
+// The low and the high of two packed 16-bit values.
+__device__ __forceinline__ float2 decode16x2(uint32_t bits, bool f16) {
+  if (f16) return __half22float2(*reinterpret_cast<const __half2*>(&bits));
+  return {__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u)};
+}
+
+// Piece `piece` of an fp32 value as a sum of bf16 numbers, 8 bits each: three pieces carry all 24.
+__device__ __forceinline__ uint16_t bf16_piece(float value, int piece) {
+  for (int i = 0; i < piece; ++i) value -= __bfloat162float(__float2bfloat16_rn(value));
+  return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+
+}  // namespace octolora::cuda

@@ -1,0 +1,421 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Tensor-core GEMM for sm_80 and later whose accumulators take the low-rank update before the single store.
+//
+//   y[m,n] = p[m] * ( s_w[n] * (s_x[m] / p[m]) * sum_k q[m,k] W[n,k]  +  sum_r h[m,r] B[n,r] ) + bias[n]
+//
+//   q [M,K] int8 (W8A8) or x [M,K] 16-bit (W8A16)   W [N,K] int8   h [M,R], B [N,R] 16-bit   y [M,N] fp32, fp16 or bf16
+//
+// A stage holds 128 bytes of each row of both operands: 128 int8 of K or 64 16-bit ranks. The low-rank update is therefore
+// ceil(R/64) more blocks of the same pipeline, fetched while the last blocks of K still multiply; between the two, the
+// int32 accumulators become floats where they are, since both instructions share the layout of C (ptx.cuh).
+//
+// In shared memory the 16-byte chunk c of row r lies at chunk c ^ (r % 8) of its row, which keeps both cp.async and
+// ldmatrix free of bank conflicts. Rows and columns beyond the matrices are zeros that are never read from memory.
+#pragma once
+
+#include <algorithm>
+
+#include "check.h"
+#include "convert.cuh"
+#include "kernels.h"
+#include "ptx.cuh"
+
+namespace octolora::cuda::gemm {
+
+// What is multiplied: int8 alone, int8 and then outlier columns in 16 bits, int8 alone with the sums as the result, or
+// 16-bit x with widened weights.
+enum class Base { w8a8, w8a8_outliers, w8a8_sums, w8a16_bf16, w8a16_f16 };
+
+template <Base kBase_, int BlockM, int BlockN, int WarpM, int WarpN, int Stages_>
+struct Config {
+  static constexpr Base kBase = kBase_;
+  static constexpr bool kInt8 = kBase != Base::w8a16_bf16 && kBase != Base::w8a16_f16;
+  static constexpr int kBlockM = BlockM, kBlockN = BlockN, kWarpM = WarpM, kWarpN = WarpN, kStages = Stages_;
+  static constexpr int kWarps = BlockM / WarpM * (BlockN / WarpN);
+  static constexpr int kThreads = kWarps * 32;
+  static constexpr int kXTiles = kInt8 ? 1 : 2;  // 128-byte tiles of x a stage: 128 values of K
+  static constexpr int kXBytes = BlockM * 128 * kXTiles;
+  static constexpr int kStageBytes = kXBytes + BlockN * 128;
+  static constexpr int kStoreBytes = BlockM * (BlockN * 4 + 16);
+  static constexpr int kPipelineBytes = kStages * kStageBytes > kStoreBytes ? kStages * kStageBytes : kStoreBytes;
+  static constexpr int kSharedBytes = kPipelineBytes + BlockM * 8 + BlockN * 8;
+  static_assert(WarpM % 16 == 0 && WarpN % 16 == 0, "ldmatrix.x4 brings 16 rows of either operand");
+  static_assert(BlockM % WarpM == 0 && BlockN % WarpN == 0 && kStages >= 2);
+};
+
+constexpr int kBlockK = 128;  // values of K a block of the pipeline
+constexpr int kBlockRank = 64;
+constexpr int kRasterRows = 12;  // tiles of M that are walked together, so that a wave shares its rows of W in L2
+
+// Four int8, in the order that kernels.h gives for W8A16, to two registers of two bf16: sign and magnitude bits go into the mantissas of 128 or 256 and of
+// 128, whose difference is the value, exactly.
+__device__ __forceinline__ void widen(uint32_t bytes, bool f16, uint32_t& low, uint32_t& high) {
+  const uint32_t pair[2] = {__byte_perm(bytes, 0, 0x4140), __byte_perm(bytes, 0, 0x4342)};
+  uint32_t out[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if (f16) {
+      // 1024 + (b ^ 0x80) as fp16, less 1152
+      const uint32_t biased = (pair[i] ^ 0x00800080u) | 0x64006400u;
+      const __half2 value = __hsub2(*reinterpret_cast<const __half2*>(&biased), __half2half2(__ushort_as_half(0x6480)));
+      out[i] = *reinterpret_cast<const uint32_t*>(&value);
+    } else {
+      const uint32_t magnitude = (pair[i] & 0x007f007fu) | 0x43004300u, sign = (pair[i] & 0x00800080u) | 0x43004300u;
+      const __nv_bfloat162 value = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&magnitude),
+                                           *reinterpret_cast<const __nv_bfloat162*>(&sign));
+      out[i] = *reinterpret_cast<const uint32_t*>(&value);
+    }
+  }
+  low = out[0];
+  high = out[1];
+}
+
+template <class C>
+__global__ __launch_bounds__(C::kThreads) void gemm(const GemmArgs args) {
+  constexpr bool kInt8 = C::kInt8, kOutliers = C::kBase == Base::w8a8_outliers, kSums = C::kBase == Base::w8a8_sums;
+  constexpr int kTilesM = C::kWarpM / 16, kTilesN = C::kWarpN / 8;
+  extern __shared__ __align__(128) uint8_t memory[];
+  auto* const row_scales = reinterpret_cast<RowScale*>(memory + C::kPipelineBytes);
+  auto* const column_scales = reinterpret_cast<float*>(row_scales + C::kBlockM);
+  auto* const column_bias = column_scales + C::kBlockN;
+
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp_m = warp / (C::kBlockN / C::kWarpN) * C::kWarpM, warp_n = warp % (C::kBlockN / C::kWarpN) * C::kWarpN;
+  const int g = lane / 4, t = lane % 4;
+
+  const int tiles_m = (args.m + C::kBlockM - 1) / C::kBlockM, tiles_n = (args.n + C::kBlockN - 1) / C::kBlockN;
+  const int group = static_cast<int>(blockIdx.x) / (kRasterRows * tiles_n);
+  const int group_rows = min(kRasterRows, tiles_m - group * kRasterRows);
+  const int within = static_cast<int>(blockIdx.x) - group * kRasterRows * tiles_n;
+  const int m0 = (group * kRasterRows + within % group_rows) * C::kBlockM, n0 = within / group_rows * C::kBlockN;
+
+  const int k_blocks = (args.k + kBlockK - 1) / kBlockK * (kInt8 ? 1 : args.planes);
+  const int rank_blocks = (args.adapters.up_columns + kBlockRank - 1) / kBlockRank;
+  const int blocks = k_blocks + rank_blocks;
+
+  // 128 bytes, from byte `offset` on, of `Rows` rows: from [total, width] with `pitch`, all in bytes.
+  const auto load_rows = [&]<int Rows>(std::integral_constant<int, Rows>, uint32_t to, const void* from, int64_t pitch,
+                                       int64_t width, int first, int total, int64_t offset) {
+#pragma unroll
+    for (int i = 0; i < (Rows * 8 + C::kThreads - 1) / C::kThreads; ++i) {
+      const int index = i * C::kThreads + static_cast<int>(threadIdx.x);
+      const int r = index / 8, c = index % 8;
+      if (Rows * 8 % C::kThreads == 0 || r < Rows) {
+        const bool present = first + r < total && offset + c * 16 < width;
+        const auto* source = static_cast<const uint8_t*>(from);
+        if (present) source += static_cast<int64_t>(first + r) * pitch + offset + c * 16;
+        ptx::copy_async_16(to + r * 128 + ((c ^ r % 8) * 16), source, present);
+      }
+    }
+  };
+  const std::integral_constant<int, C::kBlockM> rows_m;
+  const std::integral_constant<int, C::kBlockN> rows_n;
+  const uint32_t pipeline = ptx::shared_address(memory);
+
+  const auto load_block = [&](int block, int stage) {
+    const uint32_t x_tile = pipeline + stage * C::kStageBytes, w_tile = x_tile + C::kXBytes;
+    if (block < k_blocks) {
+      if constexpr (kInt8) {
+        const int64_t offset = static_cast<int64_t>(block) * kBlockK;
+        load_rows(rows_m, x_tile, args.x, args.x_pitch, args.k_pitch, m0, args.m, offset);
+        load_rows(rows_n, w_tile, args.weight, args.k_pitch, args.k_pitch, n0, args.n, offset);
+      } else {
+        const int per_plane = k_blocks / args.planes, plane = block / per_plane;
+        const int64_t offset = static_cast<int64_t>(block - plane * per_plane) * kBlockK;
+        const auto* x = static_cast<const uint8_t*>(args.x) + static_cast<int64_t>(plane) * args.m * args.x_pitch * 2;
+        for (int half = 0; half < 2; ++half) {
+          load_rows(rows_m, x_tile + half * C::kBlockM * 128, x, args.x_pitch * 2, args.x_pitch * 2, m0, args.m,
+                    offset * 2 + half * 128);
+        }
+        load_rows(rows_n, w_tile, args.weight, args.k_pitch, args.k_pitch, n0, args.n, offset);
+      }
+    } else {
+      const int64_t offset = static_cast<int64_t>(block - k_blocks) * kBlockRank * 2, pitch = args.adapters.up_columns * 2;
+      load_rows(rows_m, x_tile, args.h, pitch, pitch, m0, args.m, offset);
+      load_rows(rows_n, w_tile, args.adapters.b, pitch, pitch, n0, args.n, offset);
+    }
+  };
+
+  // Operand fragments of the 32 bytes `step` of a 128-byte tile: 16 rows of x, 16 rows of W or B.
+  const auto x_fragment = [&](uint32_t (&out)[4], uint32_t tile, int tile_m, int step) {
+    ptx::load_matrix_x4(out, tile + (warp_m + tile_m * 16 + lane % 16) * 128 + (((step * 2 + lane / 16) ^ lane % 8) * 16));
+  };
+  const auto w_fragment = [&](uint32_t (&out)[4], uint32_t tile, int pair, int step) {
+    ptx::load_matrix_x4(out, tile + (warp_n + pair * 16 + lane % 8 + lane / 16 * 8) * 128 +
+                                 (((step * 2 + lane / 8 % 2) ^ lane % 8) * 16));
+  };
+
+  // {s_x / p, p}; with outlier columns {s_x, p}, since those join before the division by p.
+  if (threadIdx.x < C::kBlockM) {
+    const bool present = args.rows && m0 + static_cast<int>(threadIdx.x) < args.m;
+    RowScale row = present ? args.rows[m0 + threadIdx.x] : RowScale{1.f, 1.f};
+    if (!kOutliers) row.scale /= row.power;
+    row_scales[threadIdx.x] = row;
+  }
+  static_assert(C::kBlockM <= C::kThreads);
+  for (int i = threadIdx.x; i < C::kBlockN; i += C::kThreads) {
+    const bool present = n0 + i < args.n;
+    column_scales[i] = present ? args.scale[n0 + i] : 0.f;
+    column_bias[i] = present && args.bias ? args.bias[n0 + i] : 0.f;
+  }
+
+  int next = 0, next_stage = 0;
+  const auto fetch = [&] {
+    if (next < blocks) load_block(next, next_stage);
+    ptx::copy_async_commit();
+    ++next;
+    next_stage = next_stage + 1 == C::kStages ? 0 : next_stage + 1;
+  };
+  for (int i = 0; i < C::kStages - 1; ++i) fetch();
+  int stage = 0;
+  // Waits for the oldest block, starts the fetch of a new one into the stage just read, and returns the oldest's address.
+  const auto advance = [&] {
+    ptx::copy_async_wait<C::kStages - 2>();
+    __syncthreads();
+    fetch();
+    const uint32_t at = pipeline + stage * C::kStageBytes;
+    stage = stage + 1 == C::kStages ? 0 : stage + 1;
+    return at;
+  };
+
+  float value[kTilesM][kTilesN][4];
+  const auto each = [&](auto&& visit) {
+#pragma unroll
+    for (int i = 0; i < kTilesM; ++i) {
+#pragma unroll
+      for (int j = 0; j < kTilesN; ++j) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          visit(value[i][j][c], warp_m + i * 16 + g + c / 2 * 8, warp_n + j * 8 + 2 * t + c % 2, i, j, c);
+        }
+      }
+    }
+  };
+  // One k-step of 16 values with x in fragments[i] and two n-tiles in each w.
+  const auto multiply16 = [&](uint32_t (&x)[kTilesM][4], uint32_t (&w)[kTilesN / 2][4], bool f16) {
+#pragma unroll
+    for (int i = 0; i < kTilesM; ++i) {
+#pragma unroll
+      for (int j = 0; j < kTilesN; ++j) {
+        if (f16) ptx::mma_f16(value[i][j], x[i], w[j / 2][j % 2 * 2], w[j / 2][j % 2 * 2 + 1]);
+        else ptx::mma_bf16(value[i][j], x[i], w[j / 2][j % 2 * 2], w[j / 2][j % 2 * 2 + 1]);
+      }
+    }
+  };
+  const auto multiply_tile16 = [&](uint32_t x_tile, uint32_t w_tile, int step, bool f16) {
+    uint32_t x[kTilesM][4], w[kTilesN / 2][4];
+#pragma unroll
+    for (int i = 0; i < kTilesM; ++i) x_fragment(x[i], x_tile, i, step);
+#pragma unroll
+    for (int j = 0; j < kTilesN / 2; ++j) w_fragment(w[j], w_tile, j, step);
+    multiply16(x, w, f16);
+  };
+
+  if constexpr (kInt8) {
+    int32_t sum[kTilesM][kTilesN][4] = {};
+    for (int block = 0; block < k_blocks; ++block) {
+      const uint32_t x_tile = advance(), w_tile = x_tile + C::kXBytes;
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        uint32_t x[kTilesM][4], w[2][4];
+#pragma unroll
+        for (int i = 0; i < kTilesM; ++i) x_fragment(x[i], x_tile, i, step);
+        w_fragment(w[0], w_tile, 0, step);
+#pragma unroll
+        for (int j = 0; j < kTilesN / 2; ++j) {
+          if (j + 1 < kTilesN / 2) w_fragment(w[(j + 1) % 2], w_tile, j + 1, step);
+#pragma unroll
+          for (int i = 0; i < kTilesM; ++i) {
+            ptx::mma_s8(sum[i][2 * j], x[i], w[j % 2][0], w[j % 2][1]);
+            ptx::mma_s8(sum[i][2 * j + 1], x[i], w[j % 2][2], w[j % 2][3]);
+          }
+        }
+      }
+    }
+    each([&](float& v, int m, int, int i, int j, int c) {
+      v = kSums ? __int_as_float(sum[i][j][c]) : static_cast<float>(sum[i][j][c]) * row_scales[m].scale;
+    });
+  } else {
+    constexpr bool kF16 = C::kBase == Base::w8a16_f16;
+    each([](float& v, int, int, int, int, int) { v = 0.f; });
+    for (int block = 0; block < k_blocks; ++block) {
+      const uint32_t x_tile = advance(), w_tile = x_tile + C::kXBytes;
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {  // 32 values of K: 32 bytes of W, 64 bytes of x
+        uint32_t bytes[kTilesN / 2][4];
+#pragma unroll
+        for (int j = 0; j < kTilesN / 2; ++j) w_fragment(bytes[j], w_tile, j, step);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          uint32_t x[kTilesM][4], w[kTilesN / 2][4];
+#pragma unroll
+          for (int i = 0; i < kTilesM; ++i) {
+            x_fragment(x[i], x_tile + step / 2 * C::kBlockM * 128, i, step % 2 * 2 + half);
+          }
+#pragma unroll
+          for (int j = 0; j < kTilesN / 2; ++j) {
+            widen(bytes[j][half], kF16, w[j][0], w[j][1]);
+            widen(bytes[j][half + 2], kF16, w[j][2], w[j][3]);
+          }
+          multiply16(x, w, kF16);
+        }
+      }
+    }
+    each([&](float& v, int m, int, int, int, int) { v *= row_scales[m].scale; });
+  }
+
+  // Outlier columns: gathered, 64 at a time, into one stage while the pipeline stands still. int8 is exact in both 16-bit
+  // types; fp32 x goes in as three bf16 pieces.
+  if constexpr (kOutliers) {
+    ptx::copy_async_wait<0>();
+    const int count = *args.outliers.count;
+    const bool f16 = args.raw_type == Dtype::f16;
+    // Of the stages, the one that was read last holds no fetched block.
+    uint8_t* const x_tile = memory + (stage == 0 ? C::kStages - 1 : stage - 1) * C::kStageBytes;
+    uint8_t* const w_tile = x_tile + C::kXBytes;
+    const auto place = [](int r, int j) { return r * 128 + (((j / 8) ^ (r % 8)) * 16) + j % 8 * 2; };
+    for (int piece = 0; piece < (args.raw_type == Dtype::f32 ? 3 : 1); ++piece) {
+      for (int base = 0; base < count; base += kBlockRank) {
+        __syncthreads();
+        for (int i = threadIdx.x; i < C::kBlockM * kBlockRank; i += C::kThreads) {
+          const int r = i / kBlockRank, j = i % kBlockRank;
+          uint16_t bits = 0;
+          if (base + j < count && m0 + r < args.m) {
+            const int64_t at = static_cast<int64_t>(m0 + r) * args.k + args.outliers.list[base + j];
+            bits = args.raw_type == Dtype::f32 ? bf16_piece(static_cast<const float*>(args.raw_x)[at], piece)
+                                               : static_cast<const uint16_t*>(args.raw_x)[at];
+          }
+          *reinterpret_cast<uint16_t*>(x_tile + place(r, j)) = bits;
+        }
+        for (int i = threadIdx.x; i < C::kBlockN * kBlockRank; i += C::kThreads) {
+          const int r = i / kBlockRank, j = i % kBlockRank;
+          float w = 0.f;
+          if (base + j < count && n0 + r < args.n) {
+            w = args.weight[static_cast<int64_t>(n0 + r) * args.k_pitch + args.outliers.list[base + j]];
+          }
+          *reinterpret_cast<uint16_t*>(w_tile + place(r, j)) = encode16(w, f16);
+        }
+        __syncthreads();
+        for (int step = 0; step < 4 && base + step * 16 < count; ++step) {
+          multiply_tile16(ptx::shared_address(x_tile), ptx::shared_address(w_tile), step, f16);
+        }
+      }
+    }
+    __syncthreads();
+    each([&](float& v, int m, int, int, int, int) { v /= row_scales[m].power; });
+  }
+
+  if constexpr (!kSums) {
+    each([&](float& v, int, int n, int, int, int) { v *= column_scales[n]; });
+  }
+  const int columns_per_chunk =
+      args.adapters.chunk_count ? args.adapters.up_columns / args.adapters.chunk_count : kChunkRank;
+  for (int block = 0; block < rank_blocks; ++block) {
+    bool f16[4];
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      const int column = block * kBlockRank + step * 16;
+      f16[step] = column < args.adapters.up_columns && args.adapters.chunks[column / columns_per_chunk].b_f16;
+    }
+    const uint32_t x_tile = advance();
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      if (block * kBlockRank + step * 16 < args.adapters.up_columns) {
+        multiply_tile16(x_tile, x_tile + C::kXBytes, step, f16[step]);
+      }
+    }
+  }
+
+  // Through shared memory, so that a warp stores whole rows of the tile.
+  ptx::copy_async_wait<0>();
+  __syncthreads();
+  const int element = args.y_type == Dtype::f32 ? 4 : 2;
+  const int pitch = C::kBlockN * element + 16;
+  if constexpr (!kSums) {
+    each([&](float& v, int m, int n, int, int, int) { v = v * row_scales[m].power + column_bias[n]; });
+  }
+#pragma unroll
+  for (int i = 0; i < kTilesM; ++i) {
+#pragma unroll
+    for (int j = 0; j < kTilesN; ++j) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float low = value[i][j][half * 2], high = value[i][j][half * 2 + 1];
+        uint8_t* const to = memory + (warp_m + i * 16 + g + half * 8) * pitch + (warp_n + j * 8 + 2 * t) * element;
+        if (args.y_type == Dtype::f32) {
+          *reinterpret_cast<float2*>(to) = {low, high};
+        } else if (args.y_type == Dtype::f16) {
+          *reinterpret_cast<__half2*>(to) = __floats2half2_rn(low, high);
+        } else {
+          *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(low, high);
+        }
+      }
+    }
+  }
+  __syncthreads();
+  auto* const y = static_cast<uint8_t*>(args.y);
+  const int64_t y_pitch = static_cast<int64_t>(args.n) * element;
+  if (reinterpret_cast<uintptr_t>(y) % 16 == 0 && y_pitch % 16 == 0) {
+    const int row_vectors = C::kBlockN * element / 16;
+    for (int i = threadIdx.x; i < C::kBlockM * row_vectors; i += C::kThreads) {
+      const int r = i / row_vectors, c = i % row_vectors * 16;
+      if (m0 + r < args.m && static_cast<int64_t>(n0) * element + c < y_pitch) {
+        *reinterpret_cast<uint4*>(y + (m0 + r) * y_pitch + static_cast<int64_t>(n0) * element + c) =
+            *reinterpret_cast<const uint4*>(memory + r * pitch + c);
+      }
+    }
+  } else {
+    for (int i = threadIdx.x; i < C::kBlockM * C::kBlockN; i += C::kThreads) {
+      const int r = i / C::kBlockN, c = i % C::kBlockN;
+      if (m0 + r < args.m && n0 + c < args.n) {
+        const int64_t at = static_cast<int64_t>(m0 + r) * args.n + n0 + c;
+        if (element == 4) reinterpret_cast<uint32_t*>(y)[at] = *reinterpret_cast<const uint32_t*>(memory + r * pitch + c * 4);
+        else reinterpret_cast<uint16_t*>(y)[at] = *reinterpret_cast<const uint16_t*>(memory + r * pitch + c * 2);
+      }
+    }
+  }
+}
+
+// One row of a tuned table: a kernel and the shapes it is for.
+struct Tuned {
+  int max_m;          // the row fits M up to here
+  int min_tiles;      // ... and this many tiles, a wave or so
+  int shared_bytes;
+  int block_m, block_n, threads;
+  void (*kernel)(GemmArgs);
+};
+
+template <class C>
+constexpr Tuned tuned(int max_m, int min_tiles) {
+  return {max_m, min_tiles, C::kSharedBytes, C::kBlockM, C::kBlockN, C::kThreads, gemm<C>};
+}
+
+inline void set_up(const Tuned* table, int count, const Limits& limits) {
+  for (int i = 0; i < count; ++i) {
+    if (table[i].shared_bytes > limits.shared_bytes) continue;
+    OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(table[i].kernel),
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize, table[i].shared_bytes),
+                  "tile %dx%d: %d bytes of shared memory", table[i].block_m, table[i].block_n, table[i].shared_bytes);
+  }
+}
+
+// The first row that fits; the last row of a table fits everything.
+inline void launch(const Tuned* table, int count, const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+  for (int i = 0; i < count; ++i) {
+    const Tuned& row = table[i];
+    const int64_t tiles = static_cast<int64_t>((args.m + row.block_m - 1) / row.block_m) * ((args.n + row.block_n - 1) / row.block_n);
+    if (args.m > row.max_m || tiles < row.min_tiles || row.shared_bytes > limits.shared_bytes) continue;
+    if (tiles > INT32_MAX) {
+      throw Error(OCTOLORA_UNSUPPORTED, "M = %d, N = %d: %lld tiles in one launch, at most %d", args.m, args.n,
+                  static_cast<long long>(tiles), INT32_MAX);
+    }
+    row.kernel<<<static_cast<unsigned>(tiles), row.threads, row.shared_bytes, stream>>>(args);
+    OCTOLORA_CUDA(cudaGetLastError(), "gemm tile %dx%d: M = %d, N = %d, K = %d, up columns = %d", row.block_m, row.block_n,
+                  args.m, args.n, args.k, args.adapters.up_columns);
+    return;
+  }
+  throw Error(OCTOLORA_INTERNAL, "no kernel for M = %d, N = %d, K = %d", args.m, args.n, args.k);
+}
+
+}  // namespace octolora::cuda::gemm

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The layouts in device memory, and the launchers of the kernels that read and write them. Launchers enqueue on the
+// current device and throw Error when the launch is refused.
+//
+//   weight   int8 [N][k_pitch], k_pitch = K up to a multiple of 16, zero filled. For W8A16 the 16 values of each aligned
+//            group of K are stored as 0 1 8 9  2 3 10 11  4 5 12 13  6 7 14 15, so that four bytes widen to the two
+//            registers of an mma operand.
+//   q        int8 [M][k_pitch], zero filled                                          (workspace)
+//   rows     {s_x, p} [M], p a power of two, see prepare.cu                          (workspace)
+//   h        16-bit [M][up_columns]: x.A^T of all slots, scaled                      (workspace)
+//   b        16-bit [N][up_columns]: the up-projections beside each other
+//   a        the down-projections as mma B fragments: [down_columns/8][ceil(K/32)][32 lanes][16 bytes]; lane (g, t) holds
+//            of rank g the k offsets 2t, 2t+1, 8+2t, 9+2t, 16+2t, 17+2t, 24+2t, 25+2t
+//   planes   x for W8A16 where it cannot be read in place: 16-bit [1 or 3][M][k_pitch] (workspace)
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "backend.h"
+
+namespace octolora::cuda {
+
+constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+constexpr int64_t round_up64(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+constexpr int kChunkRank = 16;  // ranks that share one description, one k-step of an mma
+
+// 16 ranks of a slot. Without OCTOLORA_LORA_SPLIT a chunk has 16 columns in a and in b/h, at the same index. With it, 32
+// in a (high, low) and 48 in b/h, so that (h_hi + h_lo)(b_hi + b_lo) becomes h_hi b_hi + h_lo b_hi + h_hi b_lo.
+struct Chunk {
+  int32_t down;      // first column in a
+  int32_t up;        // first column in b and h
+  int32_t slot;      // index into scale
+  int32_t split;     // laid out for high and low parts
+  int32_t ranks;     // filled ranks, 0 to 16; h is zero in the others
+  int32_t exponent;  // stored A and B are 2^exponent times the true A.B product
+  int32_t range;     // c * 2^range bounds the size of a term c * x * A_stored / 2^exponent for |x| < 1
+  int16_t a_f16;     // element types: 1 fp16, 0 bf16
+  int16_t b_f16;
+};
+
+struct AdapterView {
+  const uint4* a = nullptr;
+  const uint16_t* b = nullptr;
+  const Chunk* chunks = nullptr;
+  const float* scale = nullptr;  // [slots]
+  int chunk_count = 0;
+  int down_columns = 0;
+  int up_columns = 0;  // of b and h, multiple of 16
+};
+
+struct RowScale {
+  float scale;  // s_x
+  float power;  // p: h holds (x.A^T) c / p
+};
+
+struct OutlierView {
+  uint32_t* partial = nullptr;  // [kOutlierRowChunks][words]
+  uint32_t* flags = nullptr;    // [words], bit k % 32 of word k / 32
+  int32_t* list = nullptr;      // outlier columns, ascending
+  int32_t* count = nullptr;
+  int words = 0;
+};
+constexpr int kOutlierRowChunks = 32;
+
+struct PrepareArgs {
+  const void* x = nullptr;  // [M,K]
+  Dtype x_type = Dtype::bf16;
+  int m = 0, k = 0, k_pitch = 0;
+  LinearSpec spec;
+  AdapterView adapters;
+  OutlierView outliers;          // flags null: no outlier columns
+  int8_t* q = nullptr;           // W8A8
+  uint16_t* planes = nullptr;    // W8A16, where x is not read in place
+  RowScale* rows = nullptr;
+  uint16_t* h = nullptr;
+};
+
+struct GemmArgs {
+  const void* x = nullptr;  // W8A8: q. W8A16: 16-bit x or its planes
+  int64_t x_pitch = 0;      // elements
+  int planes = 1;           // W8A16: planes of x, each multiplied by all of W
+  bool x_f16 = false;       // W8A16: fp16, else bf16
+  const int8_t* weight = nullptr;
+  int m = 0, n = 0, k = 0, k_pitch = 0;
+  const RowScale* rows = nullptr;  // null: W8A16 without adapters, scale 1 and power 1
+  const float* scale = nullptr;    // s_w [N]
+  const float* bias = nullptr;     // [N] or null
+  AdapterView adapters;
+  const uint16_t* h = nullptr;
+  // Outlier columns: list null, or the raw x [M,K] they are gathered from.
+  OutlierView outliers;
+  const void* raw_x = nullptr;
+  Dtype raw_type = Dtype::bf16;
+  void* y = nullptr;
+  Dtype y_type = Dtype::bf16;
+  bool store_sums = false;  // y int32: the sums before any scale
+};
+
+struct Limits {
+  int capability;       // 90 for 9.0
+  int multiprocessors;
+  int shared_bytes;     // a block may have, opt-in
+};
+
+// prepare.cu
+void set_up_prepare(const Limits& limits);
+void launch_prepare(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
+// outliers.cu
+void launch_find_outliers(const PrepareArgs& args, cudaStream_t stream);
+// gemm_w8a8.cu, gemm_w8a16.cu
+void set_up_gemm_w8a8(const Limits& limits);
+void set_up_gemm_w8a16(const Limits& limits);
+void launch_gemm_w8a8(const GemmArgs& args, const Limits& limits, cudaStream_t stream);
+void launch_gemm_w8a16(const GemmArgs& args, const Limits& limits, cudaStream_t stream);
+// pack.cu
+void launch_widen_order(int8_t* weight, int64_t groups, cudaStream_t stream);
+void launch_total_bias(float* total, const float* bias, const float* slot_bias, const float* scale, const int32_t* active,
+                       int slots, int n, cudaStream_t stream);
+
+}  // namespace octolora::cuda

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Outlier columns of x: every k with some |x[m,k]| >= threshold, over all M rows (LLM.int8(), arXiv 2208.07339).
+//
+// A property of whole columns needs a pass over x of its own before any row can be quantized. The first kernel leaves one
+// bit a column for each of kOutlierRowChunks bands of rows, so nothing has to be cleared and no atomics are needed; the
+// second joins the bands and writes the columns down in ascending order.
+#include "check.h"
+#include "convert.cuh"
+#include "kernels.h"
+
+namespace octolora::cuda {
+namespace {
+
+constexpr int kColumnsPerBlock = 256;
+constexpr int kCompactThreads = 1024;
+
+template <class X>
+__global__ __launch_bounds__(kColumnsPerBlock) void mark(const PrepareArgs args) {
+  const int column = blockIdx.x * kColumnsPerBlock + threadIdx.x;
+  const int band = (args.m + kOutlierRowChunks - 1) / kOutlierRowChunks;
+  const int first = blockIdx.y * band, last = min(args.m, first + band);
+  const uint32_t limit = __float_as_uint(args.spec.outlier_threshold);
+  bool found = false;
+  if (column < args.k) {
+    const X* x = static_cast<const X*>(args.x) + column;
+#pragma unroll 8
+    for (int m = first; m < last; ++m) {
+      const float value = to_float(x[static_cast<int64_t>(m) * args.k]);
+      const uint32_t magnitude = magnitude_bits(args.spec.round_x_to_f16 ? round_to_f16(value) : value);
+      found |= magnitude >= limit && magnitude <= kInfinityBits;
+    }
+  }
+  const uint32_t bits = __ballot_sync(~0u, found);
+  const int word = column / 32;
+  if (threadIdx.x % 32 == 0 && word < args.outliers.words) {
+    args.outliers.partial[blockIdx.y * args.outliers.words + word] = bits;
+  }
+}
+
+__global__ __launch_bounds__(kCompactThreads) void compact(const OutlierView view) {
+  __shared__ int counts[kCompactThreads / 32];
+  const int span = (view.words + kCompactThreads - 1) / kCompactThreads;
+  const int first = threadIdx.x * span, last = min(view.words, first + span);
+  int count = 0;
+  for (int word = first; word < last; ++word) {
+    uint32_t bits = 0;
+    for (int band = 0; band < kOutlierRowChunks; ++band) bits |= view.partial[band * view.words + word];
+    view.flags[word] = bits;
+    count += __popc(bits);
+  }
+  // Exclusive prefix sum over the block.
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int before = count;
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int other = __shfl_up_sync(~0u, before, offset);
+    if (lane >= offset) before += other;
+  }
+  if (lane == 31) counts[warp] = before;
+  __syncthreads();
+  for (int i = 0; i < warp; ++i) before += counts[i];
+  if (threadIdx.x == kCompactThreads - 1) *view.count = before;
+  int at = before - count;
+  for (int word = first; word < last; ++word) {
+    for (uint32_t bits = view.flags[word]; bits; bits &= bits - 1) view.list[at++] = word * 32 + __ffs(bits) - 1;
+  }
+}
+
+template <class X>
+void launch(const PrepareArgs& args, cudaStream_t stream) {
+  const dim3 grid((args.k + kColumnsPerBlock - 1) / kColumnsPerBlock, kOutlierRowChunks);
+  mark<X><<<grid, kColumnsPerBlock, 0, stream>>>(args);
+  OCTOLORA_CUDA(cudaGetLastError(), "mark outliers: M = %d, K = %d", args.m, args.k);
+  compact<<<1, kCompactThreads, 0, stream>>>(args.outliers);
+  OCTOLORA_CUDA(cudaGetLastError(), "list outliers: K = %d", args.k);
+}
+
+}  // namespace
+
+void launch_find_outliers(const PrepareArgs& args, cudaStream_t stream) {
+  switch (args.x_type) {
+    case Dtype::f32: return launch<float>(args, stream);
+    case Dtype::f16: return launch<__half>(args, stream);
+    case Dtype::bf16: return launch<__nv_bfloat16>(args, stream);
+  }
+}
+
+}  // namespace octolora::cuda

@@ -1,0 +1,446 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Row quantization and down-projection: one pass over x makes everything that a GEMM needs beside the weights.
+//
+//   W8A8    a[m] = max_k |x[m,k]|   s_x[m] = a[m] / divisor   q[m,k] = rne(x[m,k] * (divisor / a[m]))
+//   all     h[m,r] = c * (x . A^T)[m,r] / p[m]                 p[m] a power of two near a[m]
+//
+//   x [M,K] bf16, fp16 or fp32   q int8 [M,k_pitch]   rows {s_x, p} [M]   h 16-bit [M,up_columns]
+//
+// A cluster of blocks owns Rows rows and each of its blocks a slice of K, which stays in shared memory from the maximum
+// over the quantization to the down-projection: x is read from memory once. The blocks exchange maxima and partial sums of
+// x.A^T through distributed shared memory, in a fixed order, so the same input gives the same bits. Before sm_90 there are
+// no clusters, and where a slice does not fit, the block walks over several and reads x again for each step.
+//
+// p keeps h in the range of fp16 whatever x and the adapter hold, at no cost in precision: it only moves exponents, and
+// the GEMM multiplies it back in. x.A^T multiplies 16-bit by 16-bit exactly: in the common type where x and A share it,
+// else in tf32, which holds both; fp32 x goes in as a sum of two tf32 numbers. Sums are fp32.
+#include <algorithm>
+#include <climits>
+
+#include "check.h"
+#include "convert.cuh"
+#include "kernels.h"
+#include "ptx.cuh"
+
+namespace octolora::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kGroup = 32;  // columns of a that are multiplied at a time
+constexpr int kMaxCluster = 8;
+constexpr int kPowerLimit = 120;  // of log2 p
+
+struct Plan {
+  int rows;     // rows of x a cluster owns: 16 or 32
+  int cluster;  // blocks in it
+  int slice;    // elements of K in a block's shared memory, a multiple of 32
+  int passes;   // slices a block walks over; 1: x is read once
+};
+
+__host__ __device__ constexpr int tile_pitch(int slice, int element_bytes) { return slice * element_bytes + 16; }  // shifts banks by row
+
+template <int Rows>
+struct Shared {
+  float warps[kWarps / 2][Rows * kGroup];  // partial sums over the warps' k-steps
+  float block[2][Rows * kGroup];           // the block's sums, read by the cluster; two, so that one sync a group is enough
+  uint32_t below[Rows];                    // magnitude bits: maximum that sets the scale
+  uint32_t full[Rows];                     // ... of all of the row
+  RowScale rows[Rows];
+  float factor[Rows];  // divisor / a
+  int power[Rows];     // log2 p
+};
+
+template <class X, int Rows>
+__global__ __launch_bounds__(kThreads) void prepare(const PrepareArgs args, const Plan plan, const bool vectors) {
+  static_assert(Rows == 16 || Rows == 32, "one or two mma tiles of 16 rows");
+  constexpr int kTiles = Rows / 16;
+  constexpr int kVector = 16 / sizeof(X);
+  extern __shared__ __align__(128) uint8_t memory[];
+  auto& shared = *reinterpret_cast<Shared<Rows>*>(memory);
+  uint8_t* const tile = memory + sizeof(Shared<Rows>);
+  const int pitch = tile_pitch(plan.slice, sizeof(X));
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int rank = static_cast<int>(ptx::cluster_rank());
+  const int first_row = static_cast<int>(blockIdx.x) / plan.cluster * Rows;
+  const X* const x = static_cast<const X*>(args.x);
+  const bool w8a16 = args.spec.mode == Mode::w8a16;
+
+  const auto slice_start = [&](int pass) { return (pass * plan.cluster + rank) * plan.slice; };
+
+  // Slice `pass` of K into the tile, zeros where there is no x.
+  const auto load_slice = [&](int pass) {
+    const int start = slice_start(pass);
+    __syncthreads();
+    if (vectors) {
+      const int row_vectors = plan.slice / kVector;
+      for (int i = threadIdx.x; i < Rows * row_vectors; i += kThreads) {
+        const int r = i / row_vectors, c = i % row_vectors * kVector;
+        const bool present = first_row + r < args.m && start + c < args.k;
+        const X* from = present ? x + static_cast<int64_t>(first_row + r) * args.k + start + c : x;
+        ptx::copy_async_16(ptx::shared_address(tile + r * pitch + c * sizeof(X)), from, present);
+      }
+      ptx::copy_async_commit();
+      ptx::copy_async_wait<0>();
+    } else {
+      for (int i = threadIdx.x; i < Rows * plan.slice; i += kThreads) {
+        const int r = i / plan.slice, c = i % plan.slice;
+        const bool present = first_row + r < args.m && start + c < args.k;
+        reinterpret_cast<X*>(tile + r * pitch)[c] =
+            present ? x[static_cast<int64_t>(first_row + r) * args.k + start + c] : X(0.f);
+      }
+    }
+    __syncthreads();
+  };
+
+  const auto measured = [&](X value) { return args.spec.round_x_to_f16 ? round_to_f16(to_float(value)) : to_float(value); };
+
+  const auto measure_slice = [&] {
+    const float threshold = args.spec.outlier_threshold;
+    const uint32_t limit = threshold > 0 ? __float_as_uint(threshold) : ~0u;
+    for (int r = warp; r < Rows; r += kWarps) {
+      uint32_t below = 0, full = 0;
+      for (int c = lane * kVector; c < plan.slice; c += 32 * kVector) {
+        const uint4 bits = *reinterpret_cast<const uint4*>(tile + r * pitch + c * sizeof(X));
+        const X* values = reinterpret_cast<const X*>(&bits);
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) {
+          const uint32_t magnitude = magnitude_bits(measured(values[i]));
+          full = max(full, magnitude_bits(to_float(values[i])));
+          if (magnitude < limit) below = max(below, magnitude);
+        }
+      }
+      below = __reduce_max_sync(~0u, below);
+      full = __reduce_max_sync(~0u, full);
+      if (lane == 0) {
+        shared.below[r] = max(shared.below[r], below);
+        shared.full[r] = max(shared.full[r], full);
+      }
+    }
+  };
+
+  // The exponent that brings the largest adapter term near the middle of fp16, for rows below 1.
+  const auto adapter_exponent = [&] {
+    int exponent = INT_MIN;
+    for (int i = 0; i < args.adapters.chunk_count; ++i) {
+      const Chunk& chunk = args.adapters.chunks[i];
+      const float scale = args.adapters.scale[chunk.slot];
+      if (chunk.ranks && scale != 0) exponent = max(exponent, ilogbf(scale) + 1 + chunk.range);
+    }
+    return exponent == INT_MIN ? 0 : exponent;
+  };
+
+  const auto scale_rows = [&] {
+    const int r = threadIdx.x;
+    if (r >= Rows) return;
+    uint32_t below = 0, full = 0;
+    for (int i = 0; i < plan.cluster; ++i) {
+      below = max(below, ptx::load_cluster_u32(ptx::shared_address(&shared.below[r]), i));
+      full = max(full, ptx::load_cluster_u32(ptx::shared_address(&shared.full[r]), i));
+    }
+    float scale = 1.f, factor = 0.f;
+    if (args.spec.mode == Mode::dynamic) {
+      const float maximum = __uint_as_float(below);
+      scale = __fdiv_rn(maximum, args.spec.x_divisor);
+      factor = maximum > 0 ? __fdiv_rn(args.spec.x_divisor, maximum) : 0.f;
+      if (full > kInfinityBits) scale = __uint_as_float(full);  // NaN: no outlier, but its row
+    } else if (args.spec.mode == Mode::fixed) {
+      scale = full >= kInfinityBits ? __uint_as_float(0x7fc00000u) : args.spec.x_scale;
+    }
+    int power = 0;
+    if (args.adapters.chunk_count) {
+      const bool usable = full != 0 && full < kInfinityBits;
+      power = (usable ? static_cast<int>(full >> 23) - 127 : 0) + 1 + adapter_exponent();
+      power = max(-kPowerLimit, min(kPowerLimit, power));
+    }
+    shared.factor[r] = factor;
+    shared.power[r] = power;
+    shared.rows[r] = {scale, scalbnf(1.f, power)};
+    if (rank == 0 && first_row + r < args.m && args.rows) args.rows[first_row + r] = shared.rows[r];
+  };
+
+  const auto quantize_slice = [&](int pass) {
+    const int start = slice_start(pass);
+    for (int r = warp; r < Rows; r += kWarps) {
+      if (first_row + r >= args.m) break;
+      const float factor = shared.factor[r];
+      const bool fixed = args.spec.mode == Mode::fixed;
+      int8_t* const q = args.q + static_cast<int64_t>(first_row + r) * args.k_pitch + start;
+      for (int c = lane * 16; c < plan.slice && start + c < args.k_pitch; c += 32 * 16) {
+        const uint32_t outliers = args.outliers.flags ? args.outliers.flags[(start + c) / 32] >> ((start + c) % 32) : 0;
+        uint4 bits[sizeof(X)];
+#pragma unroll
+        for (int i = 0; i < static_cast<int>(sizeof(X)); ++i) {
+          bits[i] = reinterpret_cast<const uint4*>(tile + r * pitch + c * sizeof(X))[i];
+        }
+        const X* const values = reinterpret_cast<const X*>(bits);
+        uint32_t codes[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          uint32_t byte[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float value = measured(values[4 * j + i]);
+            byte[i] = ptx::round_to_s8(fixed ? __fdiv_rn(value, args.spec.x_scale) : __fmul_rn(value, factor));
+            if (outliers >> (4 * j + i) & 1) byte[i] = 0;
+          }
+          codes[j] = ptx::pack_bytes(byte[0], byte[1], byte[2], byte[3]);
+        }
+        *reinterpret_cast<uint4*>(q + c) = {codes[0], codes[1], codes[2], codes[3]};
+      }
+    }
+  };
+
+  // W8A16 where the GEMM cannot read x in place: 16-bit values copied, fp32 as three bf16 planes.
+  const auto copy_slice = [&](int pass) {
+    const int start = slice_start(pass);
+    for (int r = warp; r < Rows; r += kWarps) {
+      if (first_row + r >= args.m) break;
+      const X* from = reinterpret_cast<const X*>(tile + r * pitch);
+      for (int c = lane; c < plan.slice && start + c < args.k_pitch; c += 32) {
+        uint16_t* to = args.planes + static_cast<int64_t>(first_row + r) * args.k_pitch + start + c;
+        if constexpr (sizeof(X) == 2) {
+          *to = *reinterpret_cast<const uint16_t*>(&from[c]);
+        } else {
+          for (int piece = 0; piece < 3; ++piece) {
+            to[static_cast<int64_t>(piece) * args.m * args.k_pitch] = bf16_piece(from[c], piece);
+          }
+        }
+      }
+    }
+  };
+
+  // kGroup columns of x.A^T, and what they become in h.
+  const auto project_down = [&](int group) {
+    const AdapterView& ad = args.adapters;
+    const int k_steps = (args.k + 31) / 32;
+    const int chunks_per_group = ad.down_columns / ad.chunk_count == kChunkRank ? 2 : 1;
+    float sum[kTiles][4][4] = {};
+    bool f16[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int chunk = group * chunks_per_group + (chunks_per_group == 2 ? i : 0);
+      f16[i] = chunk < ad.chunk_count && ad.chunks[chunk].a_f16;
+    }
+    for (int pass = 0; pass < plan.passes; ++pass) {
+      if (plan.passes > 1) load_slice(pass);
+      const int first_step = slice_start(pass) / 32;
+      for (int step = warp; step < plan.slice / 32 && first_step + step < k_steps; step += kWarps) {
+        uint4 b[4];
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          const int column = group * 4 + n;
+          b[n] = column < ad.down_columns / 8
+                     ? __ldg(ad.a + (static_cast<int64_t>(column) * k_steps + first_step + step) * 32 + lane)
+                     : uint4{0, 0, 0, 0};
+        }
+#pragma unroll
+        for (int tile_row = 0; tile_row < kTiles; ++tile_row) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const uint8_t* const at = tile + tile_row * 16 * pitch + (step * 32 + half * 16) * sizeof(X);
+            if constexpr (sizeof(X) == 2) {
+              constexpr bool x_f16 = std::is_same_v<X, __half>;
+              uint32_t fragment[4];
+              ptx::load_matrix_x4(fragment, ptx::shared_address(at + lane % 16 * pitch + lane / 16 * 16));
+#pragma unroll
+              for (int n = 0; n < 4; ++n) {
+                const uint32_t b0 = half ? b[n].z : b[n].x, b1 = half ? b[n].w : b[n].y;
+                if (f16[n / 2] == x_f16) {
+                  if constexpr (x_f16) ptx::mma_f16(sum[tile_row][n], fragment, b0, b1);
+                  else ptx::mma_bf16(sum[tile_row][n], fragment, b0, b1);
+                } else {
+                  float2 f[4];
+#pragma unroll
+                  for (int i = 0; i < 4; ++i) f[i] = decode16x2(fragment[i], x_f16);
+                  const float2 low = decode16x2(b0, f16[n / 2]), high = decode16x2(b1, f16[n / 2]);
+                  const float first[4] = {f[0].x, f[1].x, f[0].y, f[1].y}, second[4] = {f[2].x, f[3].x, f[2].y, f[3].y};
+                  ptx::mma_tf32(sum[tile_row][n], first, low.x, low.y);
+                  ptx::mma_tf32(sum[tile_row][n], second, high.x, high.y);
+                }
+              }
+            } else {
+              const int g = lane / 4, t = lane % 4;
+              const auto pair = [&](int row, int offset) {
+                return *reinterpret_cast<const float2*>(at + row * pitch + (2 * t + offset) * sizeof(float));
+              };
+              const float2 f[4] = {pair(g, 0), pair(g + 8, 0), pair(g, 8), pair(g + 8, 8)};
+              const auto upper = [](float v) { return __uint_as_float(__float_as_uint(v) & 0xffffe000u); };
+#pragma unroll
+              for (int n = 0; n < 4; ++n) {
+                const uint32_t b0 = half ? b[n].z : b[n].x, b1 = half ? b[n].w : b[n].y;
+                const float2 low = decode16x2(b0, f16[n / 2]), high = decode16x2(b1, f16[n / 2]);
+                const float first[4] = {f[0].x, f[1].x, f[0].y, f[1].y}, second[4] = {f[2].x, f[3].x, f[2].y, f[3].y};
+                float first_high[4], first_low[4], second_high[4], second_low[4];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                  first_high[i] = upper(first[i]);
+                  first_low[i] = upper(first[i] - first_high[i]);
+                  second_high[i] = upper(second[i]);
+                  second_low[i] = upper(second[i] - second_high[i]);
+                }
+                ptx::mma_tf32(sum[tile_row][n], first_low, low.x, low.y);
+                ptx::mma_tf32(sum[tile_row][n], first_high, low.x, low.y);
+                ptx::mma_tf32(sum[tile_row][n], second_low, high.x, high.y);
+                ptx::mma_tf32(sum[tile_row][n], second_high, high.x, high.y);
+              }
+            }
+          }
+        }
+      }
+    }
+    // Over the warps: the upper half hands its sums to the lower half, and the block adds up four.
+    const auto each_sum = [&](auto&& visit) {
+      const int g = lane / 4, t = lane % 4;
+#pragma unroll
+      for (int tile_row = 0; tile_row < kTiles; ++tile_row) {
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            visit(sum[tile_row][n][i], (tile_row * 16 + g + i / 2 * 8) * kGroup + n * 8 + 2 * t + i % 2);
+          }
+        }
+      }
+    };
+    constexpr int kHalf = kWarps / 2;
+    __syncthreads();
+    if (warp >= kHalf) each_sum([&](float& value, int at) { shared.warps[warp - kHalf][at] = value; });
+    __syncthreads();
+    if (warp < kHalf) each_sum([&](float& value, int at) { shared.warps[warp][at] += value; });
+    __syncthreads();
+    float* const block = shared.block[group % 2];
+    for (int i = threadIdx.x; i < Rows * kGroup; i += kThreads) {
+      block[i] = (shared.warps[0][i] + shared.warps[1][i]) + (shared.warps[2][i] + shared.warps[3][i]);
+    }
+    ptx::cluster_sync();
+
+    const auto total = [&](int at) {
+      float value = 0.f;
+      for (int i = 0; i < plan.cluster; ++i) {
+        value += __uint_as_float(ptx::load_cluster_u32(ptx::shared_address(&block[at]), i));
+      }
+      return value;
+    };
+    for (int i = threadIdx.x; i < Rows * kGroup; i += kThreads) {
+      const int r = i / kGroup, column = i % kGroup;
+      const int chunk_index = group * chunks_per_group + (chunks_per_group == 2 ? column / kChunkRank : 0);
+      if (r % plan.cluster != rank || first_row + r >= args.m || chunk_index >= ad.chunk_count) continue;
+      const Chunk chunk = ad.chunks[chunk_index];
+      if (chunk.split && column >= kChunkRank) continue;
+      const int j = column % kChunkRank;
+      uint16_t* const h = args.h + static_cast<int64_t>(first_row + r) * ad.up_columns + chunk.up + j;
+      float value = 0.f;
+      if (j < chunk.ranks) {
+        value = total(r * kGroup + column);
+        if (chunk.split) value += total(r * kGroup + column + kChunkRank);
+        value = scalbnf(value * ad.scale[chunk.slot], -chunk.exponent - shared.power[r]);
+      }
+      const uint16_t high = encode16(value, chunk.b_f16);
+      h[0] = high;
+      if (chunk.split) {
+        h[kChunkRank] = encode16(j < chunk.ranks ? value - decode16(high, chunk.b_f16) : 0.f, chunk.b_f16);
+        h[2 * kChunkRank] = high;
+      }
+    }
+  };
+
+  if (threadIdx.x < Rows) shared.below[threadIdx.x] = shared.full[threadIdx.x] = 0;
+  for (int pass = 0; pass < plan.passes; ++pass) {
+    load_slice(pass);
+    measure_slice();
+  }
+  ptx::cluster_sync();
+  scale_rows();
+  __syncthreads();
+  if (args.q || args.planes) {
+    for (int pass = 0; pass < plan.passes; ++pass) {
+      if (plan.passes > 1) load_slice(pass);
+      if (w8a16) copy_slice(pass);
+      else quantize_slice(pass);
+    }
+  }
+  if (args.adapters.chunk_count) {
+    for (int group = 0; group * kGroup < args.adapters.down_columns; ++group) project_down(group);
+  }
+  ptx::cluster_sync();  // a block's shared memory outlives the reads of its peers
+}
+
+template <class X, int Rows>
+int shared_bytes(int slice) {
+  return static_cast<int>(sizeof(Shared<Rows>)) + Rows * tile_pitch(slice, sizeof(X));
+}
+
+// The smallest cluster whose blocks leave room for a second one on the multiprocessor and that fills the device; rows of
+// 32 halve the reads of A. Where nothing fits, 16 rows and as many passes as it takes.
+template <class X>
+Plan plan_for(int m, int k, const Limits& limits) {
+  const int max_cluster = limits.capability >= 90 ? kMaxCluster : 1;
+  const int comfortable = std::min(limits.shared_bytes, (limits.shared_bytes + 1024) / 2 - 2048);
+  for (const int budget : {comfortable, limits.shared_bytes}) {
+    for (const int rows : {32, 16}) {
+      if (rows == 32 && m <= 16) continue;
+      for (int cluster = 1; cluster <= max_cluster; cluster *= 2) {
+        const int slice = round_up((k + cluster - 1) / cluster, 32);
+        const int bytes = rows == 32 ? shared_bytes<X, 32>(slice) : shared_bytes<X, 16>(slice);
+        const bool fills = (m + rows - 1) / rows * cluster >= limits.multiprocessors;
+        if (bytes <= budget && (fills || cluster == max_cluster || slice <= 256)) return {rows, cluster, slice, 1};
+      }
+    }
+  }
+  const int slice = (limits.shared_bytes - shared_bytes<X, 16>(0)) / 16 / static_cast<int>(sizeof(X)) / 32 * 32;
+  return {16, max_cluster, slice, (k + max_cluster * slice - 1) / (max_cluster * slice)};
+}
+
+template <class X, int Rows>
+void launch(const PrepareArgs& args, const Plan& plan, cudaStream_t stream) {
+  const bool vectors =
+      reinterpret_cast<uintptr_t>(args.x) % 16 == 0 && static_cast<int64_t>(args.k) * sizeof(X) % 16 == 0;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>((args.m + Rows - 1) / Rows * plan.cluster));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes<X, Rows>(plan.slice));
+  config.stream = stream;
+  cudaLaunchAttribute cluster;
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = static_cast<unsigned>(plan.cluster);
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  config.attrs = &cluster;
+  config.numAttrs = plan.cluster > 1 ? 1 : 0;
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&config, prepare<X, Rows>, args, plan, vectors),
+                "prepare: M = %d, K = %d, down columns = %d", args.m, args.k, args.adapters.down_columns);
+}
+
+template <class X>
+void launch(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
+  const Plan plan = plan_for<X>(args.m, args.k, limits);
+  if (plan.rows == 32) launch<X, 32>(args, plan, stream);
+  else launch<X, 16>(args, plan, stream);
+}
+
+template <class X>
+void set_up(const Limits& limits) {
+  for (const void* kernel : {reinterpret_cast<const void*>(prepare<X, 16>), reinterpret_cast<const void*>(prepare<X, 32>)}) {
+    OCTOLORA_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
+                  "prepare: %d bytes of shared memory", limits.shared_bytes);
+  }
+}
+
+}  // namespace
+
+void set_up_prepare(const Limits& limits) {
+  set_up<float>(limits);
+  set_up<__half>(limits);
+  set_up<__nv_bfloat16>(limits);
+}
+
+void launch_prepare(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
+  switch (args.x_type) {
+    case Dtype::f32: return launch<float>(args, limits, stream);
+    case Dtype::f16: return launch<__half>(args, limits, stream);
+    case Dtype::bf16: return launch<__nv_bfloat16>(args, limits, stream);
+  }
+}
+
+}  // namespace octolora::cuda
