@@ -95,8 +95,9 @@ __global__ __launch_bounds__(C::kThreads) void gemm(const GemmArgs args) {
   const int blocks = k_blocks + rank_blocks;
 
   // 128 bytes, from byte `offset` on, of `Rows` rows: from [total, width] with `pitch`, all in bytes.
-  const auto load_rows = [&]<int Rows>(std::integral_constant<int, Rows>, uint32_t to, const void* from, int64_t pitch,
-                                       int64_t width, int first, int total, int64_t offset) {
+  const auto load_rows = [&](auto rows, uint32_t to, const void* from, int64_t pitch, int64_t width, int first, int total,
+                             int64_t offset) {
+    constexpr int Rows = decltype(rows)::value;
 #pragma unroll
     for (int i = 0; i < (Rows * 8 + C::kThreads - 1) / C::kThreads; ++i) {
       const int index = i * C::kThreads + static_cast<int>(threadIdx.x);
