@@ -140,6 +140,11 @@ public final class Device implements AutoCloseable {
     }
   }
 
+  /** For tests that make objects in other ways than the public ones. */
+  NativeHandle handle() {
+    return handle;
+  }
+
   // ---- Layers
 
   /**
