@@ -284,7 +284,7 @@ public final class SafetensorsFile implements AutoCloseable {
         if (parser.currentToken() != JsonToken.VALUE_NUMBER_INT || text.startsWith("-")
             || parser.getNumberType() == JsonParser.NumberType.BIG_INTEGER) {
           throw new FormatException("%s: %s, expected an integer from 0 to 2^63 - 1".formatted(where,
-              Json.describe(text)));
+              shown(parser)));
         }
         if (count == numbers.length) {
           numbers = Arrays.copyOf(numbers, 2 * count);
@@ -296,8 +296,14 @@ public final class SafetensorsFile implements AutoCloseable {
 
     private static void require(JsonParser parser, JsonToken token, String where, String expected) throws IOException {
       if (parser.currentToken() != token) {
-        throw new FormatException("%s: %s, expected %s".formatted(where, Json.describe(parser.getText()), expected));
+        throw new FormatException("%s: %s, expected %s".formatted(where, shown(parser), expected));
       }
+    }
+
+    /** The token under the parser for a message; strings in quotes. */
+    private static String shown(JsonParser parser) throws IOException {
+      String text = parser.getText();
+      return parser.currentToken() == JsonToken.VALUE_STRING ? Json.describe(text) : text;
     }
 
     /** The data lies without hole, overlap or rest. */

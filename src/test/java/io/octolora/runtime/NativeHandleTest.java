@@ -65,7 +65,7 @@ class NativeHandleTest {
   void closeAndCallsRaceFromEightThreads() throws Exception {
     ExecutorService threads = Executors.newFixedThreadPool(8);
     try {
-      for (int round = 0; round < 2000; round++) {
+      for (int round = 0; round < 300; round++) {
         AtomicInteger frees = new AtomicInteger();
         AtomicBoolean alive = new AtomicBoolean(true);
         NativeHandle handle = new NativeHandle("raced", 3, address -> {
@@ -83,6 +83,7 @@ class NativeHandleTest {
               if (closer) {
                 handle.close();
               }
+              Thread.yield();
             }
           }));
         }
