@@ -100,14 +100,20 @@ final class VerifyCommand implements Callable<Integer> {
 
     String verdict() {
       List<String> parts = new ArrayList<>();
-      parts.add(results.isEmpty() ? "no layer was run" : "%d of %d layers within bounds on %s".formatted(within(),
-          results.size(), device.info().id()));
-      if (!results.isEmpty()) {
-        String worst = "worst %.2f of the oracle's bound".formatted(
-            results.stream().mapToDouble(r -> r.oracle().maxRatio()).max().orElse(0));
+      long outside = results.size() - within();
+      if (results.isEmpty()) {
+        parts.add("no layer was run");
+      } else {
+        parts.add("%d of %d layers %s on %s".formatted(outside == 0 ? results.size() : outside, results.size(),
+            outside == 0 ? "within bounds" : "outside the bounds", device.info().id()));
+        double oracle = results.stream().mapToDouble(r -> r.oracle().maxRatio()).max().orElseThrow();
         double recorded = results.stream().filter(r -> r.recorded() != null)
             .mapToDouble(r -> r.recorded().maxRatio()).max().orElse(-1);
-        parts.add(recorded < 0 ? worst : worst + ", %.2f of the recording's".formatted(recorded));
+        parts.add("at most %s of the oracle's bound".formatted(ratio(oracle))
+            + (recorded < 0 ? "" : ", %s of the recording's".formatted(ratio(recorded))));
+        if (oracle <= 1 && recorded > 1) {
+          parts.add("the recording was made with other adapters, scales, threshold or weights");
+        }
       }
       if (!views.isEmpty()) {
         parts.add(mapped() ? "every adapter key landed" : "adapter keys landed nowhere");
