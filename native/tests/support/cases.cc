@@ -310,6 +310,18 @@ std::vector<Spec> corner_specs(uint64_t seed, bool quick) {
     }
     s.m = 7, s.n = 4099, s.k = 640;
     add(s);
+    // Rows longer than any piece that a kernel takes at a time, with outliers in every piece.
+    if (mode == OCTOLORA_W8A8_DYNAMIC) {
+      Spec wide = s;
+      wide.m = 35, wide.n = 70, wide.k = 9001;
+      for (Fill fill : {Fill::exact, Fill::normal}) {
+        for (int columns : {60, 2500}) {
+          wide.fill = fill;
+          wide.outlier_columns = columns;
+          add(wide);
+        }
+      }
+    }
     s.m = 1, s.n = 3072, s.k = 3072, s.y_type = Type::bf16;
     add(s);
     s.m = 1500, s.n = 40, s.k = 136, s.y_type = Type::f16;

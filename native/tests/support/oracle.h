@@ -44,7 +44,7 @@ struct Arithmetic {
   // Relative error of one fp32 addition: 2^-24 rounded to nearest; 2^-23 in tensor cores, which cut off.
   double addition;
   // CUDA tensor cores take 16-bit operands: c * x.A^T is rounded to one 16-bit number (two with split), an fp32 x of
-  // the outlier columns to a pair, an fp32 x of W8A16 and of x.A^T to three bf16.
+  // the outlier columns to a pair, an fp32 x of W8A16 to three bf16 and of x.A^T to two tf32.
   bool operands16;
 };
 constexpr Arithmetic kCpuArithmetic = {0x1p-24, false};

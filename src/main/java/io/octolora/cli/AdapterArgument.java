@@ -2,12 +2,9 @@
 package io.octolora.cli;
 
 import java.nio.file.Files;
-import java.nio.file.InvalidPathException;
 import java.nio.file.Path;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
-import picocli.CommandLine.ITypeConverter;
-import picocli.CommandLine.TypeConversionException;
 
 /**
  * {@code PATH} or {@code PATH=SCALE}. The text behind the last {@code =} is the scale if it is a decimal number and no
@@ -17,28 +14,17 @@ record AdapterArgument(Path path, float scale) {
   private static final Pattern SCALED =
       Pattern.compile("(?<path>.+)=(?<scale>[+-]?(\\d+\\.?\\d*|\\.\\d+)([eE][+-]?\\d+)?)", Pattern.DOTALL);
 
+  /** @throws IllegalArgumentException for what is no path, or a scale that no float holds */
   static AdapterArgument parse(String text) {
     Matcher matcher = SCALED.matcher(text);
     if (matcher.matches() && !Files.exists(Path.of(text))) {
       float scale = Float.parseFloat(matcher.group("scale"));
       if (!Float.isFinite(scale)) {
-        throw new TypeConversionException("scale %s of %s is beyond the range of a 32-bit float"
+        throw new IllegalArgumentException("scale %s of %s is beyond the range of a 32-bit float"
             .formatted(matcher.group("scale"), matcher.group("path")));
       }
       return new AdapterArgument(Path.of(matcher.group("path")), scale);
     }
     return new AdapterArgument(Path.of(text), 1);
-  }
-
-  /** For picocli. */
-  static final class Converter implements ITypeConverter<AdapterArgument> {
-    @Override
-    public AdapterArgument convert(String text) {
-      try {
-        return parse(text);
-      } catch (InvalidPathException e) {
-        throw new TypeConversionException("'%s' is not a path: %s".formatted(text, e.getReason()));
-      }
-    }
   }
 }

@@ -16,13 +16,12 @@ import java.util.stream.Collectors;
 final class CheckpointText {
   private CheckpointText() {}
 
-  /** "bitsandbytes int8, 36 of 37 linears int8, outlier threshold 6". */
+  /** "37 linears: bitsandbytes int8 (36), BF16 (1), outlier threshold 6". */
   static String describe(Checkpoint base) {
-    long quantized = base.linears().values().stream().filter(BaseLinear::quantized).count();
     TreeSet<Float> thresholds = base.linears().values().stream().map(BaseLinear::quantization)
         .filter(how -> how != null && how.mode() == Quantization.Mode.W8A8_DYNAMIC)
         .map(Quantization::outlierThreshold).collect(Collectors.toCollection(TreeSet::new));
-    String text = "%s, %d of %d linears int8".formatted(base.format(), quantized, base.linears().size());
+    String text = "%d linears: %s".formatted(base.linears().size(), base.format());
     return thresholds.isEmpty() ? text : text + ", outlier threshold "
         + thresholds.stream().map(MappingView::number).collect(Collectors.joining(" and "));
   }

@@ -7,7 +7,6 @@ import io.octolora.checkpoint.BaseLinear;
 import io.octolora.checkpoint.Checkpoint;
 import io.octolora.checkpoint.Quantization;
 import io.octolora.cli.Terminal.Tone;
-import io.octolora.mapping.ModuleMap;
 import java.io.IOException;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -49,7 +48,7 @@ final class InspectCommand implements Callable<Integer> {
       boolean complete = true;
       for (Path path : adapters) {
         LoraAdapter adapter = opened.add(LoraAdapter.open(path));
-        MappingView view = new MappingView(adapter, ModuleMap.lenient(base, adapter));
+        MappingView view = MappingView.of(base, adapter);
         views.add(view);
         titles.add("%s (%s)".formatted(path, adapter.format()));
         complete &= view.complete();
@@ -87,7 +86,7 @@ final class InspectCommand implements Callable<Integer> {
     record Kind(String name, int n, int k, String format, String activations, boolean bias) {}
     Map<Kind, Integer> kinds = new LinkedHashMap<>();
     for (BaseLinear linear : base.linears().values()) {
-      String name = verbose ? linear.name() : linear.name().replaceAll("(?<=\\.)\\d+(?=\\.)", "*");
+      String name = verbose ? linear.name() : linear.name().replaceAll("(?<=blocks\\.|layers\\.)\\d+(?=\\.)", "*");
       kinds.merge(new Kind(name, linear.n(), linear.k(), format(linear), activations(linear), linear.bias() != null), 1,
           Integer::sum);
     }

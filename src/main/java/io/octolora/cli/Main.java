@@ -52,7 +52,6 @@ public final class Main implements Callable<Integer> {
     line.setOut(terminal.out());
     line.setErr(terminal.err());
     line.setColorScheme(CommandLine.Help.defaultColorScheme(terminal.colours() ? Ansi.ON : Ansi.OFF));
-    line.registerConverter(AdapterArgument.class, new AdapterArgument.Converter());
     line.setParameterExceptionHandler((e, arguments) -> main.fail(e, e.getMessage()
         + " (octolora %s--help shows the usage)".formatted(
             e.getCommandLine() == line ? "" : e.getCommandLine().getCommandName() + " ")));

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.octolora.cli;
 
+import java.io.BufferedWriter;
 import java.io.IOException;
+import java.io.OutputStream;
+import java.io.OutputStreamWriter;
 import java.io.PrintWriter;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import org.jetbrains.annotations.Nullable;
@@ -25,7 +29,12 @@ record Terminal(PrintWriter out, PrintWriter err, boolean colours, boolean progr
   static Terminal ofProcess() {
     @Nullable String noColor = System.getenv("NO_COLOR");
     boolean colours = isTerminal(1) && (noColor == null || noColor.isEmpty()) && !"dumb".equals(System.getenv("TERM"));
-    return new Terminal(new PrintWriter(System.out, true), new PrintWriter(System.err, true), colours, isTerminal(2));
+    return new Terminal(writer(System.out), writer(System.err), colours, isTerminal(2));
+  }
+
+  /** UTF-8 whatever the locale: JSON asks for it, and names in files are not bound to a locale. */
+  private static PrintWriter writer(OutputStream stream) {
+    return new PrintWriter(new BufferedWriter(new OutputStreamWriter(stream, StandardCharsets.UTF_8)), true);
   }
 
   private static boolean isTerminal(int descriptor) {

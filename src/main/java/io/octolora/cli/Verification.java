@@ -10,6 +10,7 @@ import io.octolora.oracle.Expectation;
 import io.octolora.oracle.Expectation.Deviation;
 import io.octolora.oracle.FloatFormat;
 import io.octolora.oracle.Oracle;
+import io.octolora.oracle.Oracle.Arithmetic;
 import io.octolora.oracle.OracleAdapter;
 import io.octolora.oracle.OracleLinear;
 import io.octolora.oracle.PeftReference;
@@ -57,16 +58,16 @@ public final class Verification {
    */
   public static Result check(Device device, BaseLinear base, Quantization how, List<Weighted> adapters, float[] x,
       int rows, FloatFormat xFormat, FloatFormat yFormat, @Nullable Recorded recorded) {
-    return judge(base, how, adapters, x, rows, xFormat, yFormat, recorded,
+    return judge(arithmetic(device), base, how, adapters, x, rows, xFormat, yFormat, recorded,
         forward(device, base, how, adapters, x, rows, xFormat, yFormat));
   }
 
   /** Judges {@code y[rows,n]}, wherever it comes from. */
-  public static Result judge(BaseLinear base, Quantization how, List<Weighted> adapters, float[] x, int rows,
-      FloatFormat xFormat, FloatFormat yFormat, @Nullable Recorded recorded, float[] y) {
+  public static Result judge(Arithmetic arithmetic, BaseLinear base, Quantization how, List<Weighted> adapters,
+      float[] x, int rows, FloatFormat xFormat, FloatFormat yFormat, @Nullable Recorded recorded, float[] y) {
     OracleLinear linear = OracleLinear.of(base, how);
     List<OracleAdapter> plain = adapters.stream().map(Verification::plain).toList();
-    Expectation oracle = Oracle.evaluate(linear, plain, x, rows, xFormat, yFormat);
+    Expectation oracle = Oracle.evaluate(linear, plain, x, rows, xFormat, yFormat, arithmetic);
     Deviation fromRecorded = null;
     if (recorded != null) {
       Expectation tool = PeftReference.evaluate(recorded.tool(), linear, plain, recorded.factorFormats(), x, rows,
@@ -75,6 +76,11 @@ public final class Verification {
     }
     return new Result(base.name(), base.n(), base.k(), rows, adapters.stream().map(a -> a.delta().rank()).toList(),
         oracle.compare(y), fromRecorded);
+  }
+
+  /** What the bound has to allow for on this device. */
+  public static Arithmetic arithmetic(Device device) {
+    return device.info().isCuda() ? Arithmetic.TENSOR_CORES : Arithmetic.FP32;
   }
 
   /** {@code y[rows,n]} as the device computes it. */

@@ -13,7 +13,6 @@ import io.octolora.cli.Verification.Recorded;
 import io.octolora.cli.Verification.Result;
 import io.octolora.cli.Verification.Weighted;
 import io.octolora.mapping.LoraDelta;
-import io.octolora.mapping.ModuleMap;
 import io.octolora.oracle.Expectation.Deviation;
 import io.octolora.oracle.FloatFormat;
 import io.octolora.oracle.PeftReference.BaseTool;
@@ -57,7 +56,7 @@ final class VerifyCommand implements Callable<Integer> {
 
   @Parameters(index = "1..*", paramLabel = "ADAPTER[=SCALE]",
       description = "LoRA files or PEFT folders, all active at once; SCALE is 1 where absent.")
-  private List<AdapterArgument> adapters = new ArrayList<>();
+  private List<String> adapters = new ArrayList<>();
 
   @Option(names = "--golden", paramLabel = "FILE",
       description = "Recorded inputs and outputs: FILE.safetensors with FILE.json beside it. Without it, x is made up.")
@@ -85,8 +84,8 @@ final class VerifyCommand implements Callable<Integer> {
   private boolean json;
 
   /** Everything that the tables and the JSON tell. */
-  private record Outcome(Checkpoint base, Device device, List<AdapterArgument> arguments, List<LoraAdapter> adapters,
-      List<MappingView> views, @Nullable Recording recording, List<Result> results, Map<String, String> skipped) {
+  private record Outcome(Checkpoint base, Device device, List<AdapterArgument> arguments, List<MappingView> views,
+      @Nullable Recording recording, List<Result> results, Map<String, String> skipped) {
     boolean mapped() {
       return views.stream().allMatch(MappingView::complete);
     }
@@ -101,14 +100,20 @@ final class VerifyCommand implements Callable<Integer> {
 
     String verdict() {
       List<String> parts = new ArrayList<>();
-      parts.add(results.isEmpty() ? "no layer was run" : "%d of %d layers within bounds on %s".formatted(within(),
-          results.size(), device.info().id()));
-      if (!results.isEmpty()) {
-        String worst = "worst %.2f of the oracle's bound".formatted(
-            results.stream().mapToDouble(r -> r.oracle().maxRatio()).max().orElse(0));
+      long outside = results.size() - within();
+      if (results.isEmpty()) {
+        parts.add("no layer was run");
+      } else {
+        parts.add("%d of %d layers %s on %s".formatted(outside == 0 ? results.size() : outside, results.size(),
+            outside == 0 ? "within bounds" : "outside the bounds", device.info().id()));
+        double oracle = results.stream().mapToDouble(r -> r.oracle().maxRatio()).max().orElseThrow();
         double recorded = results.stream().filter(r -> r.recorded() != null)
             .mapToDouble(r -> r.recorded().maxRatio()).max().orElse(-1);
-        parts.add(recorded < 0 ? worst : worst + ", %.2f of the recording's".formatted(recorded));
+        parts.add("at most %s of the oracle's bound".formatted(ratio(oracle))
+            + (recorded < 0 ? "" : ", %s of the recording's".formatted(ratio(recorded))));
+        if (oracle <= 1 && recorded > 1) {
+          parts.add("the recording was made with other adapters, scales, threshold or weights");
+        }
       }
       if (!views.isEmpty()) {
         parts.add(mapped() ? "every adapter key landed" : "adapter keys landed nowhere");
@@ -128,16 +133,18 @@ final class VerifyCommand implements Callable<Integer> {
     if (rows < 1 || rows > MAX_ROWS) {
       throw usage("--rows %d: expected 1 to %d".formatted(rows, MAX_ROWS));
     }
+    List<AdapterArgument> arguments = new ArrayList<>();
+    for (String text : adapters) {
+      try {
+        arguments.add(AdapterArgument.parse(text));
+      } catch (IllegalArgumentException e) {
+        throw usage(e.getMessage());
+      }
+    }
     try (Checkpoint base = Checkpoint.open(checkpoint); Closeables opened = new Closeables()) {
-      List<LoraAdapter> loras = new ArrayList<>();
-      List<ModuleMap> maps = new ArrayList<>();
       List<MappingView> views = new ArrayList<>();
-      for (AdapterArgument argument : adapters) {
-        LoraAdapter adapter = opened.add(LoraAdapter.open(argument.path()));
-        ModuleMap map = ModuleMap.lenient(base, adapter);
-        loras.add(adapter);
-        maps.add(map);
-        views.add(new MappingView(adapter, map));
+      for (AdapterArgument argument : arguments) {
+        views.add(MappingView.of(base, opened.add(LoraAdapter.open(argument.path()))));
       }
       Recording recording = golden == null ? null : opened.add(Recording.open(golden));
       if (threshold != null && base.linears().values().stream().noneMatch(VerifyCommand::hasThreshold)) {
@@ -146,14 +153,14 @@ final class VerifyCommand implements Callable<Integer> {
       }
       Device on = opened.add(open(device));
       Map<String, String> skipped = new LinkedHashMap<>();
-      List<BaseLinear> layers = layers(base, maps, recording, skipped);
-      Outcome outcome = new Outcome(base, on, adapters, loras, views, recording, new ArrayList<>(), skipped);
+      List<BaseLinear> layers = layers(base, views, recording, skipped);
+      Outcome outcome = new Outcome(base, on, arguments, views, recording, new ArrayList<>(), skipped);
       if (!json) {
         printInputs(outcome);
       }
       for (BaseLinear layer : layers) {
         main.terminal.progress(layer.name(), outcome.results().size() + 1, layers.size());
-        outcome.results().add(run(on, layer, maps, recording));
+        outcome.results().add(run(outcome, layer));
       }
       main.terminal.clearProgress();
       if (json) {
@@ -166,16 +173,16 @@ final class VerifyCommand implements Callable<Integer> {
   }
 
   /** Adapted layers and recorded ones; every int8 layer where neither is asked for. In the checkpoint's order. */
-  private List<BaseLinear> layers(Checkpoint base, List<ModuleMap> maps, @Nullable Recording recording,
+  private List<BaseLinear> layers(Checkpoint base, List<MappingView> views, @Nullable Recording recording,
       Map<String, String> skipped) {
     List<BaseLinear> layers = new ArrayList<>();
     if (recording != null) {
       recording.layers().keySet().forEach(base::linear); // names the nearest layers where one is unknown
     }
     for (BaseLinear linear : base.linears().values()) {
-      boolean adapted = maps.stream().anyMatch(map -> map.modules().contains(linear.name()));
+      boolean adapted = views.stream().anyMatch(view -> view.modules().contains(linear.name()));
       boolean recorded = recording != null && recording.layers().containsKey(linear.name());
-      boolean all = maps.isEmpty() && recording == null;
+      boolean all = views.isEmpty() && recording == null;
       if (linear.quantized() && (adapted || recorded || all)) {
         layers.add(linear);
       } else if (adapted || recorded) {
@@ -185,20 +192,19 @@ final class VerifyCommand implements Callable<Integer> {
     return layers;
   }
 
-  private Result run(Device on, BaseLinear linear, List<ModuleMap> maps, @Nullable Recording recording) {
+  private Result run(Outcome outcome, BaseLinear linear) {
     List<Weighted> active = new ArrayList<>();
-    for (int i = 0; i < maps.size(); i++) {
-      if (maps.get(i).modules().contains(linear.name())) {
-        for (LoraDelta delta : maps.get(i).deltas(linear.name())) {
-          active.add(new Weighted(delta, adapters.get(i).scale()));
-        }
+    for (int i = 0; i < outcome.views().size(); i++) {
+      for (LoraDelta delta : outcome.views().get(i).deltas(linear.name())) {
+        active.add(new Weighted(delta, outcome.arguments().get(i).scale()));
       }
     }
+    Device on = outcome.device();
     Quantization how = linear.quantization();
     if (threshold != null && hasThreshold(linear)) {
       how = how.withOutlierThreshold(threshold);
     }
-    Recording.Layer layer = recording == null ? null : recording.layers().get(linear.name());
+    Recording.Layer layer = outcome.recording() == null ? null : outcome.recording().layers().get(linear.name());
     if (layer == null) {
       FloatFormat format = FloatFormat.BFLOAT16;
       float[] x = Activations.random(seed + linear.name().hashCode(), rows, linear.k(), format);
@@ -271,7 +277,7 @@ final class VerifyCommand implements Callable<Integer> {
     for (int i = 0; i < outcome.views().size(); i++) {
       AdapterArgument argument = outcome.arguments().get(i);
       terminal.out().println();
-      line("adapter", "%s  %s, scale %s: %s".formatted(argument.path(), outcome.adapters().get(i).format(),
+      line("adapter", "%s  %s, scale %s: %s".formatted(argument.path(), outcome.views().get(i).adapter().format(),
           MappingView.number(argument.scale()), outcome.views().get(i).summary()));
       outcome.views().get(i).print(terminal, verbose);
     }

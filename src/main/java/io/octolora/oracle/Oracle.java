@@ -25,32 +25,57 @@ import java.util.stream.IntStream;
  * <p>Everything up to {@code q} and {@code s_x} is prescribed down to the fp32 rounding, so {@code q} and the int32 sum
  * are equal bit for bit and have no error.
  *
- * <p><b>The bound.</b> Let {@code u = 2^-24} (fp32), {@code u_y} the unit roundoff of the type of y, and {@code u_h} that
- * of the 16-bit type in which an adapter is kept: 2^-8 for bf16, 2^-11 for fp16 (half a unit in the last place of 8 and
- * 11 significant bits). A sum of L products in fp32, in any order, errs by at most {@code (L + 1) u} times the sum of the
- * absolute products; the truncating accumulation of tensor cores, one alignment for at least eight products, stays below
- * that. Per element, where {@code |.|} under a sum means absolute values:
+ * <p><b>The bound.</b> The contract leaves {@link Arithmetic} open: fp32 throughout, or tensor cores, which take 16-bit
+ * operands; what is marked (t) below is there for those alone. Let {@code u = 2^-24} (fp32), {@code u_y} the unit roundoff
+ * of the type of y, and {@code u_h} that of the 16-bit type in which an adapter is kept: 2^-8 for bf16, 2^-11 for fp16
+ * (half a unit in the last place of 8 and 11 significant bits). One addition errs by {@code d = u}, and by {@code 2 u} in
+ * tensor cores, which cut off instead of rounding. Per element, where {@code sum|.|} adds absolute values:
  *
  * <ol>
  *   <li>int8 part: conversion of the sum, two scales, one spare: {@code 4 u |base_int8|}
- *   <li>outlier part over {@code |O|} columns: {@code (|O| + 4) u s_w sum|x||W|}; W8A16: the same over K
+ *   <li>outlier part over {@code |O|} columns: {@code (|O| d + 4 u) s_w sum|x||W|}; (t) an fp32 x may go in as a sum of
+ *       two 16-bit numbers: {@code 2^-16 s_w sum|x||W|}. W8A16 the same over K, an fp32 x as three: {@code 2^-23}
  *   <li>factors: a file's 16-bit factors are kept as they are, and so are fp32 factors that a 16-bit type holds.
- *       Other fp32 factors become fp16 times a power of two: {@code d(a) = 2^-11 |a| + 2^-35 max|a|} (the second term:
- *       subnormals, when the power of two brings the largest element to 2^10 or more); or bf16, {@code 2^-8 |a|}, which
- *       can lose less only where the non-zero magnitudes span more than 2^24
- *   <li>down-projection: {@code e(H) = sum|x| d(A) + (K + 4) u sum|x|(|A| + d(A))}, plus {@code u_h} times the sum over
- *       {@code |x| (|A| + d(A))} when x itself has to be rounded to the adapter's 16-bit type, plus the rounding of H to
- *       that type, {@code u_h (|H| + e)}
- *   <li>up-projection: {@code sum (e(H)(|B| + d(B)) + |H| d(B)) + (r + 6) u sum (|H| + e(H)) (|B| + d(B))}, which
+ *       Other fp32 factors become fp16 times a power of two that brings the largest element to 2^14 or more:
+ *       {@code d(a) = 2^-11 |a| + 2^-35 max|a|}, the second term for subnormals and for choosing by the squared error of
+ *       the whole matrix; or bf16, {@code 2^-8 |a| + 2^-35 max|a|}, which can be the better choice only where the
+ *       non-zero magnitudes span more than 2^24
+ *   <li>down-projection: {@code e(H) = sum|x| d(A) + (K d + 4 u) sum|x|(|A| + d(A))}, an fp32 x as two numbers of 11
+ *       bits: {@code 2^-22} times the same sum; then H is rounded to 16 bits, {@code u_h (|H| + e)}, times a power of
+ *       two per row that keeps K max|x| max|A| below 2^14 for the largest of the adapters: half an fp16 subnormal is
+ *       {@code 2^-34 max|x| K max|A|}, counting three powers of two for rounding exponents up
+ *   <li>up-projection: {@code sum (e(H)(|B| + d(B)) + |H| d(B)) + (r d + 6 u) sum (|H| + e(H)) (|B| + d(B))}, which
  *       includes c, the division and multiplication by s_x and the product in fp32; all times {@code |c|}
- *   <li>adding the parts in fp32: {@code (3 + 2 adapters) u} times the sum of their magnitudes
+ *   <li>(t) an adapter's bias may be stored in 16 bits and c as two numbers: {@code (u_h + 2^-16) |c beta|}
+ *   <li>adding the parts in fp32: {@code (3 + 2 adapters) d} times the sum of their magnitudes
  *   <li>the store: {@code u_y (|y| + what came before)} and half of the smallest subnormal
  * </ol>
  */
 public final class Oracle {
   private static final double U = Math.scalb(1.0, -24);
+  private static final double TWO_BF16 = Math.scalb(1.0, -16);
+  private static final double THREE_BF16 = Math.scalb(1.0, -23);
+  private static final double TWO_TF32 = Math.scalb(1.0, -22);
 
   private Oracle() {}
+
+  /** How the computation under test may multiply and add. */
+  public enum Arithmetic {
+    /** Sums and products in fp32, rounded to nearest: the CPU. */
+    FP32,
+    /** 16-bit operands, fp32 sums that are cut off: CUDA. */
+    TENSOR_CORES;
+
+    /** Relative error of one addition. */
+    private double addition() {
+      return this == FP32 ? U : 2 * U;
+    }
+
+    /** The error where operands have to be 16 bits, else 0. */
+    private double operand(double error) {
+      return this == FP32 ? 0 : error;
+    }
+  }
 
   /**
    * The quantized rows.
@@ -108,8 +133,8 @@ public final class Oracle {
 
   /** The plain layer, without adapters. */
   public static Expectation evaluate(OracleLinear linear, float[] x, int rows, FloatFormat xFormat,
-      FloatFormat yFormat) {
-    return evaluate(linear, List.of(), x, rows, xFormat, yFormat);
+      FloatFormat yFormat, Arithmetic arithmetic) {
+    return evaluate(linear, List.of(), x, rows, xFormat, yFormat, arithmetic);
   }
 
   /**
@@ -118,7 +143,7 @@ public final class Oracle {
    * @param yFormat type in which it stores y
    */
   public static Expectation evaluate(OracleLinear linear, List<OracleAdapter> adapters, float[] x, int rows,
-      FloatFormat xFormat, FloatFormat yFormat) {
+      FloatFormat xFormat, FloatFormat yFormat, Arithmetic arithmetic) {
     int n = linear.n();
     int k = linear.k();
     if (x.length != (long) rows * k) {
@@ -126,9 +151,15 @@ public final class Oracle {
     }
     boolean weightOnly = linear.quantization().mode() == Quantization.Mode.W8A16;
     Quantized quantized = weightOnly ? null : quantize(linear.quantization(), x, rows, k);
+    double addition = arithmetic.addition();
+    double pieces = xFormat == FloatFormat.FLOAT32 ? arithmetic.operand(1) : 0;
+    double largest = 0;
+    for (OracleAdapter adapter : adapters) {
+      largest = Math.max(largest, Math.abs(adapter.scale()) * k * max(adapter.a()) * exponentOfB(adapter));
+    }
     List<Projected> deltas = new ArrayList<>();
     for (OracleAdapter adapter : adapters) {
-      deltas.add(new Projected(adapter, n, k, x, rows, xFormat));
+      deltas.add(new Projected(adapter, n, k, x, rows, arithmetic, pieces, largest));
     }
 
     byte[] weights = linear.weight();
@@ -148,7 +179,7 @@ public final class Oracle {
             magnitude += Math.abs(product);
           }
           base = sw * sum;
-          error = (k + 4) * U * Math.abs(sw) * magnitude;
+          error = (k * addition + 4 * U + pieces * THREE_BF16) * Math.abs(sw) * magnitude;
         } else {
           long sum = 0;
           double outliers = 0;
@@ -165,8 +196,9 @@ public final class Oracle {
           }
           double exact = (double) quantized.rowScale()[m] * sw * sum;
           base = exact + sw * outliers;
-          error = 4 * U * Math.abs(exact) + (columns + 4) * U * Math.abs(sw) * magnitude
-              + 2 * U * (Math.abs(exact) + Math.abs(sw * outliers));
+          error = 4 * U * Math.abs(exact)
+              + (columns * addition + 4 * U + pieces * TWO_BF16) * Math.abs(sw) * magnitude
+              + addition * (Math.abs(exact) + Math.abs(sw * outliers));
           if (!quantized.finite()[m]) {
             base = Double.NaN;
           }
@@ -183,7 +215,7 @@ public final class Oracle {
           parts += Math.abs(d);
           error += delta.error(m, channel);
         }
-        error += (3 + 2 * deltas.size()) * U * (parts + error);
+        error += (3 + 2 * deltas.size()) * addition * (parts + error);
         error += yFormat.roundingError(Math.abs(y) + error);
         value[m * n + channel] = Double.isInfinite(yFormat.round(y)) ? yFormat.round(y) : y;
         bound[m * n + channel] = error;
@@ -199,8 +231,11 @@ public final class Oracle {
     private final double[] h;
     private final double[] hError;
     private final double[] bError;
+    private final double addition;
+    private final double unit;
 
-    Projected(OracleAdapter adapter, int n, int k, float[] x, int rows, FloatFormat xFormat) {
+    Projected(OracleAdapter adapter, int n, int k, float[] x, int rows, Arithmetic arithmetic,
+        double pieces, double largest) {
       this.adapter = adapter;
       this.rank = adapter.rank();
       if (adapter.a().length != (long) rank * k || adapter.b().length != (long) n * rank) {
@@ -209,12 +244,18 @@ public final class Oracle {
       }
       double[] aError = storageError(adapter.a(), adapter.aFormat());
       bError = storageError(adapter.b(), adapter.bFormat());
-      double unit = Math.max(storageUnit(adapter.a(), adapter.aFormat()), storageUnit(adapter.b(), adapter.bFormat()));
-      // bf16 values survive the way into fp16 and fp32 alike; every other change of type rounds
-      boolean xRounds = xFormat.unitRoundoff() < unit;
+      addition = arithmetic.addition();
+      unit = arithmetic.operand(Math.max(storageUnit(adapter.a(), adapter.aFormat()),
+          storageUnit(adapter.b(), adapter.bFormat())));
+      double own = Math.abs(adapter.scale()) * exponentOfB(adapter);
+      double subnormal = own == 0 ? 0 : arithmetic.operand(Math.scalb(largest / own, -34));
       h = new double[rows * rank];
       hError = new double[rows * rank];
       IntStream.range(0, rows).parallel().forEach(m -> {
+        double xMax = 0;
+        for (int c = 0; c < k; c++) {
+          xMax = Math.max(xMax, Math.abs(x[m * k + c]));
+        }
         for (int r = 0; r < rank; r++) {
           double sum = 0;
           double lost = 0;
@@ -227,9 +268,9 @@ public final class Oracle {
             lost += Math.abs(value) * ea;
             magnitude += Math.abs(value) * (Math.abs(a) + ea);
           }
-          double error = lost + (k + 4) * U * magnitude + (xRounds ? unit * magnitude : 0);
+          double error = lost + (k * addition + 4 * U + pieces * TWO_TF32) * magnitude;
           h[m * rank + r] = sum;
-          hError[m * rank + r] = error + unit * (Math.abs(sum) + error);
+          hError[m * rank + r] = error + unit * (Math.abs(sum) + error) + subnormal * xMax;
         }
       });
     }
@@ -243,8 +284,8 @@ public final class Oracle {
     }
 
     double error(int m, int channel) {
-      double error = 0;
       double magnitude = adapter.bias() == null ? 0 : Math.abs(adapter.bias()[channel]);
+      double error = (unit + (unit == 0 ? 0 : TWO_BF16)) * magnitude;
       for (int r = 0; r < rank; r++) {
         double ah = Math.abs(h[m * rank + r]);
         double eh = hError[m * rank + r];
@@ -253,27 +294,20 @@ public final class Oracle {
         error += eh * (ab + eb) + ah * eb;
         magnitude += (ah + eh) * (ab + eb);
       }
-      return Math.abs(adapter.scale()) * (error + (rank + 6) * U * magnitude);
+      return Math.abs(adapter.scale()) * (error + (rank * addition + 6 * U) * magnitude);
     }
   }
 
   /** Per element, how far the 16-bit copy of a factor may be from the factor. */
   private static double[] storageError(float[] values, FloatFormat format) {
     double[] error = new double[values.length];
-    if (keptAsIs(values, format)) {
+    if (format != FloatFormat.FLOAT32 || FloatFormat.BFLOAT16.holds(values) || FloatFormat.FLOAT16.holds(values)) {
       return error;
     }
-    double max = 0;
-    double min = Double.POSITIVE_INFINITY;
-    for (float v : values) {
-      max = Math.max(max, Math.abs(v));
-      min = v == 0 ? min : Math.min(min, Math.abs(v));
-    }
-    boolean wide = max > Math.scalb(min, 24);
+    double unit = storageUnit(values, format);
+    double subnormal = Math.scalb(max(values), -35);
     for (int i = 0; i < error.length; i++) {
-      double v = Math.abs(values[i]);
-      error[i] = wide ? FloatFormat.BFLOAT16.unitRoundoff() * v
-          : FloatFormat.FLOAT16.unitRoundoff() * v + Math.scalb(max, -35);
+      error[i] = unit * Math.abs(values[i]) + subnormal;
     }
     return error;
   }
@@ -283,11 +317,30 @@ public final class Oracle {
     if (format != FloatFormat.FLOAT32) {
       return format.unitRoundoff();
     }
-    return FloatFormat.BFLOAT16.holds(values) ? FloatFormat.BFLOAT16.unitRoundoff()
-        : FloatFormat.FLOAT16.unitRoundoff();
+    if (FloatFormat.BFLOAT16.holds(values)) {
+      return FloatFormat.BFLOAT16.unitRoundoff();
+    }
+    double min = Double.POSITIVE_INFINITY;
+    for (float v : values) {
+      min = v == 0 ? min : Math.min(min, Math.abs(v));
+    }
+    boolean wide = !FloatFormat.FLOAT16.holds(values) && max(values) > Math.scalb(min, 24);
+    return (wide ? FloatFormat.BFLOAT16 : FloatFormat.FLOAT16).unitRoundoff();
   }
 
-  private static boolean keptAsIs(float[] values, FloatFormat format) {
-    return format != FloatFormat.FLOAT32 || FloatFormat.BFLOAT16.holds(values) || FloatFormat.FLOAT16.holds(values);
+  /** What H is multiplied by, within a power of two, for the exponent that B is stored with. */
+  private static double exponentOfB(OracleAdapter adapter) {
+    boolean kept = adapter.bFormat() != FloatFormat.FLOAT32 || FloatFormat.BFLOAT16.holds(adapter.b())
+        || FloatFormat.FLOAT16.holds(adapter.b());
+    double max = max(adapter.b());
+    return kept || max == 0 ? 1 : Math.scalb(max, -14);
+  }
+
+  private static double max(float[] values) {
+    double max = 0;
+    for (float v : values) {
+      max = Math.max(max, Math.abs(v));
+    }
+    return max;
   }
 }

@@ -46,14 +46,15 @@ record Cli(int status, String out, String err) {
     return out.lines().toList();
   }
 
-  /** Tables stay within 120 columns. Lines with paths and reasons are sentences, which a terminal may wrap. */
-  Cli expectTables(String title) {
+  /** Asserts a table with these columns, all of it within 120 characters; sentences around it may be longer. */
+  Cli expectTable(String... columns) {
     List<String> lines = lines();
     int header = -1;
     for (int i = 0; i < lines.size() && header < 0; i++) {
-      header = lines.get(i).startsWith(title) ? i : -1;
+      String line = lines.get(i);
+      header = line.startsWith(columns[0] + " ") && Arrays.stream(columns).allMatch(line::contains) ? i : -1;
     }
-    assertTrue(header >= 0, () -> "no table that begins with " + title + ":\n" + out);
+    assertTrue(header >= 0, () -> "no table with the columns " + List.of(columns) + ":\n" + out);
     for (int i = header; i < lines.size() && !lines.get(i).isEmpty(); i++) {
       String line = lines.get(i);
       assertTrue(line.length() <= 120, () -> line.length() + " columns: " + line);

@@ -18,8 +18,8 @@ class InspectCommandTest {
 
   @Test
   void checkpointAlone() {
-    Cli cli = Cli.run("inspect", BASE).expect(0).expectTables("MODULE");
-    assertTrue(cli.out().contains("36 of 36 linears int8, outlier threshold 6"), cli.out());
+    Cli cli = Cli.run("inspect", BASE).expect(0).expectTable("MODULE", "LAYERS", "N", "K", "WEIGHT", "ACTIVATIONS", "BIAS");
+    assertTrue(cli.out().contains("36 linears: bitsandbytes int8 (36), outlier threshold 6"), cli.out());
     assertTrue(cli.lines().stream().anyMatch(
         line -> line.matches("single_transformer_blocks\\.\\*\\.attn\\.to_q +2 +128 +128 .*outliers from 6 +yes")),
         cli.out());
@@ -27,7 +27,7 @@ class InspectCommandTest {
 
   @Test
   void verboseShowsEveryLayer() {
-    Cli cli = Cli.run("inspect", "-v", BASE).expect(0).expectTables("MODULE");
+    Cli cli = Cli.run("inspect", "-v", BASE).expect(0).expectTable("MODULE", "LAYERS", "N", "K", "WEIGHT", "ACTIVATIONS", "BIAS");
     assertTrue(cli.lines().stream().anyMatch(line -> line.startsWith("single_transformer_blocks.1.attn.to_q ")),
         cli.out());
   }
@@ -35,7 +35,7 @@ class InspectCommandTest {
   @Test
   void layersThatAreNotInt8() {
     Cli cli = Cli.run("inspect", Fixtures.path("llama/base_bnb8")).expect(0);
-    assertTrue(cli.out().contains("14 of 15 linears int8"), cli.out());
+    assertTrue(cli.out().contains("16 linears: bitsandbytes int8 (14), BF16 (2), outlier threshold 6"), cli.out());
     assertTrue(cli.lines().stream().anyMatch(line -> line.startsWith("lm_head ") && line.contains("not quantized")),
         cli.out());
   }
@@ -45,7 +45,7 @@ class InspectCommandTest {
       "r4/pytorch_lora_weights.safetensors", "shared/kohya.safetensors", "shared/bfl_diffusion_model_prefix.safetensors"})
   void everyKeyLands(String adapter) {
     Cli cli = Cli.run("inspect", BASE, Fixtures.path("flux/adapters/" + adapter)).expect(0)
-        .expectTables("MODULE                                  KEYS");
+        .expectTable("MODULE", "KEYS", "ROWS OF B", "RANKS", "RANK", "SCALE");
     assertTrue(cli.out().contains(" keys landed on 26 modules"), cli.out());
     assertTrue(cli.out().endsWith("OK: every key landed" + System.lineSeparator()), cli.out());
   }

@@ -33,12 +33,12 @@ class VerifyCommandTest {
   @Test
   void theMainJob() {
     Cli cli = Cli.run("verify", BASE, R4, "--golden", golden("bnb8__r4"), "--device", "cpu").expect(0);
-    cli.expectTables("MODULE                                  KEYS").expectTables("MODULE                                 ");
+    cli.expectTable("MODULE", "KEYS", "RANK", "SCALE").expectTable("MODULE", "FROM ORACLE", "FROM RECORDED", "/ BOUND");
     assertTrue(cli.out().contains("52 of 52 keys landed on 26 modules"), cli.out());
     assertEquals(26, cli.lines().stream().filter(line -> line.endsWith("  ok")).count(), cli.out());
     assertTrue(cli.lines().stream().anyMatch(line -> line.startsWith("device      cpu (")), cli.out());
     List<String> lines = cli.lines();
-    assertTrue(lines.get(lines.size() - 1).startsWith("OK: 26 of 26 layers within bounds on cpu; worst "), cli.out());
+    assertTrue(lines.get(lines.size() - 1).startsWith("OK: 26 of 26 layers within bounds on cpu; at most 0."), cli.out());
     assertEquals("", cli.err());
   }
 
@@ -48,7 +48,8 @@ class VerifyCommandTest {
     for (String half : List.of("lora_A", "lora_B")) {
       for (String module : List.of("transformer_blocks.0.attn.to_q", "single_transformer_blocks.1.proj_out")) {
         String key = "base_model.model." + module + "." + half + ".weight";
-        assertTrue(cli.lines().stream().anyMatch(line -> line.startsWith(key) && line.contains("  " + module + "  ")),
+        int at = cli.lines().indexOf(key);
+        assertTrue(at >= 0 && cli.lines().get(at + 1).startsWith("  lands on " + module + ", rows 0..128, ranks 0..4"),
             key + " in\n" + cli.out());
       }
     }
@@ -60,7 +61,9 @@ class VerifyCommandTest {
     Cli.run("verify", BASE, R4 + "=0.7", R8 + "=0.4", "--golden", recording, "--device", "cpu").expect(0);
     Cli wrong = Cli.run("verify", BASE, R4 + "=0.4", R8 + "=0.7", "--golden", recording, "--device", "cpu").expect(1);
     assertTrue(wrong.out().contains("OUTSIDE"), wrong.out());
-    assertTrue(wrong.lines().get(wrong.lines().size() - 1).startsWith("FAILED: "), wrong.out());
+    String verdict = wrong.lines().get(wrong.lines().size() - 1);
+    assertTrue(verdict.startsWith("FAILED: ") && verdict.contains("the recording was made with other adapters"),
+        verdict);
     Cli.run("verify", BASE, R4, "--golden", recording, "--device", "cpu").expect(1);
   }
 

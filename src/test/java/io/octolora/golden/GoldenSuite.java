@@ -112,7 +112,7 @@ abstract class GoldenSuite {
       for (Result result : List.of(y, wide, base)) {
         assertTrue(result.withinBounds(), result::toString);
       }
-      Deviation raw = golden.rawOracle(layer, layer.xFormat()).compare(Verification.forward(device,
+      Deviation raw = golden.rawOracle(device, layer, layer.xFormat()).compare(Verification.forward(device,
           golden.linear(layer), golden.how(layer), active, layer.x().toFloats(), layer.rows(), layer.xFormat(),
           layer.xFormat()));
       assertTrue(raw.withinBound(), () -> layer.module() + " against the file's own factors: " + raw);
@@ -160,11 +160,11 @@ abstract class GoldenSuite {
             format, format);
         OracleLinear linear = OracleLinear.of(golden.linear(layer), golden.how(layer));
         Deviation own = Oracle.evaluate(linear, List.of(Verification.plain(active.get(0))), x, layer.rows(), format,
-            format).compare(y);
+            format, Verification.arithmetic(device)).compare(y);
         assertTrue(own.withinBound(), () -> layer.module() + " against the oracle of this file: " + own);
 
         OracleAdapter raw = golden.raw.adapters(golden.recording, layer).get(0);
-        Expectation expected = golden.rawOracle(layer, format);
+        Expectation expected = golden.rawOracle(device, layer, format);
         double[] bound = expected.bound().clone();
         if (bfl) {
           widen(bound, raw, x, layer.rows(), linear.n(), linear.k());
@@ -276,8 +276,8 @@ abstract class GoldenSuite {
       weight.put(at, (byte) (weight.get(at) + (weight.get(at) > 0 ? -16 : 16)));
       try (Int8Linear changed = device.load("perturbed", linear.n(), linear.k(), golden.how(layer), weight,
           linear.scale(), linear.bias())) {
-        Deviation deviation = Oracle.evaluate(linear, x, layer.rows(), FloatFormat.FLOAT32, FloatFormat.FLOAT32)
-            .compare(changed.forward(x, layer.rows()));
+        Deviation deviation = Oracle.evaluate(linear, x, layer.rows(), FloatFormat.FLOAT32, FloatFormat.FLOAT32,
+            Verification.arithmetic(device)).compare(changed.forward(x, layer.rows()));
         assertFalse(deviation.withinBound(), deviation::toString);
         assertEquals(channel, deviation.channel());
       }
@@ -373,9 +373,9 @@ abstract class GoldenSuite {
           layer.xFormat(), yFormat, new Recorded(layer.tool(), y, formats(layer, active.size())));
     }
 
-    Expectation rawOracle(Recording.Layer layer, FloatFormat yFormat) throws IOException {
+    Expectation rawOracle(Device device, Recording.Layer layer, FloatFormat yFormat) throws IOException {
       return Oracle.evaluate(raw.linear(layer.module()), raw.adapters(recording, layer), layer.x().toFloats(),
-          layer.rows(), layer.xFormat(), yFormat);
+          layer.rows(), layer.xFormat(), yFormat, Verification.arithmetic(device));
     }
 
     Expectation tool(Recording.Layer layer, List<OracleAdapter> plain) {
