@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The CPU's linear and its slots: what they keep. linear.cpp fills them, forward.cpp multiplies.
+// The CPU's linear and its slots: what they keep. linear.cc fills them, forward.cc multiplies.
 #pragma once
 
 #include <memory>

@@ -10,10 +10,9 @@
 //                   fp32 x as a pair of 16-bit numbers, on tensor cores:  2^-16 s_w sum |x||w|
 //   h = c x.A^T     k additions, c:                              (k d + u(f32)) |c| sum |x||A|
 //                   A, where an fp32 factor is stored in 16 bits: |c| sum |x| dA, see storage()
-//                   on tensor cores fp32 x in three bf16 pieces: 2^-23 |c| sum |x||A|
-//                   on tensor cores h itself in 16 bits:         u(h) |h|, and for fp16, whose rows share a power of two,
-//                   half a subnormal of the row's largest:       2^-24 max |h|
-//                   these errors reach y through |B|
+//                   on tensor cores fp32 x as two tf32 numbers:  2^-21 |c| sum |x||A|
+//                   on tensor cores h itself in 16 bits:         u(h) |h|, and for fp16, whose rows share a power of
+//                   two, half a subnormal of the row's largest:       2^-24 max |h| these errors reach y through |B|
 //   B               where an fp32 factor is stored in 16 bits:   sum |h| dB
 //   adapter bias    product and addition:                        2 u(f32) |c bias|
 //                   on tensor cores the bias in the 16-bit type, c as a pair: (u(h) + 2^-16) |c bias|
@@ -35,6 +34,7 @@ namespace {
 constexpr double kSingle = 0x1p-24;
 constexpr double kPair = 0x1p-16;
 constexpr double kThreePieces = 0x1p-23;
+constexpr double kTf32Pair = 0x1p-21;
 
 // x as the quantizer sees it.
 float measured(const Problem& p, int64_t i) {
@@ -69,19 +69,26 @@ FactorStorage storage(const Typed& factor, bool split) {
   if (factor.type == Type::f16) return {true, false, 0, 0};
   if (factor.type == Type::bf16) return {false, true, 0, 0};
   bool in_half = true, in_bfloat = true;
-  double least = INFINITY, most = 0;
+  double most = 0;
   for (float v : factor.value) {
     in_half = in_half && round_to(Type::f16, v) == v;
     in_bfloat = in_bfloat && round_to(Type::bf16, v) == v;
-    if (v != 0) least = std::min<double>(least, std::fabs(v));
     most = std::max<double>(most, std::fabs(v));
   }
   if (in_half || in_bfloat) return {in_half, in_bfloat, 0, 0};
-  // fp16 times a power of two puts the largest element at 1 or above, so that elements down to 2^-14 of it are normal
-  // numbers and the others lose half a subnormal, 2^-25 of it. bf16 is taken only where that loses less.
-  const bool narrow = least >= most * 0x1p-14;
-  if (split) return {true, !narrow, kPair, 0x1p-24 * most};
-  return {true, !narrow, narrow ? 0x1p-11 : 0x1p-8, narrow ? 0 : 0x1p-25 * most};
+  // fp16 times a power of two that puts the largest element at 1 or above: smaller ones down to 2^-14 of it are normal
+  // numbers, the others lose half a subnormal, 2^-25 of it. bf16 is allowed where it loses less than even the smallest
+  // such power.
+  const int exponent = -std::ilogb(most);
+  double half_error = 0, bfloat_error = 0;
+  for (float v : factor.value) {
+    const double half = std::ldexp(round_to(Type::f16, std::ldexp(static_cast<double>(v), exponent)), -exponent) - v;
+    const double bfloat = round_to(Type::bf16, v) - v;
+    half_error += half * half;
+    bfloat_error += bfloat * bfloat;
+  }
+  const bool bfloat = bfloat_error < half_error;
+  return {true, bfloat, split ? kPair : bfloat ? 0x1p-8 : 0x1p-11, 0x1p-25 * most};
 }
 
 }  // namespace
@@ -173,7 +180,7 @@ Expected evaluate(const Problem& p, const Arithmetic& arithmetic) {
           absolute += std::fabs(product);
           x_absolute += std::fabs(static_cast<double>(x[k]));
         }
-        double error = (p.k * d + kSingle + (x_in_pieces ? kThreePieces : 0)) * absolute;
+        double error = (p.k * d + kSingle + (x_in_pieces ? kTf32Pair : 0)) * absolute;
         error += a_storage[i].relative * absolute + a_storage[i].absolute * x_absolute + 0x1p-149 * p.k;
         h.push_back(c * sum);
         h_error.push_back(std::fabs(c) * error + h_roundoff[i] * std::fabs(c * sum));

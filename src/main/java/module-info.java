@@ -14,5 +14,5 @@ module io.octolora {
   exports io.octolora.runtime;
 
   // picocli sets the fields of the commands
-  // opens io.octolora.cli to info.picocli;
+  opens io.octolora.cli to info.picocli;
 }
