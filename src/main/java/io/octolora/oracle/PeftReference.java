@@ -3,6 +3,7 @@ package io.octolora.oracle;
 
 import io.octolora.checkpoint.Quantization;
 import java.util.List;
+import java.util.stream.IntStream;
 
 /**
  * What PEFT over bitsandbytes or Quanto computes for one layer, in double precision, with a bound of its roundings: the
@@ -83,9 +84,11 @@ public final class PeftReference {
       double toTie = Math.abs(p - Math.floor(p) - 0.5);
       nearTie[i] = !quantized.outlier()[i % k] && toTie <= Math.scalb(p, -20);
     }
-    for (int m = 0; m < rows; m++) {
-      for (int channel = 0; channel < n; channel++) {
-        double sw = linear.scaleOf(channel);
+    byte[] weights = linear.weight();
+    boolean outliersAdded = anyOutlier;
+    IntStream.range(0, n).parallel().forEach(channel -> {
+      double sw = linear.scaleOf(channel);
+      for (int m = 0; m < rows; m++) {
         double sx = quantized.rowScale()[m];
         long sum = 0;
         long ties = 0;
@@ -94,7 +97,7 @@ public final class PeftReference {
         double moved = 0;
         int columns = 0;
         for (int c = 0; c < k; c++) {
-          int w = linear.weight()[channel * k + c];
+          int w = weights[channel * k + c];
           sum += quantized.codes()[m * k + c] * w;
           ties += nearTie[m * k + c] ? Math.abs(w) : 0;
           if (quantized.outlier()[c]) {
@@ -116,7 +119,7 @@ public final class PeftReference {
           e += FloatFormat.FLOAT16.roundingError(Math.abs(y) + e);
         }
         e += xFormat.roundingError(Math.abs(y) + e);
-        if (anyOutlier) {
+        if (outliersAdded) {
           y += outliers;
           e += moved + (columns + 1) * U * (magnitude + Math.abs(y)) + xFormat.roundingError(outliers);
           e += xFormat.roundingError(Math.abs(y) + e);
@@ -124,7 +127,7 @@ public final class PeftReference {
         value[m * n + channel] = y;
         bound[m * n + channel] = e;
       }
-    }
+    });
   }
 
   private static void quanto(OracleLinear linear, float[] x, int rows, FloatFormat xFormat, double[] value,
@@ -134,7 +137,7 @@ public final class PeftReference {
     if (linear.quantization().mode() != Quantization.Mode.W8A16) {
       throw new IllegalArgumentException("not a weight-only Quanto layer: " + linear.quantization());
     }
-    for (int channel = 0; channel < n; channel++) {
+    IntStream.range(0, n).parallel().forEach(channel -> {
       double[] w = new double[k];
       for (int c = 0; c < k; c++) {
         w[c] = xFormat.round((double) linear.scaleOf(channel) * linear.weight()[channel * k + c]);
@@ -155,7 +158,7 @@ public final class PeftReference {
         value[m * n + channel] = y;
         bound[m * n + channel] = e;
       }
-    }
+    });
   }
 
   private static void addAdapter(OracleAdapter adapter, FloatFormat type, float[] x, int rows, int n, int k,
@@ -165,9 +168,9 @@ public final class PeftReference {
     float[] a = cast(adapter.a(), type);
     float[] b = cast(adapter.b(), type);
     float[] beta = adapter.bias() == null ? null : cast(adapter.bias(), type);
-    double[] h = new double[rank];
-    double[] he = new double[rank];
-    for (int m = 0; m < rows; m++) {
+    IntStream.range(0, rows).parallel().forEach(m -> {
+      double[] h = new double[rank];
+      double[] he = new double[rank];
       for (int r = 0; r < rank; r++) {
         double sum = 0;
         double magnitude = 0;
@@ -203,7 +206,7 @@ public final class PeftReference {
         bound[i] += e;
         bound[i] += xFormat.roundingError(Math.abs(value[i]) + bound[i]);
       }
-    }
+    });
   }
 
   private static float[] cast(float[] values, FloatFormat type) {
