@@ -106,58 +106,86 @@ std::vector<BadCall> bad_calls() {
   const octolora_status bad = OCTOLORA_INVALID_ARGUMENT;
   return {
       {"device: NULL result", bad, {"device", "NULL"}, [](S) { return octolora_device_create(OCTOLORA_CPU, nullptr); }},
-      {"device: ordinal -2", bad, {"ordinal", "-2"},
+      {"device: ordinal -2",
+       bad,
+       {"ordinal", "-2"},
        [](S) {
          octolora_device* d = nullptr;
          return octolora_device_create(-2, &d);
        }},
-      {"device: ordinal beyond", OCTOLORA_NO_DEVICE, {},
+      {"device: ordinal beyond",
+       OCTOLORA_NO_DEVICE,
+       {},
        [](S) {
          octolora_device* d = nullptr;
          return octolora_device_create(12345, &d);
        }},
-      {"info: NULL device", bad, {"device", "NULL"},
+      {"info: NULL device",
+       bad,
+       {"device", "NULL"},
        [](S) {
          octolora_device_info info = {};
          info.struct_size = sizeof info;
          return octolora_device_get_info(nullptr, &info);
        }},
       {"info: NULL", bad, {"info", "NULL"}, [](S s) { return octolora_device_get_info(s.device, nullptr); }},
-      {"info: struct_size 0", bad, {"struct_size", "0", "184"},
+      {"info: struct_size 0",
+       bad,
+       {"struct_size", "0", "184"},
        [](S s) {
          octolora_device_info info = {};
          return octolora_device_get_info(s.device, &info);
        }},
-      {"memory_in_use: NULL", bad, {"bytes", "NULL"}, [](S s) { return octolora_device_memory_in_use(s.device, nullptr); }},
+      {"memory_in_use: NULL",
+       bad,
+       {"bytes", "NULL"},
+       [](S s) { return octolora_device_memory_in_use(s.device, nullptr); }},
       {"count: NULL", bad, {"count", "NULL"}, [](S) { return octolora_cuda_device_count(nullptr); }},
       {"threads: 0", bad, {"threads", "0", "1024"}, [](S s) { return octolora_device_set_threads(s.device, 0); }},
       {"threads: 1025", bad, {"threads", "1025"}, [](S s) { return octolora_device_set_threads(s.device, 1025); }},
       {"alloc: NULL result", bad, {"memory", "NULL"}, [](S s) { return octolora_device_alloc(s.device, 16, nullptr); }},
-      {"alloc: 2^60 bytes", OCTOLORA_OUT_OF_MEMORY, {"1152921504606846976"},
+      {"alloc: 2^60 bytes",
+       OCTOLORA_OUT_OF_MEMORY,
+       {"1152921504606846976"},
        [](S s) {
          void* memory = nullptr;
          const octolora_status status = octolora_device_alloc(s.device, size_t{1} << 60, &memory);
          if (memory) fail("memory was written: %p", memory);
          return status;
        }},
-      {"alloc: all bytes there are", OCTOLORA_OUT_OF_MEMORY, {},
+      {"alloc: all bytes there are",
+       OCTOLORA_OUT_OF_MEMORY,
+       {},
        [](S s) {
          void* memory = nullptr;
          return octolora_device_alloc(s.device, SIZE_MAX, &memory);
        }},
-      {"copy: NULL target", bad, {"to", "NULL"},
+      {"copy: NULL target",
+       bad,
+       {"to", "NULL"},
        [](S s) { return octolora_device_copy(s.device, nullptr, s.a.data(), 4, nullptr); }},
-      {"copy: NULL source", bad, {"from", "NULL"},
+      {"copy: NULL source",
+       bad,
+       {"from", "NULL"},
        [](S s) { return octolora_device_copy(s.device, s.x->get(), nullptr, 4, nullptr); }},
       {"stream: NULL result", bad, {"stream", "NULL"}, [](S s) { return octolora_stream_create(s.device, nullptr); }},
 
-      {"linear: NULL device", bad, {"device", "NULL"},
+      {"linear: NULL device",
+       bad,
+       {"device", "NULL"},
        [](S s) { return octolora_linear_create(nullptr, &s.desc, &s.made_linear); }},
-      {"linear: NULL desc", bad, {"desc", "NULL"},
+      {"linear: NULL desc",
+       bad,
+       {"desc", "NULL"},
        [](S s) { return octolora_linear_create(s.device, nullptr, &s.made_linear); }},
-      {"linear: NULL result", bad, {"linear", "NULL"},
+      {"linear: NULL result",
+       bad,
+       {"linear", "NULL"},
        [](S s) { return octolora_linear_create(s.device, &s.desc, nullptr); }},
-      {"linear: struct_size 8", bad, {"struct_size", "8", "64"}, [](S s) { return s.desc.struct_size = 8, s.create(); }},
+      {"linear: struct_size 8",
+       bad,
+       {"struct_size", "8", "64"},
+       [](S s) { return s.desc.struct_size = 8, s.create(); }},
       {"linear: n 0", bad, {"n = 0"}, [](S s) { return s.desc.n = 0, s.create(); }},
       {"linear: n -5", bad, {"n = -5"}, [](S s) { return s.desc.n = -5, s.create(); }},
       {"linear: k 0", bad, {"k = 0", "131071"}, [](S s) { return s.desc.k = 0, s.create(); }},
@@ -170,22 +198,43 @@ std::vector<BadCall> bad_calls() {
       {"linear: NaN scale", bad, {"scale[3]", "nan"}, [](S s) { return s.problem.w_scale[3] = kNan, s.create(); }},
       {"linear: infinite scale", bad, {"scale[4]", "inf"}, [](S s) { return s.problem.w_scale[4] = kInf, s.create(); }},
       {"linear: NaN bias", bad, {"bias[2]", "nan"}, [](S s) { return s.problem.bias[2] = kNan, s.create(); }},
-      {"linear: round_x bf16", bad, {"round_x = 2"}, [](S s) { return s.desc.round_x = OCTOLORA_BFLOAT16, s.create(); }},
-      {"linear: static, x_scale 0", bad, {"x_scale = 0"}, [](S s) { return s.desc.mode = OCTOLORA_W8A8_STATIC, s.create(); }},
-      {"linear: static, x_scale -1", bad, {"x_scale = -1"},
+      {"linear: round_x bf16",
+       bad,
+       {"round_x = 2"},
+       [](S s) { return s.desc.round_x = OCTOLORA_BFLOAT16, s.create(); }},
+      {"linear: static, x_scale 0",
+       bad,
+       {"x_scale = 0"},
+       [](S s) { return s.desc.mode = OCTOLORA_W8A8_STATIC, s.create(); }},
+      {"linear: static, x_scale -1",
+       bad,
+       {"x_scale = -1"},
        [](S s) { return s.desc.mode = OCTOLORA_W8A8_STATIC, s.desc.x_scale = -1.f, s.create(); }},
-      {"linear: static, x_scale NaN", bad, {"x_scale", "nan"},
+      {"linear: static, x_scale NaN",
+       bad,
+       {"x_scale", "nan"},
        [](S s) { return s.desc.mode = OCTOLORA_W8A8_STATIC, s.desc.x_scale = kNan, s.create(); }},
-      {"linear: static, x_scale inf", bad, {"x_scale", "inf"},
+      {"linear: static, x_scale inf",
+       bad,
+       {"x_scale", "inf"},
        [](S s) { return s.desc.mode = OCTOLORA_W8A8_STATIC, s.desc.x_scale = kInf, s.create(); }},
-      {"linear: x_divisor 128", bad, {"x_divisor = 128", "127.5"}, [](S s) { return s.desc.x_divisor = 128.f, s.create(); }},
+      {"linear: x_divisor 128",
+       bad,
+       {"x_divisor = 128", "127.5"},
+       [](S s) { return s.desc.x_divisor = 128.f, s.create(); }},
       {"linear: x_divisor -1", bad, {"x_divisor = -1"}, [](S s) { return s.desc.x_divisor = -1.f, s.create(); }},
       {"linear: x_divisor NaN", bad, {"x_divisor", "nan"}, [](S s) { return s.desc.x_divisor = kNan, s.create(); }},
-      {"linear: threshold -6", bad, {"outlier_threshold = -6"},
+      {"linear: threshold -6",
+       bad,
+       {"outlier_threshold = -6"},
        [](S s) { return s.desc.outlier_threshold = -6.f, s.create(); }},
-      {"linear: threshold NaN", bad, {"outlier_threshold", "nan"},
+      {"linear: threshold NaN",
+       bad,
+       {"outlier_threshold", "nan"},
        [](S s) { return s.desc.outlier_threshold = kNan, s.create(); }},
-      {"linear: 256 TiB of weights", OCTOLORA_OUT_OF_MEMORY, {},
+      {"linear: 256 TiB of weights",
+       OCTOLORA_OUT_OF_MEMORY,
+       {},
        [](S s) {
          s.desc.n = std::numeric_limits<int32_t>::max();
          s.desc.k = OCTOLORA_MAX_K;
@@ -195,45 +244,96 @@ std::vector<BadCall> bad_calls() {
          return s.create();
        }},
 
-      {"write: NULL linear", bad, {"linear", "NULL"}, [](S s) { return octolora_linear_write(nullptr, 0, 1, s.problem.w.data()); }},
-      {"write: NULL weight", bad, {"weight", "NULL"}, [](S s) { return octolora_linear_write(s.linear.get(), 0, 1, nullptr); }},
-      {"write: past the end", bad, {"rows 4 to 5", "4"},
+      {"write: NULL linear",
+       bad,
+       {"linear", "NULL"},
+       [](S s) { return octolora_linear_write(nullptr, 0, 1, s.problem.w.data()); }},
+      {"write: NULL weight",
+       bad,
+       {"weight", "NULL"},
+       [](S s) { return octolora_linear_write(s.linear.get(), 0, 1, nullptr); }},
+      {"write: past the end",
+       bad,
+       {"rows 4 to 5", "4"},
        [](S s) { return octolora_linear_write(s.linear.get(), 4, 2, s.problem.w.data()); }},
-      {"write: row -1", bad, {"-1"}, [](S s) { return octolora_linear_write(s.linear.get(), -1, 2, s.problem.w.data()); }},
-      {"write: rows -1", bad, {"rows"}, [](S s) { return octolora_linear_write(s.linear.get(), 0, -1, s.problem.w.data()); }},
-      {"write: int32 wraps", bad, {"2147483647"},
+      {"write: row -1",
+       bad,
+       {"-1"},
+       [](S s) { return octolora_linear_write(s.linear.get(), -1, 2, s.problem.w.data()); }},
+      {"write: rows -1",
+       bad,
+       {"rows"},
+       [](S s) { return octolora_linear_write(s.linear.get(), 0, -1, s.problem.w.data()); }},
+      {"write: int32 wraps",
+       bad,
+       {"2147483647"},
        [](S s) { return octolora_linear_write(s.linear.get(), 2147483647, 2147483647, s.problem.w.data()); }},
 
-      {"slots: NULL linear", bad, {"linear", "NULL"},
+      {"slots: NULL linear",
+       bad,
+       {"linear", "NULL"},
        [](S s) {
          const int32_t capacity = 1;
          return octolora_slots_create(nullptr, 1, &capacity, OCTOLORA_LORA_16BIT, &s.made_slots);
        }},
-      {"slots: NULL result", bad, {"slots", "NULL"},
+      {"slots: NULL result",
+       bad,
+       {"slots", "NULL"},
        [](S s) {
          const int32_t capacity = 1;
          return octolora_slots_create(s.linear.get(), 1, &capacity, OCTOLORA_LORA_16BIT, nullptr);
        }},
       {"slots: count -1", bad, {"slot_count = -1"}, [](S s) { return s.make_with(-1, nullptr); }},
       {"slots: NULL capacity", bad, {"capacity", "NULL"}, [](S s) { return s.make_with(2, nullptr); }},
-      {"slots: capacity 0", bad, {"capacity[1] = 0", "4096"},
+      {"slots: capacity 0",
+       bad,
+       {"capacity[1] = 0", "4096"},
        [](S s) {
          const int32_t capacity[] = {4, 0};
          return s.make_with(2, capacity);
        }},
-      {"slots: capacity 4097", bad, {"capacity[0] = 4097", "4096"},
+      {"slots: capacity 4097",
+       bad,
+       {"capacity[0] = 4097", "4096"},
        [](S s) {
          const int32_t capacity[] = {4097};
          return s.make_with(1, capacity);
        }},
-      {"slots: precision 2", bad, {"precision = 2"},
+      {"slots: precision 2",
+       bad,
+       {"precision = 2"},
        [](S s) {
          const int32_t capacity[] = {4};
          return s.make_with(1, capacity, 2);
        }},
 
-      {"set: NULL slots", bad, {"slots", "NULL"}, [](S s) { return octolora_slots_set(nullptr, 0, &s.adapter, 1.f, nullptr); }},
-      {"set: NULL adapter", bad, {"adapter", "NULL"},
+      {"slots: more than the device has",
+       OCTOLORA_OUT_OF_MEMORY,
+       {},
+       [](S s) {
+         if (!s.cuda) skip("an overcommitted host hands out memory it does not have");
+         Problem long_rows;
+         long_rows.n = 1;
+         long_rows.k = OCTOLORA_MAX_K;
+         long_rows.w.assign(long_rows.k, 1);
+         long_rows.w_scale.assign(1, 1.f);
+         const Linear linear = make_linear(s.device, long_rows);
+         const std::vector<int32_t> capacity(1024, OCTOLORA_MAX_RANK);  // a gibibyte each
+         const uint64_t before = memory_in_use(s.device);
+         const octolora_status status =
+             octolora_slots_create(linear.get(), 1024, capacity.data(), OCTOLORA_LORA_16BIT, &s.made_slots);
+         const std::string message = octolora_last_error();
+         if (memory_in_use(s.device) != before) fail("slots that could not be made hold memory (%s)", message.c_str());
+         return status;
+       }},
+
+      {"set: NULL slots",
+       bad,
+       {"slots", "NULL"},
+       [](S s) { return octolora_slots_set(nullptr, 0, &s.adapter, 1.f, nullptr); }},
+      {"set: NULL adapter",
+       bad,
+       {"adapter", "NULL"},
        [](S s) { return octolora_slots_set(s.slots.get(), 0, nullptr, 1.f, nullptr); }},
       {"set: slot 2", bad, {"slot = 2", "1"}, [](S s) { return s.set(2); }},
       {"set: slot -1", bad, {"slot = -1"}, [](S s) { return s.set(-1); }},
@@ -242,81 +342,136 @@ std::vector<BadCall> bad_calls() {
       {"set: rank above capacity", bad, {"rank = 4", "capacity", "2"}, [](S s) { return s.set(1); }},
       {"set: a_dtype 7", bad, {"a_dtype = 7"}, [](S s) { return s.adapter.a_dtype = 7, s.set(); }},
       {"set: b_dtype -1", bad, {"b_dtype = -1"}, [](S s) { return s.adapter.b_dtype = -1, s.set(); }},
-      {"set: split where not made for it", bad, {"precision = 1", "SPLIT"},
+      {"set: split where not made for it",
+       bad,
+       {"precision = 1", "SPLIT"},
        [](S s) { return s.adapter.precision = OCTOLORA_LORA_SPLIT, s.set(); }},
       {"set: precision 9", bad, {"precision = 9"}, [](S s) { return s.adapter.precision = 9, s.set(); }},
       {"set: b_stride below rank", bad, {"b_stride = 3", "4"}, [](S s) { return s.adapter.b_stride = 3, s.set(); }},
       {"set: NULL a", bad, {"a", "NULL"}, [](S s) { return s.adapter.a = nullptr, s.set(); }},
       {"set: NULL b", bad, {"b", "NULL"}, [](S s) { return s.adapter.b = nullptr, s.set(); }},
-      {"set: misaligned a", bad, {"adapter.a", "4 bytes"},
+      {"set: misaligned a",
+       bad,
+       {"adapter.a", "4 bytes"},
        [](S s) { return s.adapter.a = shifted(s.a.data(), 1), s.set(); }},
       {"set: NaN bias", bad, {"bias[1]", "nan"}, [](S s) { return s.adapter_bias[1] = kNan, s.set(); }},
       {"set: NaN scale", bad, {"scale", "nan"}, [](S s) { return s.set(0, kNan); }},
       {"set: infinite scale", bad, {"scale", "inf"}, [](S s) { return s.set(0, -kInf); }},
-      {"set_scale: NaN", bad, {"scale", "nan"},
+      {"set_scale: NaN",
+       bad,
+       {"scale", "nan"},
        [](S s) { return octolora_slots_set_scale(s.slots.get(), 0, kNan, nullptr); }},
-      {"set_scale: slot 9", bad, {"slot = 9"}, [](S s) { return octolora_slots_set_scale(s.slots.get(), 9, 1.f, nullptr); }},
+      {"set_scale: slot 9",
+       bad,
+       {"slot = 9"},
+       [](S s) { return octolora_slots_set_scale(s.slots.get(), 9, 1.f, nullptr); }},
       {"set_scale: NULL", bad, {"slots", "NULL"}, [](S) { return octolora_slots_set_scale(nullptr, 0, 1.f, nullptr); }},
       {"clear: slot 9", bad, {"slot = 9"}, [](S s) { return octolora_slots_clear(s.slots.get(), 9, nullptr); }},
       {"clear: NULL", bad, {"slots", "NULL"}, [](S) { return octolora_slots_clear(nullptr, 0, nullptr); }},
 
-      {"workspace: NULL linear", bad, {"linear", "NULL"},
+      {"workspace: NULL linear",
+       bad,
+       {"linear", "NULL"},
        [](S s) { return octolora_linear_workspace(nullptr, nullptr, 1, 0, &s.workspace_bytes); }},
-      {"workspace: NULL result", bad, {"bytes", "NULL"},
+      {"workspace: NULL result",
+       bad,
+       {"bytes", "NULL"},
        [](S s) { return octolora_linear_workspace(s.linear.get(), nullptr, 1, 0, nullptr); }},
-      {"workspace: rows -1", bad, {"rows = -1"},
+      {"workspace: rows -1",
+       bad,
+       {"rows = -1"},
        [](S s) { return octolora_linear_workspace(s.linear.get(), nullptr, -1, 0, &s.workspace_bytes); }},
-      {"workspace: dtype 3", bad, {"x_dtype = 3"},
+      {"workspace: dtype 3",
+       bad,
+       {"x_dtype = 3"},
        [](S s) { return octolora_linear_workspace(s.linear.get(), nullptr, 1, 3, &s.workspace_bytes); }},
 
       {"forward: NULL linear", bad, {"linear", "NULL"}, [](S s) { return s.forward([](C c) { c.linear = nullptr; }); }},
       {"forward: NULL x", bad, {"x", "NULL"}, [](S s) { return s.forward([](C c) { c.x = nullptr; }); }},
       {"forward: NULL y", bad, {"y", "NULL"}, [](S s) { return s.forward([](C c) { c.y = nullptr; }); }},
-      {"forward: misaligned x", bad, {"x = ", "4 bytes"}, [](S s) { return s.forward([](C c) { c.x = static_cast<const char*>(c.x) + 2; }); }},
-      {"forward: misaligned y", bad, {"y = ", "4 bytes"}, [](S s) { return s.forward([](C c) { c.y = shifted(c.y, 1); }); }},
-      {"forward: y is x", bad, {"overlap", "84 bytes", "60 bytes"},
+      {"forward: misaligned x",
+       bad,
+       {"x = ", "4 bytes"},
+       [](S s) { return s.forward([](C c) { c.x = static_cast<const char*>(c.x) + 2; }); }},
+      {"forward: misaligned y",
+       bad,
+       {"y = ", "4 bytes"},
+       [](S s) { return s.forward([](C c) { c.y = shifted(c.y, 1); }); }},
+      {"forward: y is x",
+       bad,
+       {"overlap", "84 bytes", "60 bytes"},
        [](S s) { return s.forward([](C c) { c.y = const_cast<void*>(c.x); }); }},
       {"forward: x_dtype 3", bad, {"x_dtype = 3"}, [](S s) { return s.forward([](C c) { c.x_dtype = 3; }); }},
       {"forward: y_dtype -1", bad, {"y_dtype = -1"}, [](S s) { return s.forward([](C c) { c.y_dtype = -1; }); }},
       {"forward: rows -3", bad, {"rows = -3"}, [](S s) { return s.forward([](C c) { c.rows = -3; }); }},
-      {"forward: small workspace", OCTOLORA_WORKSPACE_TOO_SMALL, {"workspace_bytes"},
+      {"forward: small workspace",
+       OCTOLORA_WORKSPACE_TOO_SMALL,
+       {"workspace_bytes"},
        [](S s) { return s.forward([](C c) { c.bytes -= 1; }); }},
-      {"forward: no workspace", OCTOLORA_WORKSPACE_TOO_SMALL, {"workspace_bytes = 0"},
+      {"forward: no workspace",
+       OCTOLORA_WORKSPACE_TOO_SMALL,
+       {"workspace_bytes = 0"},
        [](S s) { return s.forward([](C c) { c.workspace = nullptr, c.bytes = 0; }); }},
-      {"forward: NULL workspace", bad, {"workspace", "NULL"}, [](S s) { return s.forward([](C c) { c.workspace = nullptr; }); }},
-      {"forward: misaligned workspace", bad, {"workspace", "256"},
+      {"forward: NULL workspace",
+       bad,
+       {"workspace", "NULL"},
+       [](S s) { return s.forward([](C c) { c.workspace = nullptr; }); }},
+      {"forward: misaligned workspace",
+       bad,
+       {"workspace", "256"},
        [](S s) { return s.forward([](C c) { c.workspace = shifted(c.workspace, 128); }); }},
-      {"forward: more rows than the workspace is for", OCTOLORA_WORKSPACE_TOO_SMALL, {"workspace_bytes"},
-       [](S s) { return s.forward([](C c) { c.rows = 4000; c.y = shifted(c.y, 1 << 24); }); }},
-      {"forward: stream on the CPU", bad, {"stream"},
+      {"forward: more rows than the workspace is for",
+       OCTOLORA_WORKSPACE_TOO_SMALL,
+       {"workspace_bytes"},
+       [](S s) {
+         return s.forward([](C c) {
+           c.rows = 4000;
+           c.y = shifted(c.y, 1 << 24);
+         });
+       }},
+      {"forward: stream on the CPU",
+       bad,
+       {"stream"},
        [](S s) {
          if (s.cuda) skip("a CUDA device takes streams");
          return s.forward([](C c) { c.stream = reinterpret_cast<octolora_stream>(0x40); });
        }},
 
-      {"quantized: W8A16", OCTOLORA_UNSUPPORTED, {"W8A16", "5", "7"},
+      {"quantized: W8A16",
+       OCTOLORA_UNSUPPORTED,
+       {"W8A16", "5", "7"},
        [](S s) {
-         return octolora_linear_quantized(s.w8a16.get(), s.x->get(), 0, nullptr, nullptr, nullptr, 3, s.workspace->get(),
-                                          s.workspace_bytes, nullptr);
+         return octolora_linear_quantized(s.w8a16.get(), s.x->get(), 0, nullptr, nullptr, nullptr, 3,
+                                          s.workspace->get(), s.workspace_bytes, nullptr);
        }},
-      {"quantized: NULL linear", bad, {"linear", "NULL"},
+      {"quantized: NULL linear",
+       bad,
+       {"linear", "NULL"},
        [](S s) {
          return octolora_linear_quantized(nullptr, s.x->get(), 0, nullptr, nullptr, nullptr, 3, s.workspace->get(),
                                           s.workspace_bytes, nullptr);
        }},
-      {"quantized: NULL x", bad, {"x", "NULL"},
+      {"quantized: NULL x",
+       bad,
+       {"x", "NULL"},
        [](S s) {
          return octolora_linear_quantized(s.linear.get(), nullptr, 0, nullptr, nullptr, nullptr, 3, s.workspace->get(),
                                           s.workspace_bytes, nullptr);
        }},
-      {"quantized: misaligned sums", bad, {"sums", "4 bytes"},
+      {"quantized: misaligned sums",
+       bad,
+       {"sums", "4 bytes"},
        [](S s) {
-         return octolora_linear_quantized(s.linear.get(), s.x->get(), 0, reinterpret_cast<int32_t*>(shifted(s.y->get(), 2)),
-                                          nullptr, nullptr, 3, s.workspace->get(), s.workspace_bytes, nullptr);
+         return octolora_linear_quantized(s.linear.get(), s.x->get(), 0,
+                                          reinterpret_cast<int32_t*>(shifted(s.y->get(), 2)), nullptr, nullptr, 3,
+                                          s.workspace->get(), s.workspace_bytes, nullptr);
        }},
-      {"quantized: no workspace", OCTOLORA_WORKSPACE_TOO_SMALL, {"workspace_bytes = 0"},
+      {"quantized: no workspace",
+       OCTOLORA_WORKSPACE_TOO_SMALL,
+       {"workspace_bytes = 0"},
        [](S s) {
-         return octolora_linear_quantized(s.linear.get(), s.x->get(), 0, nullptr, nullptr, nullptr, 3, nullptr, 0, nullptr);
+         return octolora_linear_quantized(s.linear.get(), s.x->get(), 0, nullptr, nullptr, nullptr, 3, nullptr, 0,
+                                          nullptr);
        }},
   };
 }
@@ -354,18 +509,26 @@ void bad_call(octolora_device* device, bool cuda, const BadCall& bad) {
 }
 
 void names_and_versions() {
-  if (octolora_abi_version() != OCTOLORA_ABI_VERSION) fail("ABI version %u, header %d", octolora_abi_version(), OCTOLORA_ABI_VERSION);
+  if (octolora_abi_version() != OCTOLORA_ABI_VERSION)
+    fail("ABI version %u, header %d", octolora_abi_version(), OCTOLORA_ABI_VERSION);
   const std::string version = octolora_version();
   if (version.rfind(OCTOLORA_TEST_VERSION " (", 0) != 0 || version.back() != ')') fail("version '%s'", version.c_str());
   const struct {
     octolora_status status;
     const char* name;
-  } names[] = {{0, "OCTOLORA_OK"}, {1, "OCTOLORA_INVALID_ARGUMENT"}, {2, "OCTOLORA_OUT_OF_MEMORY"},
-               {3, "OCTOLORA_NO_DEVICE"}, {4, "OCTOLORA_UNSUPPORTED"}, {5, "OCTOLORA_CUDA_ERROR"},
-               {6, "OCTOLORA_WORKSPACE_TOO_SMALL"}, {7, "OCTOLORA_INTERNAL"}, {8, "unknown status"},
+  } names[] = {{0, "OCTOLORA_OK"},
+               {1, "OCTOLORA_INVALID_ARGUMENT"},
+               {2, "OCTOLORA_OUT_OF_MEMORY"},
+               {3, "OCTOLORA_NO_DEVICE"},
+               {4, "OCTOLORA_UNSUPPORTED"},
+               {5, "OCTOLORA_CUDA_ERROR"},
+               {6, "OCTOLORA_WORKSPACE_TOO_SMALL"},
+               {7, "OCTOLORA_INTERNAL"},
+               {8, "unknown status"},
                {-1, "unknown status"}};
   for (const auto& n : names) {
-    if (std::string(octolora_status_name(n.status)) != n.name) fail("status %d is named '%s'", n.status, octolora_status_name(n.status));
+    if (std::string(octolora_status_name(n.status)) != n.name)
+      fail("status %d is named '%s'", n.status, octolora_status_name(n.status));
   }
 }
 
@@ -398,14 +561,16 @@ void cuda_presence() {
   octolora_device* device = nullptr;
   if (status == OCTOLORA_OK) {
     if (count < 1) fail("OCTOLORA_OK with %d devices", count);
-    if (octolora_device_create(count, &device) != OCTOLORA_NO_DEVICE) fail("ordinal %d of %d devices was taken", count, count);
+    if (octolora_device_create(count, &device) != OCTOLORA_NO_DEVICE)
+      fail("ordinal %d of %d devices was taken", count, count);
     if (std::string(octolora_last_error()).find(text("%d", count)) == std::string::npos) {
       fail("the message '%s' lacks the ordinal %d", octolora_last_error(), count);
     }
     return;
   }
   const std::string reason = octolora_last_error();
-  if (status != OCTOLORA_NO_DEVICE || count != 0) fail("%s, count %d, expected OCTOLORA_NO_DEVICE, 0", octolora_status_name(status), count);
+  if (status != OCTOLORA_NO_DEVICE || count != 0)
+    fail("%s, count %d, expected OCTOLORA_NO_DEVICE, 0", octolora_status_name(status), count);
   if (reason.size() < 10) fail("the reason is '%s'", reason.c_str());
   if (octolora_device_create(0, &device) != OCTOLORA_NO_DEVICE) fail("ordinal 0 was taken without CUDA");
   if (device) fail("a failed create wrote its result");
@@ -458,8 +623,8 @@ void weight_memory(octolora_device* device) {
     // Weights, a scale, a bias and a column sum for each channel, and the padding of each dimension to whole tiles.
     const uint64_t most = static_cast<uint64_t>(p.n + 256) * (p.k + 256) + 16ull * p.n + 4096;
     if (held < p.w.size() || held > most) {
-      fail("mode %d: %llu bytes held for %zu weights, expected at most %llu", mode, (unsigned long long)held, p.w.size(),
-           (unsigned long long)most);
+      fail("mode %d: %llu bytes held for %zu weights, expected at most %llu", mode, (unsigned long long)held,
+           p.w.size(), (unsigned long long)most);
     }
   }
 }
@@ -489,7 +654,8 @@ void no_rows(octolora_device* device, bool cuda) {
   size_t bytes = 1;
   CHECK_OK(octolora_linear_workspace(s.linear.get(), s.slots.get(), 0, OCTOLORA_FLOAT16, &bytes));
   CHECK_OK(octolora_linear_forward(s.linear.get(), s.slots.get(), nullptr, 0, nullptr, 0, 0, nullptr, bytes, nullptr));
-  CHECK_OK(octolora_linear_quantized(s.linear.get(), nullptr, 0, nullptr, nullptr, nullptr, 0, nullptr, bytes, nullptr));
+  CHECK_OK(
+      octolora_linear_quantized(s.linear.get(), nullptr, 0, nullptr, nullptr, nullptr, 0, nullptr, bytes, nullptr));
 }
 
 // Asking does not overflow: the most rows there can be need more than fewer do.

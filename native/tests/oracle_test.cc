@@ -70,7 +70,8 @@ void forward_case(const Options& options, octolora_device* device, const Spec& s
     }
     runner.expect_intact();
   }
-  if (memory_in_use(device) != before) fail("%llu bytes in use are left", (unsigned long long)(memory_in_use(device) - before));
+  if (memory_in_use(device) != before)
+    fail("%llu bytes in use are left", (unsigned long long)(memory_in_use(device) - before));
 }
 
 template <class T>
@@ -105,7 +106,8 @@ void expect_quantized(const Problem& p, const Quantized& want, const std::vector
       if (undefined) {
         expected = 0;
         for (int k = 0; k < p.k; ++k) {
-          expected += static_cast<int64_t>(codes[static_cast<int64_t>(m) * p.k + k]) * p.w[static_cast<int64_t>(n) * p.k + k];
+          expected +=
+              static_cast<int64_t>(codes[static_cast<int64_t>(m) * p.k + k]) * p.w[static_cast<int64_t>(n) * p.k + k];
         }
       }
       if (sums[i] != expected) fail("sums[%d,%d] = %d, expected exactly %lld", m, n, sums[i], (long long)expected);
@@ -125,8 +127,8 @@ void quantized_case(const Options& options, octolora_device* device, const Probl
   auto run = [&](bool with_sums, bool with_codes, bool with_scales) {
     CHECK_OK(octolora_linear_quantized(
         linear.get(), x.get(), static_cast<int32_t>(p.x.type), with_sums ? static_cast<int32_t*>(sums.get()) : nullptr,
-        with_codes ? static_cast<int8_t*>(codes.get()) : nullptr, with_scales ? static_cast<float*>(scales.get()) : nullptr,
-        p.m, workspace.get(), bytes, nullptr));
+        with_codes ? static_cast<int8_t*>(codes.get()) : nullptr,
+        with_scales ? static_cast<float*>(scales.get()) : nullptr, p.m, workspace.get(), bytes, nullptr));
     CHECK_OK(octolora_stream_synchronize(device, nullptr));
   };
   auto judge = [&] {
@@ -139,7 +141,8 @@ void quantized_case(const Options& options, octolora_device* device, const Probl
   run(false, true, false);
   run(false, false, true);
   judge();
-  for (Buffer* b : {&sums, &codes, &scales, &workspace, &x}) b->expect_intact("an argument of octolora_linear_quantized");
+  for (Buffer* b : {&sums, &codes, &scales, &workspace, &x})
+    b->expect_intact("an argument of octolora_linear_quantized");
 }
 
 // -128 * -128 and 127 * -128 all along the longest K: the sum that just fits an int32.
@@ -205,12 +208,58 @@ void write_case(const Options& options, octolora_device* device) {
 
   const int cuts[] = {0, 1, 17, 64, 64, 70};
   for (int i = 4; i >= 0; --i) {
-    CHECK_OK(octolora_linear_write(linear.get(), cuts[i], cuts[i + 1] - cuts[i], &p.w[static_cast<size_t>(cuts[i]) * p.k]));
+    CHECK_OK(
+        octolora_linear_write(linear.get(), cuts[i], cuts[i + 1] - cuts[i], &p.w[static_cast<size_t>(cuts[i]) * p.k]));
   }
   const Linear whole = make_linear(device, p);
   Runner reference(device, options.cuda(), whole.get(), nullptr, p);
   if (runner.forward() != reference.forward()) fail("written in pieces and given at once differ");
   expect_close(p, evaluate(p, arithmetic), runner.forward());
+}
+
+// More than 2^31 elements in y or in x, where a 32-bit index would wrap: a block of rows over and over, some of them
+// judged. The CPU runs the same with fewer repetitions.
+void many_rows(const Options& options, octolora_device* device, int32_t mode, int n, int k) {
+  constexpr int kBlock = 410;
+  const int m = options.cuda() ? 65600 : 3 * kBlock;
+  Spec spec;
+  spec.mode = mode;
+  spec.m = kBlock, spec.n = n, spec.k = k;
+  spec.x_type = Type::f16, spec.y_type = Type::bf16;
+  spec.seed = options.seed;
+  const Problem block = make_problem(spec);
+  const Linear linear = make_linear(device, block);
+  const size_t x_row = static_cast<size_t>(k) * 2, y_row = static_cast<size_t>(n) * 2;
+  size_t bytes = 0;
+  CHECK_OK(octolora_linear_workspace(linear.get(), nullptr, m, OCTOLORA_FLOAT16, &bytes));
+  struct Memory {
+    octolora_device* device;
+    void* memory = nullptr;
+    Memory(octolora_device* d, size_t size) : device(d) { CHECK_OK(octolora_device_alloc(d, size, &memory)); }
+    ~Memory() { octolora_device_free(device, memory); }
+    uint8_t* at(size_t offset) const { return static_cast<uint8_t*>(memory) + offset; }
+  };
+  const Memory x(device, m * x_row), y(device, m * y_row), scratch(device, bytes);
+  for (int row = 0; row < m; row += kBlock) {
+    CHECK_OK(octolora_device_copy(device, x.at(row * x_row), block.x.bytes.data(), kBlock * x_row, nullptr));
+  }
+  CHECK_OK(octolora_linear_forward(linear.get(), nullptr, x.memory, OCTOLORA_FLOAT16, y.memory, OCTOLORA_BFLOAT16, m,
+                                   scratch.memory, bytes, nullptr));
+  CHECK_OK(octolora_stream_synchronize(device, nullptr));
+
+  const int rows[] = {0, 511, m / 2, m - kBlock - 1, m - 64, m - 1};
+  Problem judged = block;
+  judged.m = static_cast<int>(sizeof rows / sizeof *rows);
+  judged.x = Typed(Type::f16, static_cast<size_t>(judged.m) * k);
+  std::vector<uint8_t> got(judged.m * y_row);
+  for (int i = 0; i < judged.m; ++i) {
+    for (int j = 0; j < k; ++j) {
+      judged.x.set(static_cast<size_t>(i) * k + j, block.x.value[static_cast<size_t>(rows[i] % kBlock) * k + j]);
+    }
+    CHECK_OK(octolora_device_copy(device, &got[i * y_row], y.at(rows[i] * y_row), y_row, nullptr));
+  }
+  CHECK_OK(octolora_stream_synchronize(device, nullptr));
+  expect_close(judged, evaluate(judged, options.cuda() ? kCudaArithmetic : kCpuArithmetic), got);
 }
 
 void fill(Suite& suite, const Options& options) {
@@ -231,6 +280,12 @@ void fill(Suite& suite, const Options& options) {
         suite.add(text("quantized extreme sums, mode %d, x %s", mode, format(x).name),
                   [=] { quantized_case(options, device.get(), extreme_sums(x, mode), 0); });
       }
+    }
+  }
+  if (!options.quick) {
+    for (int32_t mode : {OCTOLORA_W8A16, OCTOLORA_W8A8_DYNAMIC}) {
+      suite.add(text("many rows, wide y, mode %d", mode), [=] { many_rows(options, device.get(), mode, 32800, 16); });
+      suite.add(text("many rows, wide x, mode %d", mode), [=] { many_rows(options, device.get(), mode, 16, 32800); });
     }
   }
   suite.add("quantized ties", [=] { quantized_case(options, device.get(), ties(), 0); });

@@ -95,7 +95,9 @@ class Graph {
   }
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
-  void replay(const Stream& stream) const { Driver::get().check(Driver::get().launch(exec_, stream.get()), "cuGraphLaunch"); }
+  void replay(const Stream& stream) const {
+    Driver::get().check(Driver::get().launch(exec_, stream.get()), "cuGraphLaunch");
+  }
   size_t nodes() const { return nodes_; }
 
  private:
@@ -188,8 +190,8 @@ void quantized_graph(const Options& options, octolora_device* device) {
   Buffer x(device, true, p.x.bytes.size()), sums(device, true, want.sums.size() * 4), workspace(device, true, bytes);
   x.write(p.x.bytes.data());
   const Graph captured(stream, [&] {
-    CHECK_OK(octolora_linear_quantized(linear.get(), x.get(), OCTOLORA_FLOAT16, static_cast<int32_t*>(sums.get()), nullptr,
-                                       nullptr, p.m, workspace.get(), bytes, stream.get()));
+    CHECK_OK(octolora_linear_quantized(linear.get(), x.get(), OCTOLORA_FLOAT16, static_cast<int32_t*>(sums.get()),
+                                       nullptr, nullptr, p.m, workspace.get(), bytes, stream.get()));
   });
   captured.replay(stream);
   stream.synchronize();
@@ -214,7 +216,8 @@ void two_streams(const Options& options, octolora_device* device) {
   }
   first.synchronize();
   second.synchronize();
-  if (a.read_y() != want_a || b.read_y() != want_b) fail("two streams at once give other bits than one after the other");
+  if (a.read_y() != want_a || b.read_y() != want_b)
+    fail("two streams at once give other bits than one after the other");
 }
 
 // A slot's new contents are ordered by the stream: forward, set, forward on one stream without a wait between them.
@@ -227,7 +230,8 @@ void stream_order(const Options& options, octolora_device* device) {
   Problem with_first = p, with_second = p;
   with_first.adapters = {p.adapters[0]};
   with_second.adapters = {p.adapters[1]};
-  Runner a(device, true, linear.get(), slots.get(), with_first), b(device, true, linear.get(), slots.get(), with_second);
+  Runner a(device, true, linear.get(), slots.get(), with_first),
+      b(device, true, linear.get(), slots.get(), with_second);
   for (int i = 0; i < (options.quick ? 1 : 10); ++i) {
     octolora_adapter_desc desc = describe(with_first.adapters[0]);
     CHECK_OK(octolora_slots_set(slots.get(), 0, &desc, with_first.adapters[0].scale, stream.get()));
@@ -259,7 +263,8 @@ void fill(Suite& suite, const Options& options) {
     for (Type x : {Type::f32, Type::bf16}) {
       for (int m : {1, 17, 130}) {
         if (options.quick && m > 17) continue;
-        suite.add(text("graph %s %s m=%d", modes[mode], format(x).name, m), [=] { graph(options, device.get(), mode, x, m); });
+        suite.add(text("graph %s %s m=%d", modes[mode], format(x).name, m),
+                  [=] { graph(options, device.get(), mode, x, m); });
       }
     }
   }

@@ -30,8 +30,7 @@ logs=${LOGS:-$PWD/logs}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 mkdir -p "$logs"
-export LD_LIBRARY_PATH=$here/natives/io/octolora/runtime/linux-x86_64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-export TMPDIR=${TMPDIR:-/tmp}
+native=(env "LD_LIBRARY_PATH=$here/natives/io/octolora/runtime/linux-x86_64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")
 class_path=$here/natives:$(printf '%s:' "$here"/lib/*.jar)
 java=("$here/jre/bin/java" -Dorg.bytedeco.javacpp.cachedir="$scratch/cache" -Djava.io.tmpdir="$scratch" -Xcheck:jni)
 failed=0
@@ -53,7 +52,7 @@ step() { # name, command...
 native_part() {
   local test
   for test in "$here"/native/*_test; do
-    step "native $(basename "$test")" "$test" --device "$device"
+    step "native $(basename "$test")" "${native[@]}" "$test" --device "$device"
     tail -n 1 "$logs/native_$(basename "$test").log"
   done
 }
@@ -71,7 +70,7 @@ sanitizer_part() {
   for tool in memcheck racecheck initcheck synccheck; do
     for test in "$here"/native/*_test; do
       step "sanitizer $tool $(basename "$test")" \
-        "$sanitizer" --tool $tool --error-exitcode 86 "$test" --device "$device" --quick
+        "${native[@]}" "$sanitizer" --tool $tool --error-exitcode 86 "$test" --device "$device" --quick
     done
   done
 }
@@ -80,7 +79,7 @@ sanitizer_part() {
 junit() {
   "${java[@]}" --enable-native-access=ALL-UNNAMED -Doctolora.fixtures="$here/fixtures" \
     -cp "$class_path$here/test-classes" org.junit.platform.console.ConsoleLauncher execute --disable-banner \
-    --fail-if-no-tests --details=tree --scan-classpath "$here/test-classes" "$@" || return
+    --disable-ansi-colors --fail-if-no-tests --details=tree --config "jqwik.database=$scratch/jqwik" --scan-classpath "$here/test-classes" "$@" || return
 }
 
 java_part() {
@@ -98,10 +97,11 @@ java_part() {
   fi
 }
 
-# base, adapters, recording
+# base, recording, threshold or -, adapters
 recorded_layers() {
-  local base=$here/fixtures/flux/$1 golden=$here/fixtures/flux/golden/$2 adapters=() adapter
-  shift 2
+  local base=$here/fixtures/flux/$1 golden=$here/fixtures/flux/golden/$2 adapters=() adapter threshold=()
+  [ "$3" = - ] || threshold=(--threshold "$3")
+  shift 3
   for adapter in "$@"; do
     adapters+=("$here/fixtures/flux/adapters/${adapter/=/\/diffusers_lora.safetensors=}")
   done
@@ -110,23 +110,23 @@ recorded_layers() {
     cp "$golden.json" "$scratch" || return
     golden=$scratch/$(basename "$golden")
   fi
-  "${java[@]}" -cp "$class_path" io.octolora.cli.Main verify "$base" "${adapters[@]}" --golden "$golden.safetensors" \
-    --device "$device"
+  "${java[@]}" -cp "$class_path" io.octolora.cli.Main verify "$base" "${adapters[@]}" "${threshold[@]}" \
+    --golden "$golden.safetensors" --device "$device"
 }
 
 verify_part() {
-  step "verify bnb8 r4" recorded_layers base_bnb8 bnb8__r4 r4=1
-  step "verify bnb8 r4 threshold 0" recorded_layers base_bnb8 bnb8__r4__t0 r4=1
-  step "verify bnb8 two adapters" recorded_layers base_bnb8 bnb8__r4+r8_attn_bf16 r4=0.7 r8_attn_bf16=0.4
-  step "verify quanto r4" recorded_layers base_quanto_diffusers quanto_diffusers__r4 r4=1
-  step "verify quanto two adapters" recorded_layers base_quanto_diffusers quanto_diffusers__r4+r8_attn_bf16 r4=0.7 \
+  step "verify bnb8 r4" recorded_layers base_bnb8 bnb8__r4 - r4=1
+  step "verify bnb8 r4 threshold 0" recorded_layers base_bnb8 bnb8__r4__t0 0 r4=1
+  step "verify bnb8 two adapters" recorded_layers base_bnb8 bnb8__r4+r8_attn_bf16 - r4=0.7 r8_attn_bf16=0.4
+  step "verify quanto r4" recorded_layers base_quanto_diffusers quanto_diffusers__r4 - r4=1
+  step "verify quanto two adapters" recorded_layers base_quanto_diffusers quanto_diffusers__r4+r8_attn_bf16 - r4=0.7 \
     r8_attn_bf16=0.4
   tail -q -n 1 "$logs"/verify_*.log
 }
 
 bench_part() {
   # shellcheck disable=SC2086
-  step bench "$here/native/octolora_bench" --device "$device" ${BENCH_ARGS:-}
+  step bench "${native[@]}" "$here/native/octolora_bench" --device "$device" ${BENCH_ARGS:-}
   cat "$logs/bench.log"
 }
 

@@ -18,10 +18,11 @@ const char* fill_name(Fill fill) {
   return names[static_cast<int>(fill)];
 }
 
-// ---- x ---------------------------------------------------------------------------------------------------------------
+// ---- x
+// ---------------------------------------------------------------------------------------------------------------
 
-// Integers small enough that every sum is exact. 127 in column 0 makes the quantizer's step 1; with a threshold the last
-// columns hold 200, above it, and nothing between.
+// Integers small enough that every sum is exact. 127 in column 0 makes the quantizer's step 1; with a threshold the
+// last columns hold 200, above it, and nothing between.
 void fill_exact(const Spec& s, Random& random, Problem& p) {
   for (int m = 0; m < s.m; ++m) {
     for (int k = 0; k < s.k; ++k) {
@@ -45,7 +46,8 @@ void fill_random(const Spec& s, Random& random, Problem& p) {
     for (int k = 0; k < s.k; ++k) {
       double v = magnitude * std::min(5.5, std::max(-5.5, random.normal()));
       if (s.outlier_columns > 0 && column[k] && (m % 2 == 0 || random.below(4) == 0)) v = random.coin() ? 11.3 : -40.7;
-      if (s.outlier_columns > 0 && column[k] && m == 0 && k % 5 == 0) v = kThreshold;  // the boundary belongs to the outliers
+      if (s.outlier_columns > 0 && column[k] && m == 0 && k % 5 == 0)
+        v = kThreshold;  // the boundary belongs to the outliers
       if (s.fill == Fill::zero_rows && special) v = 0;
       p.x.set(static_cast<int64_t>(m) * s.k + k, v);
     }
@@ -56,7 +58,8 @@ void fill_random(const Spec& s, Random& random, Problem& p) {
   }
 }
 
-// ---- Adapters --------------------------------------------------------------------------------------------------------
+// ---- Adapters
+// --------------------------------------------------------------------------------------------------------
 
 Adapter make_adapter(const Spec& s, const Spec::AdapterSpec& a, Random& random) {
   Adapter adapter;
@@ -77,7 +80,8 @@ Adapter make_adapter(const Spec& s, const Spec::AdapterSpec& a, Random& random) 
     }
     for (int64_t i = 0; i < static_cast<int64_t>(adapter.b.size()); ++i) adapter.b.set(i, random.between(-2, 2));
   } else {
-    const double a_size = 1 / std::sqrt(static_cast<double>(s.k)), b_size = 0.3 / std::sqrt(static_cast<double>(a.rank));
+    const double a_size = 1 / std::sqrt(static_cast<double>(s.k)),
+                 b_size = 0.3 / std::sqrt(static_cast<double>(a.rank));
     for (size_t i = 0; i < adapter.a.size(); ++i) adapter.a.set(i, a_size * random.normal());
     for (size_t i = 0; i < adapter.b.size(); ++i) adapter.b.set(i, b_size * random.normal());
   }
@@ -87,7 +91,8 @@ Adapter make_adapter(const Spec& s, const Spec::AdapterSpec& a, Random& random) 
   }
   if (a.bias) {
     adapter.bias.resize(s.n);
-    for (float& b : adapter.bias) b = static_cast<float>(s.fill == Fill::exact ? random.between(-100, 100) : random.normal());
+    for (float& b : adapter.bias)
+      b = static_cast<float>(s.fill == Fill::exact ? random.between(-100, 100) : random.normal());
   }
   return adapter;
 }
@@ -124,7 +129,8 @@ Problem make_problem(const Spec& s) {
   for (int8_t& w : p.w) w = static_cast<int8_t>(random.between(-128, 127));
   p.w_scale.resize(s.scale_per_channel ? s.n : 1);
   for (float& v : p.w_scale) {
-    v = p.exact ? static_cast<float>(std::ldexp(1.0, -random.below(3))) : static_cast<float>(0.001 + 0.01 * random.uniform());
+    v = p.exact ? static_cast<float>(std::ldexp(1.0, -random.below(3)))
+                : static_cast<float>(0.001 + 0.01 * random.uniform());
   }
   if (s.bias) {
     p.bias.resize(s.n);
@@ -138,7 +144,7 @@ Problem make_problem(const Spec& s) {
   }
   if (s.outlier_columns >= 0) p.threshold = p.exact ? 150.f : s.outlier_columns == Spec::kAll ? 1e-3f : kThreshold;
   if (s.mode == OCTOLORA_W8A8_STATIC) {
-    const double largest = s.fill == Fill::huge ? (s.x_type == Type::f16 || s.round_x ? 8000 : 1e28)
+    const double largest = s.fill == Fill::huge        ? (s.x_type == Type::f16 || s.round_x ? 8000 : 1e28)
                            : s.fill == Fill::subnormal ? (s.x_type == Type::f16 ? 0x1p-18 : 0x1p-126)
                                                        : 1;
     p.x_scale = p.exact ? 1.f : static_cast<float>(largest * 3.1 / 127);  // so that some codes are clamped
@@ -147,7 +153,8 @@ Problem make_problem(const Spec& s) {
   return p;
 }
 
-// ---- The selection ---------------------------------------------------------------------------------------------------
+// ---- The selection
+// ---------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -159,7 +166,8 @@ const std::vector<int> kQuickRanks = {1, 8, 16, 33};
 
 enum Factor { kMode, kXType, kYType, kBias, kScale, kM, kN, kK, kAdapters, kRank, kOutliers, kFill, kOffset, kFactors };
 
-Spec spec_of(const std::vector<int>& level, const std::vector<int>& edges, const std::vector<int>& ranks, uint64_t seed) {
+Spec spec_of(const std::vector<int>& level, const std::vector<int>& edges, const std::vector<int>& ranks,
+             uint64_t seed) {
   Random random(seed);
   Spec s;
   s.seed = seed;
@@ -194,11 +202,20 @@ Spec spec_of(const std::vector<int>& level, const std::vector<int>& edges, const
   };
   const int any = random.below(3);
   switch (level[kAdapters]) {
-    case 0: break;
-    case 1: add(rank, Type::f16, Type::f16, 0.7f, false, false); break;
-    case 2: add(rank, Type::bf16, Type::bf16, 1.5f, false, true); break;
-    case 3: add(rank, Type::f32, Type::f32, 0.4f, false, false); break;
-    case 4: add(rank, Type::f32, kTypes[any], -1.25f, true, true); break;
+    case 0:
+      break;
+    case 1:
+      add(rank, Type::f16, Type::f16, 0.7f, false, false);
+      break;
+    case 2:
+      add(rank, Type::bf16, Type::bf16, 1.5f, false, true);
+      break;
+    case 3:
+      add(rank, Type::f32, Type::f32, 0.4f, false, false);
+      break;
+    case 4:
+      add(rank, Type::f32, kTypes[any], -1.25f, true, true);
+      break;
     case 5:
       add(rank, Type::f32, Type::f32, 0.7f, false, true);
       add(ranks[(level[kRank] + 3) % ranks.size()], Type::bf16, Type::bf16, 0.4f, false, false);

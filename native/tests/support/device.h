@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The C handles with an owner, and device memory whose surroundings are watched. A status that is not OCTOLORA_OK throws.
+// The C handles with an owner, and device memory whose surroundings are watched. A status that is not OCTOLORA_OK
+// throws.
 #pragma once
 
 #include <algorithm>
@@ -39,8 +40,9 @@ inline uint64_t memory_in_use(const octolora_device* device) {
 }
 
 // Device memory with a strip of known bytes on either side. The strips are NaN in every float format, so that a kernel
-// that reads past an end and uses what it read shows it in its result; one that writes past an end is found by intact().
-// Under AddressSanitizer memory of the CPU device is cut to size instead, so that any access outside stops the program.
+// that reads past an end and uses what it read shows it in its result; one that writes past an end is found by
+// intact(). Under AddressSanitizer memory of the CPU device is cut to size instead, so that any access outside stops
+// the program.
 class Buffer {
  public:
   static constexpr size_t kStrip = 512;  // keeps the 256-byte alignment of octolora_device_alloc

@@ -8,7 +8,8 @@
 //   --seed N                  another draw of the random cases
 //   --list                    print the names of the cases
 //
-// Exit status: 0 all passed, 1 a case failed or none ran, 2 bad usage, 77 the device is not there (the reason is printed).
+// Exit status: 0 all passed, 1 a case failed or none ran, 2 bad usage, 77 the device is not there (the reason is
+// printed).
 #pragma once
 
 #include <cstdarg>

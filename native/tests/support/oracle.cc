@@ -11,9 +11,8 @@
 //   h = c x.A^T     k additions, c:                              (k d + u(f32)) |c| sum |x||A|
 //                   A, where an fp32 factor is stored in 16 bits: |c| sum |x| dA, see storage()
 //                   on tensor cores fp32 x as two tf32 numbers:  2^-21 |c| sum |x||A|
-//                   on tensor cores h itself in 16 bits:         u(h) |h|, and for fp16, whose rows share a power of two,
-//                   half a subnormal of the row's largest:       2^-24 max |h|
-//                   these errors reach y through |B|
+//                   on tensor cores h itself in 16 bits:         u(h) |h|, and for fp16, whose rows share a power of
+//                   two, half a subnormal of the row's largest:       2^-24 max |h| these errors reach y through |B|
 //   B               where an fp32 factor is stored in 16 bits:   sum |h| dB
 //   adapter bias    product and addition:                        2 u(f32) |c bias|
 //                   on tensor cores the bias in the 16-bit type, c as a pair: (u(h) + 2^-16) |c bias|

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a linear with adapters must give, from the formulas of octolora.h in plain loops and double precision, and by how
-// much an implementation may differ. Knows no tile, no thread and nothing of the library's code.
+// What a linear with adapters must give, from the formulas of octolora.h in plain loops and double precision, and by
+// how much an implementation may differ. Knows no tile, no thread and nothing of the library's code.
 #pragma once
 
 #include <cstdint>
@@ -13,18 +13,18 @@ namespace test {
 
 struct Adapter {
   int rank = 0;
-  int b_stride = 0;            // elements from one row of B to the next
-  Typed a;                     // [rank,k]
-  Typed b;                     // [n,b_stride]
-  std::vector<float> bias;     // [n] or empty
+  int b_stride = 0;         // elements from one row of B to the next
+  Typed a;                  // [rank,k]
+  Typed b;                  // [n,b_stride]
+  std::vector<float> bias;  // [n] or empty
   float scale = 1.f;
-  bool split = false;          // OCTOLORA_LORA_SPLIT
+  bool split = false;  // OCTOLORA_LORA_SPLIT
 };
 
 struct Problem {
   int m = 0, n = 0, k = 0;
   int32_t mode = OCTOLORA_W8A16;
-  bool round_x = false;        // to fp16, before anything is measured or quantized
+  bool round_x = false;  // to fp16, before anything is measured or quantized
   float x_scale = 0.f;
   float x_divisor = 127.f;
   float threshold = 0.f;
@@ -51,10 +51,10 @@ constexpr Arithmetic kCpuArithmetic = {0x1p-24, false};
 constexpr Arithmetic kCudaArithmetic = {0x1p-23, true};
 
 struct Quantized {
-  std::vector<uint8_t> outlier;    // [k]: columns that leave the int8 sum
-  std::vector<int8_t> codes;       // [m,k]
-  std::vector<int32_t> sums;       // [m,n]
-  std::vector<float> row_scale;    // [m]
+  std::vector<uint8_t> outlier;  // [k]: columns that leave the int8 sum
+  std::vector<int8_t> codes;     // [m,k]
+  std::vector<int32_t> sums;     // [m,n]
+  std::vector<float> row_scale;  // [m]
   // [m]: no code is defined, for a NaN or an infinity in x, or because x_divisor / a overflows and the row has zeros
   std::vector<uint8_t> undefined;
 };
