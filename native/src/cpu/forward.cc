@@ -148,10 +148,9 @@ class Pass {
         const int width = panels_.rows_of(panel);
         for (int i = 0; i < chunk; ++i) {
           int32_t* to = sums + (first + row + i) * spec_.n + panel * panels_.columns;
-          for (int j = 0; j < width; ++j) {
-            const uint32_t sum = static_cast<uint32_t>(tile[i * kernels_.columns + j]);
-            to[j] = static_cast<int32_t>(sum - static_cast<uint32_t>(correction(row + i)));
-          }
+          const int32_t* from = tile + i * kernels_.columns;
+          const uint32_t excess = static_cast<uint32_t>(correction(row + i));
+          for (int j = 0; j < width; ++j) to[j] = static_cast<int32_t>(static_cast<uint32_t>(from[j]) - excess);
         }
       });
     }

@@ -82,7 +82,7 @@ inline int8_t code_of(float product) {
   return static_cast<int8_t>(static_cast<int32_t>((v + kRound) - kRound));
 }
 
-int32_t quantize(const float* v, int64_t count, float factor, bool divide, int8_t* q) {
+int32_t quantize_any(const float* v, int64_t count, float factor, bool divide, int8_t* q) {
   int32_t sum = 0;
   if (divide) {
     for (int64_t i = 0; i < count; ++i) q[i] = code_of(v[i] / factor);
