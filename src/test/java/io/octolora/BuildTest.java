@@ -31,8 +31,7 @@ class BuildTest {
   void benchmarksAndNativeLibraryHaveTheVersionOfTheJar() throws IOException {
     String version = first("pom.xml", "<artifactId>octolora</artifactId>\\s*<version>([^<]+)</version>");
     assertEquals(version, first("benchmarks/pom.xml", "<octolora.version>([^<]+)</octolora.version>"));
-    assertEquals(version, first("benchmarks/pom.xml",
-        "<artifactId>octolora-benchmarks</artifactId>\\s*<version>([^<]+)<"));
+    assertEquals(version, first("benchmarks/pom.xml", "<artifactId>octolora-benchmarks</artifactId>\\s*<version>([^<]+)<"));
     assertEquals(version.replace("-SNAPSHOT", ""),
         first("native/CMakeLists.txt", "project\\(octolora VERSION (\\S+)"));
   }
