@@ -11,6 +11,7 @@ import java.io.UncheckedIOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.MappedByteBuffer;
+import java.nio.channels.ClosedChannelException;
 import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -153,6 +154,25 @@ public final class SafetensorsFile implements AutoCloseable {
       }
     }
     return view.asReadOnlyBuffer().order(ByteOrder.LITTLE_ENDIAN);
+  }
+
+  /**
+   * A little-endian copy of a range inside the file, by a plain read: a page fault in a mapping makes the system read
+   * megabytes around a few wanted bytes.
+   */
+  ByteBuffer copy(long position, int length) {
+    if (windows == null) {
+      throw new IllegalStateException(file + " is closed");
+    }
+    ByteBuffer buffer = ByteBuffer.allocate(length).order(ByteOrder.LITTLE_ENDIAN);
+    try {
+      readFully(channel, position, buffer, file);
+      return buffer.flip();
+    } catch (ClosedChannelException e) {
+      return bytes(position, length); // an interrupt of some thread closed the channel; the mapping outlives it
+    } catch (IOException e) {
+      throw new UncheckedIOException("%s: reading %d bytes from byte %d".formatted(file, length, position), e);
+    }
   }
 
   private static MappedByteBuffer[] map(FileChannel channel, long size) throws IOException {

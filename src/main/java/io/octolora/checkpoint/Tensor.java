@@ -126,10 +126,10 @@ public final class Tensor {
     }
     float[] floats = new float[count];
     int width = type.bits() / 8;
-    int chunk = 1 << 24; // elements, so that the bytes of a chunk fit an int
+    int chunk = 1 << 18; // elements, to keep the intermediate copy small
     for (int done = 0; done < count; done += chunk) {
       int length = Math.min(chunk, count - done);
-      ByteBuffer bytes = bytes((first + done) * width, length * width);
+      ByteBuffer bytes = source.copy(position + (first + done) * width, length * width);
       switch (type) {
         case F32 -> {
           FloatBuffer values = bytes.asFloatBuffer();
@@ -162,7 +162,7 @@ public final class Tensor {
     if (elementCount != 1) {
       throw new FormatException("%s: %d elements, expected 1".formatted(this, elementCount));
     }
-    ByteBuffer bytes = bytes();
+    ByteBuffer bytes = source.copy(position, (int) byteSize);
     return switch (type) {
       case F64 -> bytes.getDouble(0);
       case F32 -> bytes.getFloat(0);

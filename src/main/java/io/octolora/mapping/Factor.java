@@ -73,10 +73,10 @@ public final class Factor {
 
   /** The elements, row-major, exactly. */
   public float[] toFloats() {
-    float[] floats = new float[Math.multiplyExact(rows, columns)];
+    float[] whole = tensor.toFloats((long) firstRow * stride, rows * stride);
+    float[] floats = new float[rows * columns];
     for (int row = 0; row < rows; row++) {
-      float[] values = tensor.toFloats((long) fileRow(row) * stride + firstColumn, columns);
-      System.arraycopy(values, 0, floats, row * columns, columns);
+      System.arraycopy(whole, (fileRow(row) - firstRow) * stride + firstColumn, floats, row * columns, columns);
     }
     return floats;
   }

@@ -297,6 +297,19 @@ class SafetensorsFileTest {
   }
 
   @Test
+  void anInterruptedThreadStillReads() throws IOException {
+    new SafetensorsWriter().ramp("a", 1, 3).write(file);
+    try (SafetensorsFile opened = SafetensorsFile.open(file)) {
+      Tensor tensor = opened.tensors().get("a");
+      Thread.currentThread().interrupt();
+      float[] interrupted = tensor.toFloats();
+      assertTrue(Thread.interrupted());
+      assertArrayEquals(new float[] {0, 1, 2}, interrupted);
+      assertArrayEquals(new float[] {0, 1, 2}, tensor.toFloats());
+    }
+  }
+
+  @Test
   void shapesAreCopies() throws IOException {
     new SafetensorsWriter().ramp("a", 1, 2, 3).write(file);
     try (SafetensorsFile opened = SafetensorsFile.open(file)) {
