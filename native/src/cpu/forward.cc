@@ -8,7 +8,6 @@
 //   3  multiply  a task owns a panel of channels and a chunk of rows: base product, outliers, s_w, H·Bᵀ, bias, store
 //
 // A task computes the same bits whichever thread runs it, and a row the same bits whatever rows stand beside it.
-#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -33,8 +32,8 @@ constexpr int64_t kDepth = 4096;
 constexpr int64_t kOutlierPiece = 64;
 // Channels of H made by one task, at least.
 constexpr int kDownColumns = 48;
-
-constexpr uint32_t kNoLimit = 0x7fffffff;  // above the bits of every magnitude that is not a NaN
+// Multiplications below which waking a thread takes longer than it saves.
+constexpr int64_t kWorthThreads = 1 << 20;
 
 float float_of(uint32_t bits) {
   float v;
@@ -55,7 +54,7 @@ struct Scratch {
   int64_t pass_rows;     // rows of everything that lives for one pass
   int64_t code_bytes;    // from row to row of codes
   int64_t float_stride;  // from row to row of x as fp32, or of its outlier columns
-  size_t codes = 0, row_scale = 0, row_sum = 0, floats = 0, low_rank = 0, maxima = 0, flags = 0, outliers = 0;
+  size_t codes = 0, row_scale = 0, row_sum = 0, floats = 0, low_rank = 0, magnitudes = 0, flags = 0, outliers = 0;
   size_t total = 0;
 
   Scratch(const Kernels& kernels, const LinearSpec& spec, const Panels& panels, int64_t low_rank_columns, int64_t rows)
@@ -70,7 +69,7 @@ struct Scratch {
     }
     if (spec.mode == Mode::w8a16 || outliers_out) floats = take(pass_rows * float_stride * 4);
     if (outliers_out) {
-      maxima = take(rows * 4);
+      magnitudes = take(rows * static_cast<int64_t>(sizeof(Magnitudes)));
       flags = take(spec.k);
       outliers = take(int64_t{spec.k} * 4);
     }
@@ -101,14 +100,14 @@ class Pass {
         rows_(rows),
         scratch_(kernels_, spec_, panels_, slots != nullptr ? slots->columns() : 0, rows),
         low_rank_stride_(slots != nullptr ? slots->columns() : 0),
-        pool_(linear.context_->pool) {
+        pool_(linear.context_->pool, rows_ * spec_.n * spec_.k >= kWorthThreads) {
     char* base = static_cast<char*>(workspace);
     codes_ = base + scratch_.codes;
     row_scale_ = reinterpret_cast<float*>(base + scratch_.row_scale);
     row_sum_ = reinterpret_cast<int32_t*>(base + scratch_.row_sum);
     floats_ = reinterpret_cast<float*>(base + scratch_.floats);
     low_rank_ = reinterpret_cast<float*>(base + scratch_.low_rank);
-    maxima_ = reinterpret_cast<uint32_t*>(base + scratch_.maxima);
+    magnitudes_ = reinterpret_cast<Magnitudes*>(base + scratch_.magnitudes);
     flags_ = reinterpret_cast<uint8_t*>(base + scratch_.flags);
     outliers_ = reinterpret_cast<int32_t*>(base + scratch_.outliers);
   }
@@ -148,10 +147,9 @@ class Pass {
         const int width = panels_.rows_of(panel);
         for (int i = 0; i < chunk; ++i) {
           int32_t* to = sums + (first + row + i) * spec_.n + panel * panels_.columns;
-          for (int j = 0; j < width; ++j) {
-            const uint32_t sum = static_cast<uint32_t>(tile[i * kernels_.columns + j]);
-            to[j] = static_cast<int32_t>(sum - static_cast<uint32_t>(correction(row + i)));
-          }
+          const int32_t* from = tile + i * kernels_.columns;
+          const uint32_t excess = static_cast<uint32_t>(correction(row + i));
+          for (int j = 0; j < width; ++j) to[j] = static_cast<int32_t>(static_cast<uint32_t>(from[j]) - excess);
         }
       });
     }
@@ -169,20 +167,20 @@ class Pass {
     return static_cast<int32_t>(static_cast<uint32_t>(kernels_.weight_shift) * static_cast<uint32_t>(row_sum_[row]));
   }
 
-  // The bits of a[m]; the outlier columns of the row are flagged.
-  uint32_t measure(int64_t row) {
+  // Row `row` of x; its outlier columns are flagged. With a static scale nothing is measured but whether x is finite.
+  Magnitudes measure(int64_t row) {
+    const bool round = spec_.round_x_to_f16 && spec_.mode == Mode::dynamic;
     const uint32_t limit = with_outliers() ? bits_of(spec_.outlier_threshold) : kNoLimit;
     float piece[kPiece];
-    uint32_t largest = 0;
+    Magnitudes magnitudes;
     for (int64_t k = 0; k < spec_.k; k += kPiece) {
       const int64_t count = std::min(kPiece, spec_.k - k);
       kernels_.widen(x_at(row, k), x_type_, count, piece);
-      if (spec_.round_x_to_f16) kernels_.round_f16(piece, count);
-      bool reached = false;
-      largest = std::max(largest, kernels_.absolute_maximum(piece, count, limit, &reached));
-      if (reached) kernels_.flag_reached(piece, count, limit, flags_ + k);
+      if (round) kernels_.round_f16(piece, count);
+      kernels_.measure(piece, count, limit, &magnitudes);
+      if (magnitudes.all >= limit) kernels_.flag_reached(piece, count, limit, flags_ + k);
     }
-    return largest;
+    return magnitudes;
   }
 
   void measure_all() {
@@ -191,7 +189,7 @@ class Pass {
     std::memset(flags_, 0, static_cast<size_t>(spec_.k));
     pool_.run((rows_ + kPrepareRows - 1) / kPrepareRows, [&](int64_t task) {
       const int64_t end = std::min(rows_, (task + 1) * kPrepareRows);
-      for (int64_t row = task * kPrepareRows; row < end; ++row) maxima_[row] = measure(row);
+      for (int64_t row = task * kPrepareRows; row < end; ++row) magnitudes_[row] = measure(row);
     });
     for (int32_t k = 0; k < spec_.k; ++k)
       if (flags_[k] != 0) outliers_[outlier_count_++] = k;
@@ -218,17 +216,17 @@ class Pass {
     });
   }
 
-  // Row `row` of x to row `at` of the scratch. A row with a NaN or an infinity (outside of outlier columns) gets a
+  // Row `row` of x to row `at` of the scratch. A row with a NaN, or with an infinity that is not an outlier, gets a
   // scale that is not finite, which makes all of it NaN; its codes stay defined.
   void quantize(int64_t row, int64_t at, int8_t* codes_out) {
-    const float a = float_of(with_outliers() ? maxima_[row] : measure(row));
+    const Magnitudes magnitudes = with_outliers() ? magnitudes_[row] : measure(row);
     const bool fixed = spec_.mode == Mode::fixed;
+    const float a = float_of(magnitudes.below);
     const float factor = fixed ? spec_.x_scale : spec_.x_divisor / a;
-    if (fixed) {
-      row_scale_[at] = std::isfinite(a) ? spec_.x_scale : std::numeric_limits<float>::quiet_NaN();
-    } else {
-      row_scale_[at] = a / spec_.x_divisor;
-    }
+    float scale = fixed ? spec_.x_scale : a / spec_.x_divisor;
+    if (magnitudes.all > kInfinityBits || (fixed && magnitudes.all == kInfinityBits))
+      scale = std::numeric_limits<float>::quiet_NaN();
+    row_scale_[at] = scale;
     float piece[kPiece];
     int8_t q[kPiece];
     char* codes = codes_ + at * scratch_.code_bytes;
@@ -399,14 +397,14 @@ class Pass {
   DefaultFloatEnvironment environment_;
   ThreadPool::Lease pool_;
 
-  char* codes_;        // [pass rows][code_bytes]
-  float* row_scale_;   // s_x
-  int32_t* row_sum_;   // Σ q
-  float* floats_;      // W8A16: x as fp32; with outliers: their columns of x, side by side
-  float* low_rank_;    // H, the slots side by side
-  uint32_t* maxima_;   // bits of a[m], all rows of the call
-  uint8_t* flags_;     // [k]
-  int32_t* outliers_;  // the flagged k, ascending
+  char* codes_;             // [pass rows][code_bytes]
+  float* row_scale_;        // s_x
+  int32_t* row_sum_;        // Σ q
+  float* floats_;           // W8A16: x as fp32; with outliers: their columns of x, side by side
+  float* low_rank_;         // H, the slots side by side
+  Magnitudes* magnitudes_;  // of all rows of the call
+  uint8_t* flags_;          // [k]
+  int32_t* outliers_;       // the flagged k, ascending
   int64_t outlier_count_ = 0;
 };
 

@@ -22,6 +22,14 @@
 
 namespace octolora::cpu {
 
+// Maxima of |v| as the bits of a float, which order like the magnitudes they stand for, NaNs above infinity.
+struct Magnitudes {
+  uint32_t below = 0;  // among those below a limit
+  uint32_t all = 0;
+};
+constexpr uint32_t kNoLimit = 0x80000000u;
+constexpr uint32_t kInfinityBits = 0x7f800000u;
+
 struct Kernels {
   const char* name;
   int rows;              // of the largest register tile
@@ -39,9 +47,8 @@ struct Kernels {
   // v[i] rounded to fp16 and back.
   void (*round_f16)(float* v, int64_t count);
 
-  // The largest |v[i]| as the bits of a float, among those below the bits `limit` and the NaNs (which are largest of
-  // all). *reached becomes true if some |v[i]| is at the limit or above and not a NaN.
-  uint32_t (*absolute_maximum)(const float* v, int64_t count, uint32_t limit, bool* reached);
+  // Takes |v[i]| into the maxima; a limit of kNoLimit lets all of them, NaNs too, count as below it.
+  void (*measure)(const float* v, int64_t count, uint32_t limit, Magnitudes* magnitudes);
   // flags[i] = 1 where |v[i]| is at the bits `limit` or above and not a NaN. Several threads may flag at once.
   void (*flag_reached)(const float* v, int64_t count, uint32_t limit, uint8_t* flags);
   // q[i] = clamp(rne(v[i] * factor), -128, 127), or v[i] / factor if divide; 0 where that is a NaN. The operation is

@@ -160,6 +160,29 @@ void round_f16(float* v, int64_t count) {
   }
 }
 
+// code_of() of row_ops.h for 16 lanes: NaN to 0, both ends, then the conversion, which rounds to nearest even.
+inline __m512i codes_of(__m512 product) {
+  const __mmask16 numbers = _mm512_cmp_ps_mask(product, product, _CMP_ORD_Q);
+  const __m512 low = _mm512_maskz_max_ps(numbers, product, _mm512_set1_ps(-128.f));
+  return _mm512_cvtps_epi32(_mm512_min_ps(low, _mm512_set1_ps(127.f)));
+}
+
+int32_t quantize(const float* v, int64_t count, float factor, bool divide, int8_t* q) {
+  const __m512 factors = _mm512_set1_ps(factor);
+  __m512i sum = _mm512_setzero_si512();
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    const __m512 value = _mm512_loadu_ps(v + i);
+    const __m512i codes = codes_of(divide ? _mm512_div_ps(value, factors) : _mm512_mul_ps(value, factors));
+    sum = _mm512_add_epi32(sum, codes);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q + i), _mm512_cvtepi32_epi8(codes));
+  }
+  int32_t lanes[16], total = quantize_any(v + i, count - i, factor, divide, q + i);
+  _mm512_storeu_si512(lanes, sum);
+  for (const int32_t lane : lanes) total += lane;
+  return total;
+}
+
 }  // namespace
 
 const Kernels kAvx512Vnni = {
@@ -174,7 +197,7 @@ const Kernels kAvx512Vnni = {
     .widen = widen,
     .narrow = narrow,
     .round_f16 = round_f16,
-    .absolute_maximum = absolute_maximum,
+    .measure = measure,
     .flag_reached = flag_reached,
     .quantize = quantize,
     .store_codes = store_codes<int8_t>,

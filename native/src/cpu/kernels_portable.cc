@@ -58,7 +58,7 @@ void multiply_codes(int row_count, int vectors, const void* weights, const void*
 // fp16 by its fields: sign, 5 bits of exponent (bias 15), 10 bits of fraction.
 inline float f16_to_float(uint16_t half) {
   const uint32_t sign = (half & 0x8000u) << 16, exponent = (half >> 10) & 31u, fraction = half & 0x3ffu;
-  if (exponent == 31) return float_of(sign | kInfinity | (fraction << 13) | (fraction != 0 ? 0x400000u : 0u));
+  if (exponent == 31) return float_of(sign | kInfinityBits | (fraction << 13) | (fraction != 0 ? 0x400000u : 0u));
   if (exponent != 0) return float_of(sign | ((exponent + 112u) << 23) | (fraction << 13));
   const float subnormal = static_cast<float>(fraction) * 0x1p-24f;
   return float_of(sign | bits_of(subnormal));
@@ -67,7 +67,7 @@ inline float f16_to_float(uint16_t half) {
 inline uint16_t float_to_f16(float v) {
   const uint32_t bits = bits_of(v), magnitude = bits & kMagnitude;
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
-  if (magnitude > kInfinity) return static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x1ffu));
+  if (magnitude > kInfinityBits) return static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x1ffu));
   // 65520 is halfway between the largest fp16 and the next power of two; the tie goes to the even side, infinity.
   if (magnitude >= bits_of(65520.f)) return static_cast<uint16_t>(sign | 0x7c00u);
   if (magnitude >= bits_of(0x1p-14f)) {
@@ -132,9 +132,9 @@ const Kernels kPortable = {
     .widen = widen,
     .narrow = narrow,
     .round_f16 = round_f16,
-    .absolute_maximum = absolute_maximum,
+    .measure = measure,
     .flag_reached = flag_reached,
-    .quantize = quantize,
+    .quantize = quantize_any,
     .store_codes = store_codes<float>,
     .multiply_codes = multiply_codes,
     .multiply_int8 = multiply_any<Vector, kRows, kVectors, int8_t>,

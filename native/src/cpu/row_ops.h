@@ -17,7 +17,6 @@ namespace octolora::cpu {
 namespace {
 
 constexpr uint32_t kMagnitude = 0x7fffffffu;
-constexpr uint32_t kInfinity = 0x7f800000u;
 
 inline uint32_t bits_of(float v) {
   uint32_t bits;
@@ -45,30 +44,28 @@ inline void narrow_bf16(const float* v, int64_t count, void* out) {
     const uint32_t bits = bits_of(v[i]);
     const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     const uint32_t nan = (bits >> 16) | 0x40u;
-    const uint16_t b = static_cast<uint16_t>((bits & kMagnitude) > kInfinity ? nan : rounded);
+    const uint16_t b = static_cast<uint16_t>((bits & kMagnitude) > kInfinityBits ? nan : rounded);
     __builtin_memcpy(bytes + 2 * i, &b, 2);
   }
 }
 
-// Magnitudes order like their bits, and a NaN above infinity: one integer maximum finds the largest and any NaN.
-uint32_t absolute_maximum(const float* v, int64_t count, uint32_t limit, bool* reached) {
-  int32_t largest = 0, reach = 0;
-  const int32_t low = static_cast<int32_t>(limit);
+void measure(const float* v, int64_t count, uint32_t limit, Magnitudes* magnitudes) {
+  // Signed, which every instruction set compares: a magnitude fits, and kNoLimit becomes one that none exceeds.
+  const int32_t highest = static_cast<int32_t>(limit - 1);
+  int32_t below = static_cast<int32_t>(magnitudes->below), all = static_cast<int32_t>(magnitudes->all);
   for (int64_t i = 0; i < count; ++i) {
     const int32_t magnitude = static_cast<int32_t>(bits_of(v[i]) & kMagnitude);
-    const int32_t out = (magnitude >= low) & (magnitude <= static_cast<int32_t>(kInfinity)) ? -1 : 0;
-    const int32_t kept = magnitude & ~out;
-    reach |= out;
-    largest = kept > largest ? kept : largest;
+    const int32_t kept = magnitude <= highest ? magnitude : 0;
+    below = kept > below ? kept : below;
+    all = magnitude > all ? magnitude : all;
   }
-  if (reach != 0) *reached = true;
-  return static_cast<uint32_t>(largest);
+  *magnitudes = {static_cast<uint32_t>(below), static_cast<uint32_t>(all)};
 }
 
 void flag_reached(const float* v, int64_t count, uint32_t limit, uint8_t* flags) {
   for (int64_t i = 0; i < count; ++i) {
     const uint32_t magnitude = bits_of(v[i]) & kMagnitude;
-    if (magnitude >= limit && magnitude <= kInfinity) __atomic_store_n(flags + i, uint8_t{1}, __ATOMIC_RELAXED);
+    if (magnitude >= limit && magnitude <= kInfinityBits) __atomic_store_n(flags + i, uint8_t{1}, __ATOMIC_RELAXED);
   }
 }
 
@@ -82,7 +79,7 @@ inline int8_t code_of(float product) {
   return static_cast<int8_t>(static_cast<int32_t>((v + kRound) - kRound));
 }
 
-int32_t quantize(const float* v, int64_t count, float factor, bool divide, int8_t* q) {
+int32_t quantize_any(const float* v, int64_t count, float factor, bool divide, int8_t* q) {
   int32_t sum = 0;
   if (divide) {
     for (int64_t i = 0; i < count; ++i) q[i] = code_of(v[i] / factor);

@@ -106,8 +106,13 @@ void ThreadPool::serve(Worker& worker) {
   while (true) {
     ticket = wait_for_change(worker.ticket, ticket);
     if (worker.stop.load(std::memory_order_relaxed)) return;
+    uint32_t state = state_.load(std::memory_order_relaxed);
+    bool inside = false;
+    while ((state & kOpen) != 0 && !inside)
+      inside = state_.compare_exchange_weak(state, state + 1, std::memory_order_acquire, std::memory_order_relaxed);
+    if (!inside) continue;
     work();
-    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
+    if (state_.fetch_sub(1, std::memory_order_release) == 1) state_.notify_one();
   }
 }
 
@@ -120,14 +125,15 @@ void ThreadPool::run(const Job& job) {
   const int64_t helpers = std::min<int64_t>(static_cast<int64_t>(workers_.size()), job.count - 1);
   job_ = job;
   next_.store(0, std::memory_order_relaxed);
-  busy_.store(static_cast<uint32_t>(helpers), std::memory_order_relaxed);
+  state_.store(kOpen, std::memory_order_release);
   for (int64_t i = 0; i < helpers; ++i) {
     Worker& worker = *workers_[static_cast<size_t>(i)];
     worker.ticket.fetch_add(1, std::memory_order_release);
     worker.ticket.notify_one();
   }
   work();
-  for (uint32_t busy; (busy = busy_.load(std::memory_order_acquire)) != 0;) wait_for_change(busy_, busy);
+  state_.fetch_and(~kOpen, std::memory_order_relaxed);
+  for (uint32_t state; (state = state_.load(std::memory_order_acquire)) != 0;) wait_for_change(state_, state);
 }
 
 int default_threads() {

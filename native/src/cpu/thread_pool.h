@@ -32,7 +32,9 @@ class ThreadPool {
 
   class Lease {
    public:
-    explicit Lease(ThreadPool& pool) : pool_(pool.usable() && pool.taken_.try_lock() ? &pool : nullptr) {}
+    // wanted false: the caller runs everything itself, as small work should.
+    explicit Lease(ThreadPool& pool, bool wanted = true)
+        : pool_(wanted && pool.usable() && pool.taken_.try_lock() ? &pool : nullptr) {}
     ~Lease() {
       if (pool_ != nullptr) pool_->taken_.unlock();
     }
@@ -76,9 +78,12 @@ class ThreadPool {
   std::atomic<int> threads_{1};
   const int64_t process_;  // that the workers live in
 
+  // A worker that wakes up while the job is open counts itself in and takes tasks. Once all tasks are taken the caller
+  // closes the job and waits for those inside alone: a worker that the system schedules late holds nobody up.
+  static constexpr uint32_t kOpen = 0x80000000u;
   Job job_{};
   alignas(64) std::atomic<int64_t> next_{0};
-  alignas(64) std::atomic<uint32_t> busy_{0};  // workers that have not finished with job_
+  alignas(64) std::atomic<uint32_t> state_{0};  // kOpen, and the number of workers inside
 };
 
 // OCTOLORA_NUM_THREADS, or the processors that this process may run on.

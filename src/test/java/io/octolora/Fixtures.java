@@ -31,7 +31,7 @@ public final class Fixtures {
     return path;
   }
 
-  /** The recorded tensors of one run, for example {@code golden("flux", "bnb8__r4")}, unpacked where they are packed. */
+  /** The recorded tensors of a run, for example {@code golden("flux", "bnb8__r4")}, unpacked where they are packed. */
   public static Path golden(String model, String name) {
     Path plain = ROOT.resolve(model).resolve("golden").resolve(name + ".safetensors");
     return Files.exists(plain) ? plain : UNPACKED.computeIfAbsent(plain, Fixtures::unpack);

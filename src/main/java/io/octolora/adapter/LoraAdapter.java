@@ -14,6 +14,7 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.TreeMap;
 import java.util.stream.Stream;
 import org.jetbrains.annotations.Nullable;
@@ -23,15 +24,18 @@ import org.jetbrains.annotations.Nullable;
  * of diffusers, sd-scripts (kohya), or FLUX's original code as ComfyUI and ai-toolkit write them. Which base modules
  * the names mean is the business of {@link io.octolora.mapping.ModuleMap}.
  *
- * <p>Every tensor of the file is either a part of one of {@link #pairs()} or listed in {@link #unsupported()}. Each pair
- * has its own scale: from {@code adapter_config.json} or the header's {@code lora_adapter_metadata} where there is one,
- * else {@code alpha / rank} where the module has an alpha tensor, else 1. Nothing is copied or converted. Safe for use
- * by several threads.
+ * <p>Every tensor of the file is either a part of one of {@link #pairs()} or listed in {@link #unsupported()}. Each
+ * pair has its own scale: from {@code adapter_config.json} or the header's {@code lora_adapter_metadata} where there
+ * is one, else {@code alpha / rank} where the module has an alpha tensor, else 1. Nothing is copied or converted. Safe
+ * for use by several threads.
  */
 public final class LoraAdapter implements AutoCloseable {
   private static final String CONFIG = "adapter_config.json";
   private static final String PEFT_WEIGHTS = "adapter_model.safetensors";
   private static final String PEFT_PREFIX = "base_model.model.";
+  /** Of pipelines of diffusers; one of them may have a configuration in the header and another none. */
+  private static final Set<String> COMPONENTS =
+      Set.of("transformer", "unet", "text_encoder", "text_encoder_2", "text_encoder_3");
   private static final List<String> FLATTENED_PREFIXES =
       List.of("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lora_transformer_", "lycoris_");
 
@@ -198,11 +202,11 @@ public final class LoraAdapter implements AutoCloseable {
       }
       modules.forEach(this::read);
       if (pairs.isEmpty() && !sawAdapter) {
-        throw new FormatException("%s: none of its %d tensors is named as part of an adapter; the first is %s".formatted(
-            file.file(), file.tensors().size(), file.tensors().keySet().iterator().next()));
+        throw new FormatException("%s: none of its %d tensors is named as part of an adapter; the first is %s"
+            .formatted(file.file(), file.tensors().size(), file.tensors().keySet().iterator().next()));
       }
       List<String> notes = new ArrayList<>();
-      configs.values().forEach(config -> notes.addAll(config.unusedPatterns()));
+      configs.values().forEach(config -> notes.addAll(config.notes()));
       return new LoraAdapter(path, file, format, pairs, new ArrayList<>(unsupported.values()), notes);
     }
 
@@ -277,7 +281,8 @@ public final class LoraAdapter implements AutoCloseable {
       }
       LoraConfig config = config(module);
       if (config == null) {
-        return null;
+        boolean unconfigured = !configs.isEmpty() && parts.alpha == null && !COMPONENTS.contains(first(module));
+        return unconfigured ? "the header's configuration is for %s alone".formatted(configs.keySet()) : null;
       }
       if (config.dora()) {
         return "use_dora is set, but its module has no magnitude";
@@ -300,8 +305,8 @@ public final class LoraAdapter implements AutoCloseable {
         }
         boolean matrix = factor.dimensions() == 2
             || factor.dimensions() == 4 && factor.dimension(2) == 1 && factor.dimension(3) == 1;
-        if (!matrix || factor.elementCount() == 0 || factor.elementCount() > Integer.MAX_VALUE) {
-          return "%s is no matrix of 1 to %d elements, nor a 1 x 1 convolution".formatted(factor, Integer.MAX_VALUE);
+        if (!matrix || factor.elementCount() == 0 || factor.byteSize() > Integer.MAX_VALUE) {
+          return "%s is no matrix of 1 to %d bytes, nor a 1 x 1 convolution".formatted(factor, Integer.MAX_VALUE);
         }
       }
       if (parts.a.dimension(0) != parts.b.dimension(1)) {
@@ -312,8 +317,7 @@ public final class LoraAdapter implements AutoCloseable {
         return "%s is no vector of B's %d rows".formatted(parts.bias, parts.b.dimension(0));
       }
       if (parts.alpha != null) {
-        boolean single = parts.alpha.dimensions() == 0 || parts.alpha.dimensions() == 1 && parts.alpha.dimension(0) == 1;
-        if (!single) {
+        if (parts.alpha.dimensions() > 1 || parts.alpha.elementCount() != 1) {
           return "%s is no single number".formatted(parts.alpha);
         }
         double alpha = parts.alpha.scalar();
@@ -342,16 +346,20 @@ public final class LoraAdapter implements AutoCloseable {
     }
 
     private @Nullable LoraConfig config(String module) {
-      int dot = module.indexOf('.');
-      LoraConfig config = configs.get(dot < 0 ? module : module.substring(0, dot));
+      LoraConfig config = configs.get(first(module));
       return config != null ? config : configs.get("");
     }
 
     /** The module as patterns name it: without PEFT's wrapper and the component that the configuration is for. */
     private String path(String module) {
+      String first = first(module);
+      return configs.containsKey(first) ? strip(module, first + ".") : strip(module, PEFT_PREFIX);
+    }
+
+    /** Up to the first dot. */
+    private static String first(String module) {
       int dot = module.indexOf('.');
-      boolean component = dot > 0 && configs.containsKey(module.substring(0, dot));
-      return component ? module.substring(dot + 1) : strip(module, PEFT_PREFIX);
+      return dot < 0 ? module : module.substring(0, dot);
     }
 
     private static String strip(String text, String prefix) {

@@ -23,6 +23,13 @@ final class LoraConfig {
   /** The same, by their beginning. */
   private static final List<String> STRUCTURAL_STARTS = List.of("alora_", "kasa_", "use_kasa", "monteclora",
       "use_monteclora");
+  /** Read here, or without an effect on what a finished adapter computes. */
+  private static final Set<String> KNOWN = Set.of("peft_type", "r", "lora_alpha", "use_rslora", "use_dora",
+      "rank_pattern", "alpha_pattern", "init_lora_weights", "auto_mapping", "base_model_name_or_path", "bias",
+      "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode",
+      "layers_pattern", "layers_to_transform", "loftq_config", "lora_bias", "lora_dropout", "lora_ga_config",
+      "megatron_config", "megatron_core", "modules_to_save", "peft_version", "qalora_group_size", "revision",
+      "runtime_config", "target_modules", "task_type");
   /** Initialisations that leave the base as it is. */
   private static final Set<String> HARMLESS_INITIALISATIONS = Set.of("gaussian", "orthogonal", "eva");
 
@@ -33,6 +40,7 @@ final class LoraConfig {
   private final boolean dora;
   private final List<PatternEntry<Long>> rankPattern;
   private final List<PatternEntry<Double>> alphaPattern;
+  private final List<String> unknownFields = new ArrayList<>();
 
   /** One entry of rank_pattern or alpha_pattern, in the order of the file. */
   private static final class PatternEntry<T> {
@@ -66,6 +74,12 @@ final class LoraConfig {
           Json.describe(type)));
     }
     refuseStructural(fields);
+    fields.forEach((name, value) -> {
+      if (!KNOWN.contains(name) && !STRUCTURAL.contains(name) && isSet(value)) {
+        unknownFields.add("%s: %s = %s is not known here and has no effect".formatted(where, name,
+            Json.describe(value)));
+      }
+    });
     this.rank = positiveInteger(fields.get("r"), where + ": r");
     this.alpha = number(fields.get("lora_alpha"), where + ": lora_alpha");
     this.rankStabilized = isTrue(fields, "use_rslora");
@@ -91,9 +105,12 @@ final class LoraConfig {
     return rankStabilized ? moduleAlpha / Math.sqrt(moduleRank) : moduleAlpha / moduleRank;
   }
 
-  /** Keys of the patterns that fitted no module so far, for people: a mistyped one is ignored silently by PEFT. */
-  List<String> unusedPatterns() {
-    List<String> notes = new ArrayList<>();
+  /**
+   * Fields that are set but not known, and keys of the patterns that fitted no module so far, for people: PEFT itself
+   * ignores a mistyped key silently.
+   */
+  List<String> notes() {
+    List<String> notes = new ArrayList<>(unknownFields);
     rankPattern.forEach(entry -> entry.noteIfUnused("rank_pattern", where, notes));
     alphaPattern.forEach(entry -> entry.noteIfUnused("alpha_pattern", where, notes));
     return notes;

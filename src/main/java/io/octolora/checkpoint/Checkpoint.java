@@ -349,8 +349,8 @@ public final class Checkpoint implements AutoCloseable {
       }
       if (!config.method().equals("bitsandbytes")
           && linears.values().stream().anyMatch(linear -> linear.format() == WeightFormat.BITSANDBYTES_INT8)) {
-        notes.add("%s: no config.json of bitsandbytes; the outlier threshold is taken as bitsandbytes' default, %s".formatted(path,
-            QuantizationConfig.DEFAULT_THRESHOLD));
+        notes.add("%s: no config.json of bitsandbytes; the outlier threshold is taken as bitsandbytes' default, %s"
+            .formatted(path, QuantizationConfig.DEFAULT_THRESHOLD));
       }
     }
 

@@ -9,7 +9,8 @@ import java.util.Objects;
  * @param mode what happens to x
  * @param roundXToF16 x is rounded to fp16 before it is measured or quantized, as bitsandbytes does
  * @param xScale {@link Mode#W8A8_STATIC}: real units per int8 step, above 0; 0 in other modes
- * @param xDivisor {@link Mode#W8A8_DYNAMIC}: steps that the row's absolute maximum spans, 127 or 127.5; 0 in other modes
+ * @param xDivisor {@link Mode#W8A8_DYNAMIC}: steps that the row's absolute maximum spans, 127 or 127.5; 0 in other
+ *     modes
  * @param outlierThreshold {@link Mode#W8A8_DYNAMIC}: columns with some |x| at or above it leave the int8 product;
  *     0 is off
  */

@@ -90,7 +90,8 @@ final class QuantizationConfig {
       place = "quanto_qmap.json: " + module;
       Map<String, Object> entry = Json.object(quantoMap.get(module), place);
       if (!"qint8".equals(entry.get("weights"))) {
-        throw new FormatException(Status.UNSUPPORTED, "%s: weights = %s, expected qint8, as the tensors are int8".formatted(
+        throw new FormatException(Status.UNSUPPORTED,
+            "%s: weights = %s, expected qint8, as the tensors are int8".formatted(
             place, Json.describe(entry.get("weights"))));
       }
       activations = entry.get("activations");

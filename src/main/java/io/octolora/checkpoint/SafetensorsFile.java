@@ -30,8 +30,8 @@ import org.jetbrains.annotations.Nullable;
  * its documentation asks for; where the two differ it takes the stricter one, so that no two readers can see different
  * tensors in a file that is accepted here.
  *
- * <p>The mapping is freed by the garbage collector once the file is closed and no buffer of it is in use. Shortening the
- * file while it is open makes reading fail with an InternalError of the JVM. Safe for use by several threads.
+ * <p>The mapping is freed by the garbage collector once the file is closed and no buffer of it is in use. Shortening
+ * the file while it is open makes reading fail with an InternalError of the JVM. Safe for use by several threads.
  */
 public final class SafetensorsFile implements AutoCloseable {
   /** The reference reader's limit, itself allowed. */
@@ -190,7 +190,8 @@ public final class SafetensorsFile implements AutoCloseable {
       what = "a Python pickle";
     }
     if (what != null) {
-      throw new FormatException(Status.UNSUPPORTED, "%s: this is %s, expected a safetensors file".formatted(file, what));
+      throw new FormatException(Status.UNSUPPORTED, "%s: this is %s, expected a safetensors file".formatted(file,
+          what));
     }
   }
 
@@ -266,7 +267,8 @@ public final class SafetensorsFile implements AutoCloseable {
         }
         bits = Math.multiplyExact(elements, type.bits());
       } catch (ArithmeticException e) {
-        throw new FormatException("%s: %s %s has more than 2^63 bits".formatted(where, type, Arrays.toString(shape)), e);
+        throw new FormatException("%s: %s %s has more than 2^63 bits".formatted(where, type, Arrays.toString(shape)),
+            e);
       }
       if (bits % 8 != 0 || bits / 8 != offsets[1] - offsets[0]) {
         throw new FormatException("%s: %s %s has %d bits, data_offsets %d to %d hold %d bytes".formatted(where, type,

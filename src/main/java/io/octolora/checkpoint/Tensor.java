@@ -153,8 +153,8 @@ public final class Tensor {
   }
 
   /**
-   * The value of a one-element tensor of an integer or floating-point type of at least 8 bits: exact but for I64 and U64
-   * beyond 2<sup>53</sup>.
+   * The value of a one-element tensor of an integer or floating-point type of 16 bits or more, or of I8 or U8: exact
+   * but for I64 and U64 beyond 2<sup>53</sup>.
    *
    * @throws FormatException if there is not exactly one element, or for a type that is no plain number
    */

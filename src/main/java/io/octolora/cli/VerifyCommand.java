@@ -119,7 +119,7 @@ final class VerifyCommand implements Callable<Integer> {
         parts.add(mapped() ? "every adapter key landed" : "adapter keys landed nowhere");
       }
       if (!skipped.isEmpty()) {
-        parts.add("%d layers are not int8 and were not run".formatted(skipped.size()));
+        parts.add("not int8 and so not run: " + skipped.size());
       }
       return String.join("; ", parts);
     }

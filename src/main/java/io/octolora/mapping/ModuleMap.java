@@ -24,8 +24,8 @@ import java.util.TreeMap;
 import org.jetbrains.annotations.Nullable;
 
 /**
- * Which part of an adapter sits on which module of a base. The map describes; the numbers stay in the adapter's file and
- * are readable until the adapter is closed.
+ * Which part of an adapter sits on which module of a base. The map describes; the numbers stay in the adapter's file
+ * and are readable until the adapter is closed.
  *
  * <p>A pair whose name means several modules (FLUX's fused {@code qkv} and {@code linear1}) is split by B's rows. Each
  * part takes all of A, unless B is zero outside equal diagonal blocks: then it takes its own block of ranks, which is
@@ -96,7 +96,8 @@ public final class ModuleMap {
   public LoraDelta delta(String module) {
     List<LoraDelta> found = deltas(module);
     if (found.isEmpty()) {
-      throw new OctoloraException(Status.INVALID_ARGUMENT, "%s does not change %s; nearest that it changes: %s".formatted(
+      throw new OctoloraException(Status.INVALID_ARGUMENT,
+          "%s does not change %s; nearest that it changes: %s".formatted(
           adapter.path(), module, String.join(", ", Names.nearest(module, deltas.keySet(), 3))));
     }
     return found.get(0);
@@ -255,8 +256,9 @@ public final class ModuleMap {
       try {
         if (dimension != null && alpha != null && Long.parseLong(dimension) * parts == pair.rank()
             && Double.parseDouble(alpha) == pair.scale() * pair.rank()) {
-          notes.add(("%s: joined from %d pairs of rank %s, while its alpha of %s is meant for one of them: the file's own "
-              + "scale, which is used, may be %d times too small").formatted(pair.name(), parts, dimension, alpha, parts));
+          notes.add(("%s: joined from %d pairs of rank %s, while its alpha of %s is meant for one of them: the file's "
+              + "own scale, which is used, may be %d times too small").formatted(pair.name(), parts, dimension,
+              alpha, parts));
         }
       } catch (NumberFormatException e) {
         return; // free text of the training program, informative only

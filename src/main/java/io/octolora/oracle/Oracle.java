@@ -86,7 +86,12 @@ public final class Oracle {
    * @param scaled {@code [rows,k]}: what was rounded to a code, in fp32
    * @param finite {@code [rows]}: whether the row holds neither NaN nor infinity, before and after rounding x
    */
-  public record Quantized(byte[] codes, float[] rowScale, boolean[] outlier, float[] scaled, boolean[] finite) {}
+  public record Quantized(byte[] codes, float[] rowScale, boolean[] outlier, float[] scaled, boolean[] finite) {
+    /** The indices of the outlier columns, ascending. */
+    int[] outlierColumns() {
+      return IntStream.range(0, outlier.length).filter(c -> outlier[c]).toArray();
+    }
+  }
 
   /** Quantizes {@code x[rows,k]} as the contract prescribes. Not for W8A16. */
   public static Quantized quantize(Quantization how, float[] x, int rows, int k) {
@@ -163,6 +168,8 @@ public final class Oracle {
     }
 
     byte[] weights = linear.weight();
+    byte[] codes = weightOnly ? null : quantized.codes();
+    int[] outlierColumns = weightOnly ? null : quantized.outlierColumns();
     double[] value = new double[Math.multiplyExact(rows, n)];
     double[] bound = new double[rows * n];
     IntStream.range(0, n).parallel().forEach(channel -> {
@@ -182,22 +189,20 @@ public final class Oracle {
           error = (k * addition + 4 * U + pieces * THREE_BF16) * Math.abs(sw) * magnitude;
         } else {
           long sum = 0;
+          for (int c = 0; c < k; c++) {
+            sum += codes[m * k + c] * weights[channel * k + c];
+          }
           double outliers = 0;
           double magnitude = 0;
-          int columns = 0;
-          for (int c = 0; c < k; c++) {
-            int w = weights[channel * k + c];
-            sum += quantized.codes()[m * k + c] * w;
-            if (quantized.outlier()[c]) {
-              outliers += (double) x[m * k + c] * w;
-              magnitude += Math.abs((double) x[m * k + c] * w);
-              columns++;
-            }
+          for (int c : outlierColumns) {
+            double product = (double) x[m * k + c] * weights[channel * k + c];
+            outliers += product;
+            magnitude += Math.abs(product);
           }
           double exact = (double) quantized.rowScale()[m] * sw * sum;
           base = exact + sw * outliers;
           error = 4 * U * Math.abs(exact)
-              + (columns * addition + 4 * U + pieces * TWO_BF16) * Math.abs(sw) * magnitude
+              + (outlierColumns.length * addition + 4 * U + pieces * TWO_BF16) * Math.abs(sw) * magnitude
               + addition * (Math.abs(exact) + Math.abs(sw * outliers));
           if (!quantized.finite()[m]) {
             base = Double.NaN;

@@ -3,6 +3,7 @@ package io.octolora.oracle;
 
 import io.octolora.checkpoint.Quantization;
 import java.util.List;
+import java.util.stream.IntStream;
 
 /**
  * What PEFT over bitsandbytes or Quanto computes for one layer, in double precision, with a bound of its roundings: the
@@ -73,40 +74,37 @@ public final class PeftReference {
       throw new IllegalArgumentException("not a bitsandbytes layer: " + how);
     }
     Oracle.Quantized quantized = Oracle.quantize(how, x, rows, k);
-    boolean anyOutlier = false;
-    for (boolean column : quantized.outlier()) {
-      anyOutlier |= column;
-    }
-    boolean[] nearTie = new boolean[rows * k];
-    for (int i = 0; i < nearTie.length; i++) {
-      double p = Math.abs(quantized.scaled()[i]);
-      double toTie = Math.abs(p - Math.floor(p) - 0.5);
-      nearTie[i] = !quantized.outlier()[i % k] && toTie <= Math.scalb(p, -20);
-    }
+    byte[] codes = quantized.codes();
+    int[] outlierColumns = quantized.outlierColumns();
+    int[][] nearTie = new int[rows][];
     for (int m = 0; m < rows; m++) {
-      for (int channel = 0; channel < n; channel++) {
-        double sw = linear.scaleOf(channel);
+      int row = m * k;
+      nearTie[m] = IntStream.range(0, k)
+          .filter(c -> !quantized.outlier()[c] && nearTie(Math.abs(quantized.scaled()[row + c]))).toArray();
+    }
+    byte[] weights = linear.weight();
+    IntStream.range(0, n).parallel().forEach(channel -> {
+      double sw = linear.scaleOf(channel);
+      for (int m = 0; m < rows; m++) {
         double sx = quantized.rowScale()[m];
         long sum = 0;
+        for (int c = 0; c < k; c++) {
+          sum += codes[m * k + c] * weights[channel * k + c];
+        }
         long ties = 0;
+        for (int c : nearTie[m]) {
+          ties += Math.abs(weights[channel * k + c]);
+        }
         double outliers = 0;
         double magnitude = 0;
         double moved = 0;
-        int columns = 0;
-        for (int c = 0; c < k; c++) {
-          int w = linear.weight()[channel * k + c];
-          sum += quantized.codes()[m * k + c] * w;
-          ties += nearTie[m * k + c] ? Math.abs(w) : 0;
-          if (quantized.outlier()[c]) {
-            double xv = x[m * k + c];
-            double rounded = xFormat.round(sw * w);
-            double low = xFormat.round(sw * w * (1 - 4 * U));
-            double high = xFormat.round(sw * w * (1 + 4 * U));
-            outliers += xv * rounded;
-            magnitude += Math.abs(xv * rounded);
-            moved += Math.abs(xv) * Math.abs(high - low);
-            columns++;
-          }
+        for (int c : outlierColumns) {
+          double xv = x[m * k + c];
+          double w = sw * weights[channel * k + c];
+          double rounded = xFormat.round(w);
+          outliers += xv * rounded;
+          magnitude += Math.abs(xv * rounded);
+          moved += Math.abs(xv) * Math.abs(xFormat.round(w * (1 + 4 * U)) - xFormat.round(w * (1 - 4 * U)));
         }
         double y = sx * sw * sum;
         double e = sx * sw * ties + (6 * U + 2 * U) * Math.abs(y);
@@ -116,15 +114,19 @@ public final class PeftReference {
           e += FloatFormat.FLOAT16.roundingError(Math.abs(y) + e);
         }
         e += xFormat.roundingError(Math.abs(y) + e);
-        if (anyOutlier) {
+        if (outlierColumns.length > 0) {
           y += outliers;
-          e += moved + (columns + 1) * U * (magnitude + Math.abs(y)) + xFormat.roundingError(outliers);
+          e += moved + (outlierColumns.length + 1) * U * (magnitude + Math.abs(y)) + xFormat.roundingError(outliers);
           e += xFormat.roundingError(Math.abs(y) + e);
         }
         value[m * n + channel] = y;
         bound[m * n + channel] = e;
       }
-    }
+    });
+  }
+
+  private static boolean nearTie(double magnitude) {
+    return Math.abs(magnitude - Math.floor(magnitude) - 0.5) <= Math.scalb(magnitude, -20);
   }
 
   private static void quanto(OracleLinear linear, float[] x, int rows, FloatFormat xFormat, double[] value,
@@ -134,7 +136,7 @@ public final class PeftReference {
     if (linear.quantization().mode() != Quantization.Mode.W8A16) {
       throw new IllegalArgumentException("not a weight-only Quanto layer: " + linear.quantization());
     }
-    for (int channel = 0; channel < n; channel++) {
+    IntStream.range(0, n).parallel().forEach(channel -> {
       double[] w = new double[k];
       for (int c = 0; c < k; c++) {
         w[c] = xFormat.round((double) linear.scaleOf(channel) * linear.weight()[channel * k + c]);
@@ -155,7 +157,7 @@ public final class PeftReference {
         value[m * n + channel] = y;
         bound[m * n + channel] = e;
       }
-    }
+    });
   }
 
   private static void addAdapter(OracleAdapter adapter, FloatFormat type, float[] x, int rows, int n, int k,
@@ -165,9 +167,9 @@ public final class PeftReference {
     float[] a = cast(adapter.a(), type);
     float[] b = cast(adapter.b(), type);
     float[] beta = adapter.bias() == null ? null : cast(adapter.bias(), type);
-    double[] h = new double[rank];
-    double[] he = new double[rank];
-    for (int m = 0; m < rows; m++) {
+    IntStream.range(0, rows).parallel().forEach(m -> {
+      double[] h = new double[rank];
+      double[] he = new double[rank];
       for (int r = 0; r < rank; r++) {
         double sum = 0;
         double magnitude = 0;
@@ -203,7 +205,7 @@ public final class PeftReference {
         bound[i] += e;
         bound[i] += xFormat.roundingError(Math.abs(value[i]) + bound[i]);
       }
-    }
+    });
   }
 
   private static float[] cast(float[] values, FloatFormat type) {

@@ -59,7 +59,8 @@ class LoraAdapterTest {
       assertEquals(List.of(), adapter.notes());
       try (SafetensorsFile file = SafetensorsFile.open(adapter.pairs().get(0).a().file())) {
         assertEquals(new TreeSet<>(file.tensors().keySet()),
-            adapter.pairs().stream().flatMap(pair -> pair.keys().stream()).collect(Collectors.toCollection(TreeSet::new)));
+            adapter.pairs().stream().flatMap(pair -> pair.keys()
+                .stream()).collect(Collectors.toCollection(TreeSet::new)));
       }
     }
   }
@@ -91,7 +92,8 @@ class LoraAdapterTest {
   }
 
   @ParameterizedTest
-  @ValueSource(strings = {"flux/adapters/dora/peft", "flux/adapters/dora/diffusers_lora.safetensors", "llama/adapters/dora"})
+  @ValueSource(strings = {"flux/adapters/dora/peft", "flux/adapters/dora/diffusers_lora.safetensors",
+      "llama/adapters/dora"})
   void doraIsListedByNameAndNeverTakenAsPlainLora(String fixture) throws IOException {
     try (LoraAdapter adapter = LoraAdapter.open(Fixtures.path(fixture))) {
       assertEquals(List.of(), adapter.pairs());
@@ -125,7 +127,8 @@ class LoraAdapterTest {
       assertEquals(matches ? 3 : 1, adapter.pairs().get(0).scale());
       assertEquals(matches ? 0 : 1, adapter.notes().size(), adapter.notes().toString());
       if (!matches) {
-        assertTrue(adapter.notes().get(0).contains("alpha_pattern key " + key + " fits no module"), adapter.notes().get(0));
+        assertTrue(adapter.notes().get(0).contains("alpha_pattern key " + key + " fits no module"),
+            adapter.notes().get(0));
       }
     }
   }
@@ -181,7 +184,8 @@ class LoraAdapterTest {
         refused("\"rank_pattern\":{\"q\":2.5}", Status.INVALID_ARGUMENT, "rank_pattern q = 2.5"),
         refused("\"alpha_pattern\":{\"q\":\"x\"}", Status.INVALID_ARGUMENT, "alpha_pattern q = \"x\""),
         refused("\"alpha_pattern\":{\"q\":1e999}", Status.INVALID_ARGUMENT, "alpha_pattern q"),
-        refused("\"alpha_pattern\":{\"(?P<n>q)\":1}", Status.UNSUPPORTED, "alpha_pattern (?P<n>q)", "not the same in Java"),
+        refused("\"alpha_pattern\":{\"(?P<n>q)\":1}", Status.UNSUPPORTED, "alpha_pattern (?P<n>q)",
+            "not the same in Java"),
         refused("\"alpha_pattern\":{\"(\":1}", Status.INVALID_ARGUMENT, "alpha_pattern ("),
         refused("\"use_rslora\":\"yes\"", Status.INVALID_ARGUMENT, "use_rslora = \"yes\""));
   }
@@ -245,7 +249,8 @@ class LoraAdapterTest {
 
   @Test
   void peftWrapperAroundOriginalFluxNamesNeedsNoConfiguration() throws IOException {
-    Path file = pair(new SafetensorsWriter(), PEFT + "double_blocks.0.img_attn.proj", 2).write(folder.resolve("x.safetensors"));
+    Path file = pair(new SafetensorsWriter(), PEFT + "double_blocks.0.img_attn.proj",
+        2).write(folder.resolve("x.safetensors"));
     try (LoraAdapter adapter = LoraAdapter.open(file)) {
       assertEquals(AdapterFormat.BFL, adapter.format());
       assertEquals(1, adapter.pairs().get(0).scale());
@@ -279,6 +284,29 @@ class LoraAdapterTest {
   }
 
   @Test
+  void aModuleThatTheHeadersConfigurationLeavesOutIsListed() throws IOException {
+    SafetensorsWriter writer = pair(pair(new SafetensorsWriter(), "transformer.m", 2), "blocks.0.m", 2)
+        .metadata("lora_adapter_metadata", "{\"transformer.r\":2,\"transformer.lora_alpha\":6}");
+    pair(writer, "text_encoder.m", 2);
+    try (LoraAdapter adapter = LoraAdapter.open(writer.write(folder.resolve("x.safetensors")))) {
+      assertEquals(List.of("text_encoder.m", "transformer.m"), adapter.pairs().stream().map(LoraPair::name).toList());
+      assertEquals(List.of(1.0, 3.0), adapter.pairs().stream().map(LoraPair::scale).toList());
+      assertEquals(2, adapter.unsupported().size());
+      assertTrue(adapter.unsupported().get(0).why().contains("is for [transformer] alone"));
+    }
+  }
+
+  @Test
+  void fieldsOfLaterVersionsAreNotedIfTheyAreSet() throws IOException {
+    peft(pair(new SafetensorsWriter(), PEFT + "m", 2),
+        "\"r\":2,\"lora_alpha\":2,\"new_field\":7,\"other_field\":null,\"third\":false,\"fourth\":{}");
+    try (LoraAdapter adapter = LoraAdapter.open(folder)) {
+      assertEquals(1, adapter.notes().size(), adapter.notes().toString());
+      assertTrue(adapter.notes().get(0).contains("new_field = 7 is not known"), adapter.notes().get(0));
+    }
+  }
+
+  @Test
   void damagedHeaderMetadataIsRejected() throws IOException {
     for (String text : List.of("{", "[]", "{\"r\":2}", "{\"transformer.r\":2}", "")) {
       Path file = pair(new SafetensorsWriter(), "m", 2).metadata("lora_adapter_metadata", text)
@@ -307,12 +335,14 @@ class LoraAdapterTest {
 
   @Test
   void badAlphaIsListed() throws IOException {
-    pair(new SafetensorsWriter(), "m", 2).floats("m.alpha", new long[0], Float.NaN).write(folder.resolve("x.safetensors"));
+    pair(new SafetensorsWriter(), "m", 2).floats("m.alpha", new long[0],
+        Float.NaN).write(folder.resolve("x.safetensors"));
     assertUnsupported("m.alpha is NaN", 3);
     pair(new SafetensorsWriter(), "m", 2).floats("m.alpha", new long[0], Float.POSITIVE_INFINITY)
         .write(folder.resolve("x.safetensors"));
     assertUnsupported("m.alpha is Infinity", 3);
-    pair(new SafetensorsWriter(), "m", 2).floats("m.alpha", new long[] {2}, 1, 1).write(folder.resolve("x.safetensors"));
+    pair(new SafetensorsWriter(), "m", 2).floats("m.alpha", new long[] {2}, 1,
+        1).write(folder.resolve("x.safetensors"));
     assertUnsupported("m.alpha F32 [2] is no single number", 3);
   }
 
@@ -379,15 +409,18 @@ class LoraAdapterTest {
         Arguments.of("A alone", new SafetensorsWriter().ramp("m.lora_A.weight", 1, 2, 3), "no up-projection (B)", 1),
         Arguments.of("B alone", new SafetensorsWriter().ramp("m.lora_B.weight", 1, 2, 3), "no down-projection (A)", 1),
         Arguments.of("alpha alone", new SafetensorsWriter().ramp("m.alpha", 1), "no low-rank pair", 1),
-        Arguments.of("ranks differ", new SafetensorsWriter().ramp("m.lora_A.weight", 1, 2, 3).ramp("m.lora_B.weight", 1, 4, 3),
+        Arguments.of("ranks differ", new SafetensorsWriter().ramp("m.lora_A.weight", 1, 2, 3).ramp("m.lora_B.weight",
+            1, 4, 3),
             "A has 2 rows, B 3 columns", 2),
-        Arguments.of("rank 0", new SafetensorsWriter().ramp("m.lora_A.weight", 1, 0, 3).ramp("m.lora_B.weight", 1, 4, 0),
+        Arguments.of("rank 0", new SafetensorsWriter().ramp("m.lora_A.weight", 1, 0, 3).ramp("m.lora_B.weight", 1, 4,
+            0),
             "is no matrix", 2),
         Arguments.of("a vector", new SafetensorsWriter().ramp("m.lora_A.weight", 1, 3).ramp("m.lora_B.weight", 1, 4, 1),
             "m.lora_A.weight F32 [3] is no matrix", 2),
         Arguments.of("3 x 3 convolution", new SafetensorsWriter().ramp("m.lora_A.weight", 1, 2, 3, 3, 3)
             .ramp("m.lora_B.weight", 1, 4, 2, 1, 1), "1 x 1 convolution", 2),
-        Arguments.of("integers", new SafetensorsWriter().codes("m.lora_A.weight", 2, 3).ramp("m.lora_B.weight", 1, 4, 2),
+        Arguments.of("integers", new SafetensorsWriter().codes("m.lora_A.weight", 2, 3).ramp("m.lora_B.weight", 1, 4,
+            2),
             "type I8, expected F32, F16 or BF16", 2),
         Arguments.of("short bias", pair(new SafetensorsWriter(), "m", 2).ramp("m.lora_B.bias", 1, 3), "B's 5 rows", 3),
         Arguments.of("two spellings", pair(new SafetensorsWriter(), "m", 2).ramp("m.lora_down.weight", 1, 2, 3),
@@ -403,7 +436,8 @@ class LoraAdapterTest {
 
   @Test
   void oneByOneConvolutionsAreMatrices() throws IOException {
-    Path file = new SafetensorsWriter().ramp("m.lora_down.weight", 1, 2, 3, 1, 1).ramp("m.lora_up.weight", 1, 4, 2, 1, 1)
+    Path file = new SafetensorsWriter().ramp("m.lora_down.weight", 1, 2, 3, 1, 1).ramp("m.lora_up.weight", 1, 4, 2, 1,
+        1)
         .write(folder.resolve("x.safetensors"));
     try (LoraAdapter adapter = LoraAdapter.open(file)) {
       assertEquals(List.of(2, 3, 4), List.of(adapter.pairs().get(0).rank(), adapter.pairs().get(0).in(),

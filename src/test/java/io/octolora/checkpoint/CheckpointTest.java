@@ -86,7 +86,9 @@ class CheckpointTest {
         float[] stepB = b.scale();
         for (int i = 0; i < a.n() * a.k(); i++) {
           int row = i / a.k();
-          double difference = a.weight().bytes().get(i) * (double) stepA[row] - b.weight().bytes().get(i) * (double) stepB[row];
+          double valueA = a.weight().bytes().get(i) * (double) stepA[row];
+          double valueB = b.weight().bytes().get(i) * (double) stepB[row];
+          double difference = valueA - valueB;
           // Half a step for each rounding. Quanto divides in bf16: its quotient of up to 127 is off by 2^-9 of itself.
           double bound = stepA[row] / 2.0 + stepB[row] / 2.0 + 127 * 0x1p-9 * stepB[row];
           assertTrue(Math.abs(difference) <= bound * 1.001, a.name() + " at " + i + ": " + difference + " > " + bound);
@@ -191,7 +193,8 @@ class CheckpointTest {
 
   static Stream<Arguments> damagedLayers() {
     return Stream.of(
-        damaged("I8 without a scale", new SafetensorsWriter().codes("m.weight", 2, 3), "m.weight I8 [2, 3]", "no m.SCB"),
+        damaged("I8 without a scale", new SafetensorsWriter().codes("m.weight", 2, 3), "m.weight I8 [2, 3]",
+            "no m.SCB"),
         damaged("SCB alone", new SafetensorsWriter().ramp("m.SCB", 1, 2), "m.SCB F32 [2] has no int8 weight"),
         damaged("SCB beside a float weight", new SafetensorsWriter().ramp("m.weight", 1, 2, 3).ramp("m.SCB", 1, 2),
             "m.SCB F32 [2] has no int8 weight"),
@@ -219,9 +222,11 @@ class CheckpointTest {
         damaged("Quanto scalar scale for two rows", new SafetensorsWriter().codes("m.weight._data", 2, 3)
             .floats("m.weight._scale", new long[0], 1), "m.weight._scale F32 []", "[2, 1]"),
         damaged("Quanto and plain weight", new SafetensorsWriter().codes("m.weight._data", 2, 3)
-            .ramp("m.weight._scale", 1, 2, 1).ramp("m.weight", 1, 2, 3), "m.weight._data", "there is also", "m.weight F32"),
+            .ramp("m.weight._scale", 1, 2, 1).ramp("m.weight", 1, 2, 3), "m.weight._data", "there is also",
+                "m.weight F32"),
         damaged("Quanto input_scale of two", quanto().ramp("m.input_scale", 1, 2), "m.input_scale F32 [2]"),
-        damaged("Quanto negative input_scale", quanto().floats("m.input_scale", new long[0], -1), "m.input_scale", "-1.0"),
+        damaged("Quanto negative input_scale", quanto().floats("m.input_scale", new long[0], -1), "m.input_scale",
+            "-1.0"),
         damaged("Quanto NaN input_scale", quanto().floats("m.input_scale", new long[0], Float.NaN), "NaN"));
   }
 
@@ -322,18 +327,22 @@ class CheckpointTest {
             .ramp("m.weight.absmax", 1, 1), "m.weight.absmax", "4-bit"),
         damaged("bitsandbytes 4-bit state", new SafetensorsWriter()
             .bytes("m.weight.quant_state.bitsandbytes__nf4", "U8", new long[] {1}, new byte[1]), "4-bit"),
-        damaged("Quanto qint4", new SafetensorsWriter().bytes("m.weight._data._data", "U8", new long[] {3}, new byte[3]),
+        damaged("Quanto qint4", new SafetensorsWriter().bytes("m.weight._data._data", "U8", new long[] {3},
+            new byte[3]),
             "Quanto with fewer than 8 bits"),
-        damaged("Quanto qfloat8", new SafetensorsWriter().bytes("m.weight._data", "F8_E4M3", new long[] {1, 3}, new byte[3]),
+        damaged("Quanto qfloat8", new SafetensorsWriter().bytes("m.weight._data", "F8_E4M3", new long[] {1, 3},
+            new byte[3]),
             "Quanto with F8_E4M3 codes"),
         damaged("float8", new SafetensorsWriter().bytes("m.weight", "F8_E4M3", new long[] {1, 3}, new byte[3]),
             "m.weight F8_E4M3", "8-bit float"),
-        damaged("fp64", new SafetensorsWriter().bytes("m.weight", "F64", new long[] {1, 1}, new byte[8]), "m.weight F64"));
+        damaged("fp64", new SafetensorsWriter().bytes("m.weight", "F64", new long[] {1, 1}, new byte[8]),
+            "m.weight F64"));
   }
 
   @ParameterizedTest(name = "{0}")
   @MethodSource("foreignFormats")
-  void otherFormatsAreRefusedByName(String what, SafetensorsWriter writer, List<String> messageParts) throws IOException {
+  void otherFormatsAreRefusedByName(String what, SafetensorsWriter writer,
+      List<String> messageParts) throws IOException {
     model(writer, null);
     assertRejected(Status.UNSUPPORTED, messageParts.toArray(new String[0]));
   }
@@ -360,7 +369,8 @@ class CheckpointTest {
 
   @Test
   void onlyTwoDimensionalWeightsAreLinear() throws IOException {
-    model(new SafetensorsWriter().ramp("norm.weight", 1, 3).ramp("conv.weight", 1, 2, 3, 1, 1).ramp("linear.weight", 1, 2, 3)
+    model(new SafetensorsWriter().ramp("norm.weight", 1, 3).ramp("conv.weight", 1, 2, 3, 1, 1).ramp("linear.weight", 1,
+        2, 3)
         .ramp("empty.weight", 1, 0, 3).bytes("steps.weight", "I64", new long[] {1}, new byte[8]), null);
     try (Checkpoint base = Checkpoint.open(folder)) {
       assertEquals(List.of("linear"), List.copyOf(base.linears().keySet()));
@@ -480,7 +490,8 @@ class CheckpointTest {
   void tensorsThatTheIndexLeavesOutAreUsedAndNoted() throws IOException {
     new SafetensorsWriter().bitsandbytes("m", 2, 3).write(folder.resolve("s.safetensors"));
     new SafetensorsWriter().ramp("n.weight", 1, 1, 1).ramp("m.SCB", 9, 2).write(folder.resolve("t.safetensors"));
-    index("{\"weight_map\":{\"m.weight\":\"s.safetensors\",\"m.SCB\":\"s.safetensors\",\"n.weight\":\"t.safetensors\"}}");
+    index("{\"weight_map\":{\"m.weight\":\"s.safetensors\",\"m.SCB\":\"s.safetensors\","
+        + "\"n.weight\":\"t.safetensors\"}}");
     Files.writeString(folder.resolve("config.json"), BITSANDBYTES.formatted(""));
     try (Checkpoint base = Checkpoint.open(folder)) {
       assertEquals(2, base.notes().size(), base.notes().toString());

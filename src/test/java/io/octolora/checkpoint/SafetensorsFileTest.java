@@ -52,7 +52,8 @@ class SafetensorsFileTest {
         broken("metadata twice", "{\"__metadata__\":{},\"__metadata__\":{}}", 0, "Duplicate", "__metadata__"),
         broken("metadata key twice", "{\"__metadata__\":{\"k\":\"1\",\"k\":\"2\"}}", 0, "Duplicate", "k"),
         broken("metadata no object", "{\"__metadata__\":3}", 0, "__metadata__", "3", "expected an object"),
-        broken("metadata value no string", "{\"__metadata__\":{\"k\":1}}", 0, "__metadata__ k", "1", "expected a string"),
+        broken("metadata value no string", "{\"__metadata__\":{\"k\":1}}", 0, "__metadata__ k", "1",
+            "expected a string"),
         broken("metadata value null", "{\"__metadata__\":{\"k\":null}}", 0, "__metadata__ k", "expected a string"),
         broken("entry no object", "{\"a\":1}", 0, "a: 1", "expected an object"),
         broken("field twice", "{\"a\":{\"dtype\":\"I8\",\"dtype\":\"I8\",\"shape\":[0],\"data_offsets\":[0,0]}}", 0,
@@ -93,7 +94,8 @@ class SafetensorsFileTest {
         broken("data without a tensor", "{}", 1, "the tensors have 0 bytes, the file has 1"),
         broken("lone surrogate in a name", "{\"\\ud800\":{\"dtype\":\"I8\",\"shape\":[0],\"data_offsets\":[0,0]}}", 0,
             "lone surrogate \\ud800"),
-        broken("lone low surrogate in metadata", "{\"__metadata__\":{\"k\":\"\\udc00x\"}}", 0, "lone surrogate \\udc00"),
+        broken("lone low surrogate in metadata", "{\"__metadata__\":{\"k\":\"\\udc00x\"}}", 0,
+            "lone surrogate \\udc00"),
         broken("deep nesting", "{\"a\":" + "[".repeat(100_000) + "]".repeat(100_000) + "}", 0, "a"),
         broken("deep nesting in an extra field", "{\"a\":{\"x\":" + "[".repeat(100_000) + "]".repeat(100_000) + "}}", 0,
             "bad JSON"),
@@ -122,7 +124,8 @@ class SafetensorsFileTest {
             "{\"a\":{\"more\":{\"x\":[1,{\"y\":null}]},\"data_offsets\":[0,1],\"shape\":[1],\"dtype\":\"I8\"}}", 1, 1),
         Arguments.of("packed type", one("F4", "[3,2]", 0, 3), 3, 1),
         Arguments.of("six-bit type", one("F6_E2M3", "[4]", 0, 3), 3, 1),
-        Arguments.of("unaligned", "{" + entry("a", "I8", "[1]", 0, 1) + "," + entry("b", "F32", "[1]", 1, 5) + "}", 5, 2));
+        Arguments.of("unaligned", "{" + entry("a", "I8", "[1]", 0, 1) + "," + entry("b", "F32", "[1]", 1, 5) + "}", 5,
+            2));
   }
 
   @ParameterizedTest(name = "{0}")
@@ -175,7 +178,8 @@ class SafetensorsFileTest {
 
   @Test
   void rejectsInvalidUtf8() throws IOException {
-    byte[][] invalid = {{(byte) 0xff}, {(byte) 0xc3}, {(byte) 0xc0, (byte) 0x80}, {(byte) 0xed, (byte) 0xa0, (byte) 0x80},
+    byte[][] invalid = {{(byte) 0xff}, {(byte) 0xc3}, {(byte) 0xc0, (byte) 0x80}, {(byte) 0xed, (byte) 0xa0,
+        (byte) 0x80},
         {(byte) 0xf4, (byte) 0x90, (byte) 0x80, (byte) 0x80}};
     for (byte[] sequence : invalid) {
       ByteBuffer header = ByteBuffer.allocate(40);
@@ -248,7 +252,8 @@ class SafetensorsFileTest {
     writer.write(file);
     try (SafetensorsFile opened = SafetensorsFile.open(file)) {
       Map<String, Tensor> tensors = opened.tensors();
-      Map<String, Double> expected = Map.ofEntries(Map.entry("I8", -1.0), Map.entry("I16", -1.0), Map.entry("I32", -1.0),
+      Map<String, Double> expected = Map.ofEntries(Map.entry("I8", -1.0), Map.entry("I16", -1.0), Map.entry("I32",
+          -1.0),
           Map.entry("I64", -1.0), Map.entry("U8", 255.0), Map.entry("U16", 65535.0), Map.entry("U32", 0x1p32 - 1),
           Map.entry("U64", 0x1p64), Map.entry("F64", 1.0), Map.entry("BF16", 8.0), Map.entry("F16", 10.0),
           Map.entry("F32", 2.5));

@@ -68,12 +68,7 @@ class InspectCommandTest {
 
   @Test
   void doraIsNamed() {
-    Path dora = Fixtures.path("flux/adapters/r4/peft").getParent().resolveSibling("dora").resolve("peft");
-    if (!java.nio.file.Files.exists(dora)) {
-      System.out.println("SKIPPED: InspectCommandTest.doraIsNamed: no fixture " + dora);
-      return;
-    }
-    Cli cli = Cli.run("inspect", BASE, dora).expect(1);
+    Cli cli = Cli.run("inspect", BASE, Fixtures.path("flux/adapters/dora/peft")).expect(1);
     assertTrue(cli.out().contains("lora_magnitude_vector"), cli.out());
   }
 

@@ -8,6 +8,7 @@ import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.octolora.Fixtures;
+import io.octolora.SafetensorsWriter;
 import io.octolora.internal.Json;
 import java.io.IOException;
 import java.nio.charset.StandardCharsets;
@@ -104,6 +105,18 @@ class VerifyCommandTest {
         cli.out());
     assertTrue(cli.out().contains("; nearest: "), cli.out());
     assertTrue(cli.lines().get(cli.lines().size() - 1).startsWith("FAILED: no layer was run"), cli.out());
+  }
+
+  @Test
+  void anAdapterOfALayerThatIsNotInt8IsNotRun() throws IOException {
+    Path adapter = new SafetensorsWriter().ramp("transformer.lm_head.lora_A.weight", 0.01f, 2, 64)
+        .ramp("transformer.lm_head.lora_B.weight", 0.01f, 256, 2)
+        .ramp("transformer.model.layers.0.self_attn.q_proj.lora_A.weight", 0.01f, 2, 64)
+        .ramp("transformer.model.layers.0.self_attn.q_proj.lora_B.weight", 0.01f, 64, 2)
+        .write(folder.resolve("head.safetensors"));
+    Cli cli = Cli.run("verify", Fixtures.path("llama/base_bnb8"), adapter, "--device", "cpu").expect(0);
+    assertTrue(cli.out().contains("not run: lm_head: the weight is BF16, not int8"), cli.out());
+    assertTrue(cli.lines().get(cli.lines().size() - 1).endsWith("not int8 and so not run: 1"), cli.out());
   }
 
   @Test

@@ -21,7 +21,8 @@ class HalvesTest {
       }
       double expected = exponent == 31 ? sign / 0.0
           : exponent == 0 ? sign * fraction * Math.pow(2, -14) : sign * (1 + fraction) * Math.pow(2, exponent - 15);
-      assertEquals(Float.floatToRawIntBits((float) expected), Float.floatToRawIntBits(actual), Integer.toHexString(bits));
+      assertEquals(Float.floatToRawIntBits((float) expected), Float.floatToRawIntBits(actual),
+          Integer.toHexString(bits));
     }
   }
 

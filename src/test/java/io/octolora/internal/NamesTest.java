@@ -15,7 +15,8 @@ import org.junit.jupiter.api.Test;
 class NamesTest {
   @Test
   void blocksAreOrderedByNumber() {
-    List<String> names = new ArrayList<>(List.of("b.10.x", "b.2.y", "b.2.x", "a.11", "b.2", "b.02", "b.99999999999999999"));
+    List<String> names = new ArrayList<>(List.of("b.10.x", "b.2.y", "b.2.x", "a.11", "b.2", "b.02",
+        "b.99999999999999999"));
     names.sort(Names.NATURAL);
     assertEquals(List.of("a.11", "b.02", "b.2", "b.2.x", "b.2.y", "b.10.x", "b.99999999999999999"), names);
   }

@@ -25,7 +25,8 @@ class PythonPatternTest {
   }
 
   @ParameterizedTest
-  @ValueSource(strings = {"(?P<x>a)", "(?P=x)", "[a&&b]", "[a[b]]", "\\Qa\\E", "\\p{L}", "\\h", "\\R", "\\z", "\\v", "[]a]",
+  @ValueSource(strings = {"(?P<x>a)", "(?P=x)", "[a&&b]", "[a[b]]", "\\Qa\\E", "\\p{L}", "\\h", "\\R", "\\z", "\\v",
+      "[]a]",
       "(", "a{2,1}", "*"})
   void refusesWhatIsNotTheSameInBoth(String regex) {
     FormatException e = assertThrows(FormatException.class, () -> PythonPattern.compile(regex, "config: key"));
@@ -41,6 +42,7 @@ class PythonPatternTest {
 
   @Test
   void deepNestingEnds() {
-    assertThrows(FormatException.class, () -> PythonPattern.compile("(".repeat(5000) + ")".repeat(5000), "config: key"));
+    assertThrows(FormatException.class, () -> PythonPattern.compile("(".repeat(5000) + ")".repeat(5000),
+        "config: key"));
   }
 }
