@@ -87,7 +87,8 @@ record KeyRole(Kind kind, String module, String why) {
       whole(".scale", "a replacement of the base module's scale"));
 
   static KeyRole of(String key) {
-    if (key.contains(".processor.")) {
+    int processor = key.indexOf(".processor.");
+    if (processor >= 0 && key.indexOf("_lora", processor) >= 0) {
       return new KeyRole(Kind.UNSUPPORTED, key, "named by attention processors (XLabs, early diffusers), "
           + "which are not read yet");
     }

@@ -14,6 +14,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
+import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import org.jetbrains.annotations.Nullable;
 
@@ -139,6 +140,10 @@ public final class Checkpoint implements AutoCloseable {
       FOREIGN_ENDS.put(".weight._shift", "Quanto with fewer than 8 bits");
       FOREIGN_ENDS.put(".weight._data._data", "Quanto with fewer than 8 bits");
     }
+
+    /** Usual names of embedding tables, which quantizers leave alone without being told. */
+    private static final Pattern EMBEDDING =
+        Pattern.compile("(.*\\.)?(embed[^.]*|[^.]*embeddings?|wte|wpe|emb|shared|relative_attention_bias)");
 
     private final Path path;
     private final WeightFiles weights;
@@ -337,7 +342,8 @@ public final class Checkpoint implements AutoCloseable {
       for (BaseLinear linear : linears.values()) {
         quantized |= linear.quantized();
         Boolean skipped = config.skips(linear.name());
-        if (skipped != null && skipped == linear.quantized()) {
+        boolean embedding = !linear.quantized() && EMBEDDING.matcher(linear.name()).matches();
+        if (skipped != null && skipped == linear.quantized() && !embedding) {
           (skipped ? shouldBeFloat : shouldBeInt8).add(linear.name());
         }
       }

@@ -404,6 +404,14 @@ class LoraAdapterTest {
     }
   }
 
+  @Test
+  void aModuleCalledProcessorIsAModule() throws IOException {
+    Path file = pair(new SafetensorsWriter(), "vision.processor.fc", 2).write(folder.resolve("x.safetensors"));
+    try (LoraAdapter adapter = LoraAdapter.open(file)) {
+      assertEquals("vision.processor.fc", adapter.pairs().get(0).name());
+    }
+  }
+
   static Stream<Arguments> brokenPairs() {
     return Stream.of(
         Arguments.of("A alone", new SafetensorsWriter().ramp("m.lora_A.weight", 1, 2, 3), "no up-projection (B)", 1),

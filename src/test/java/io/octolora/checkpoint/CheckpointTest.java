@@ -421,6 +421,17 @@ class CheckpointTest {
   }
 
   @Test
+  void embeddingTablesAreNotMissedInTheSkipList() throws IOException {
+    model(new SafetensorsWriter().bitsandbytes("q", 2, 3).ramp("model.embed_tokens.weight", 1, 2, 3)
+        .ramp("lm_head.weight", 1, 2, 3).ramp("other.weight", 1, 2, 3),
+        BITSANDBYTES.formatted(",\"llm_int8_skip_modules\":[\"lm_head\"]"));
+    try (Checkpoint base = Checkpoint.open(folder)) {
+      assertEquals(1, base.notes().size(), base.notes().toString());
+      assertTrue(base.notes().get(0).endsWith(": other"), base.notes().toString());
+    }
+  }
+
+  @Test
   void aConfigThatPromisesInt8WithoutAnyIsNoted() throws IOException {
     model(new SafetensorsWriter().ramp("m.weight", 1, 2, 3), BITSANDBYTES.formatted(""));
     try (Checkpoint base = Checkpoint.open(folder)) {
