@@ -100,7 +100,7 @@ class Pass {
         rows_(rows),
         scratch_(kernels_, spec_, panels_, slots != nullptr ? slots->columns() : 0, rows),
         low_rank_stride_(slots != nullptr ? slots->columns() : 0),
-        pool_(linear.context_->pool, rows_ * spec_.n * spec_.k >= kWorthThreads) {
+        pool_(linear.context_->pool, worth_threads()) {
     char* base = static_cast<char*>(workspace);
     codes_ = base + scratch_.codes;
     row_scale_ = reinterpret_cast<float*>(base + scratch_.row_scale);
@@ -157,6 +157,11 @@ class Pass {
 
  private:
   bool with_outliers() const { return spec_.mode == Mode::dynamic && spec_.outlier_threshold > 0.f; }
+
+  bool worth_threads() const {
+    const int64_t n = spec_.n, k = spec_.k;
+    return n * k + low_rank_stride_ * (n + k) >= kWorthThreads / rows_;
+  }
 
   const char* x_at(int64_t row, int64_t k) const {
     return x_ + (row * spec_.k + k) * static_cast<int64_t>(size_of(x_type_));

@@ -4,6 +4,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(OCTOLORA_CPU_X86)
+#include <cpuid.h>
+#endif
+
 #include "kernels.h"
 
 namespace octolora::cpu {
@@ -24,8 +28,10 @@ const Kernels* avx512_vnni_here() {
   return here ? &kAvx512Vnni : nullptr;
 }
 const Kernels* avx2_here() {
-  const bool here = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  return here ? &kAvx2 : nullptr;
+  // Not every compiler's __builtin_cpu_supports knows f16c.
+  unsigned a, b, c = 0, d;
+  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+  return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &kAvx2 : nullptr;
 }
 #else
 const Kernels* avx512_vnni_here() { return nullptr; }

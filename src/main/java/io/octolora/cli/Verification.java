@@ -22,7 +22,7 @@ import io.octolora.runtime.Stream;
 import java.util.List;
 import org.jetbrains.annotations.Nullable;
 
-/** One layer run on a device and judged by the oracle and, where there is one, by a recorded output of the real tools. */
+/** One layer run on a device and judged by the oracle and, where there is one, a recorded output of the real tools. */
 public final class Verification {
   private Verification() {}
 
@@ -42,8 +42,8 @@ public final class Verification {
    *
    * @param ranks of the adapters
    * @param oracle distance from the oracle, in units of the bound derived in {@link Oracle}
-   * @param recorded distance from the recorded output, in units of that bound plus the one of {@link PeftReference} plus
-   *     the distance between the two formulas (the operands that the tools round before they multiply); null without
+   * @param recorded distance from the recorded output, in units of that bound plus the one of {@link PeftReference}
+   *     plus the distance between the two formulas (operands that the tools round before they multiply); null without
    */
   public record Result(String module, int n, int k, int rows, List<Integer> ranks, Deviation oracle,
       @Nullable Deviation recorded) {

@@ -40,7 +40,7 @@ import picocli.CommandLine.Spec;
 @Command(name = "verify", mixinStandardHelpOptions = true,
     description = {"Run every adapted linear (without adapters: every int8 linear) and compare with a double-precision "
         + "oracle, and with recorded outputs of the real tools.",
-        "An error is given in units of its bound: what the roundings of the number formats can explain. Up to 1 passes."})
+        "An error is given in units of its bound, what roundings of the number formats can explain: 1 passes."})
 final class VerifyCommand implements Callable<Integer> {
   private static final int MAX_ROWS = 1 << 16;
 
@@ -294,9 +294,9 @@ final class VerifyCommand implements Callable<Integer> {
   private void printResults(Outcome outcome) {
     Terminal terminal = main.terminal;
     boolean recorded = outcome.recording() != null;
-    Table table = recorded
-        ? new Table("MODULE", ">N", ">K", ">ROWS", ">RANK", ">FROM ORACLE", ">/ BOUND", ">FROM RECORDED", ">/ BOUND", "")
-        : new Table("MODULE", ">N", ">K", ">ROWS", ">RANK", ">FROM ORACLE", ">/ BOUND", "");
+    List<String> columns = new ArrayList<>(List.of("MODULE", ">N", ">K", ">ROWS", ">RANK", ">FROM ORACLE", ">/ BOUND"));
+    columns.addAll(recorded ? List.of(">FROM RECORDED", ">/ BOUND", "") : List.of(""));
+    Table table = new Table(columns.toArray(String[]::new));
     for (Result result : outcome.results()) {
       List<Object> cells = new ArrayList<>(List.of(result.module(), result.n(), result.k(), result.rows(),
           result.ranks().isEmpty() ? "-" : result.ranks().stream().map(String::valueOf)

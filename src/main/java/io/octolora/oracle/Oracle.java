@@ -10,7 +10,7 @@ import java.util.stream.IntStream;
  * The numerics contract in double precision and plain loops, with a bound for every element. It shares no code with the
  * native library, with its binding or with the mapping of adapters, and knows no tile.
  *
- * <p>With {@code x[M,K]}, {@code W[N,K]} int8, {@code s_w[N]}, and adapters {@code (A_i[r,K], B_i[N,r], beta_i[N], c_i)}:
+ * <p>With {@code x[M,K]}, {@code W[N,K]} int8, {@code s_w[N]}, adapters {@code (A_i[r,K], B_i[N,r], beta_i[N], c_i)}:
  *
  * <pre>{@code
  * x'    = round_x ? fp16(x) : x
@@ -26,10 +26,10 @@ import java.util.stream.IntStream;
  * are equal bit for bit and have no error.
  *
  * <p><b>The bound.</b> The contract leaves {@link Arithmetic} open: fp32 throughout, or tensor cores, which take 16-bit
- * operands; what is marked (t) below is there for those alone. Let {@code u = 2^-24} (fp32), {@code u_y} the unit roundoff
- * of the type of y, and {@code u_h} that of the 16-bit type in which an adapter is kept: 2^-8 for bf16, 2^-11 for fp16
- * (half a unit in the last place of 8 and 11 significant bits). One addition errs by {@code d = u}, and by {@code 2 u} in
- * tensor cores, which cut off instead of rounding. Per element, where {@code sum|.|} adds absolute values:
+ * operands; what is marked (t) below is there for those alone. Let {@code u = 2^-24} (fp32), {@code u_y} the unit
+ * roundoff of the type of y, and {@code u_h} that of the 16-bit type in which an adapter is kept: 2^-8 for bf16, 2^-11
+ * for fp16 (half a unit in the last place of 8 and 11 significant bits). One addition errs by {@code d = u}, and by
+ * {@code 2 u} in tensor cores, which cut off instead of rounding. Per element, {@code sum|.|} adding absolute values:
  *
  * <ol>
  *   <li>int8 part: conversion of the sum, two scales, one spare: {@code 4 u |base_int8|}
@@ -37,8 +37,8 @@ import java.util.stream.IntStream;
  *       two 16-bit numbers: {@code 2^-16 s_w sum|x||W|}. W8A16 the same over K, an fp32 x as three: {@code 2^-23}
  *   <li>factors: a file's 16-bit factors are kept as they are, and so are fp32 factors that a 16-bit type holds.
  *       Other fp32 factors become fp16 times a power of two that brings the largest element to 2^14 or more:
- *       {@code d(a) = 2^-11 |a| + 2^-35 max|a|}, the second term for subnormals and for choosing by the squared error of
- *       the whole matrix; or bf16, {@code 2^-8 |a| + 2^-35 max|a|}, which can be the better choice only where the
+ *       {@code d(a) = 2^-11 |a| + 2^-35 max|a|}, the second term for subnormals and for choosing by the squared error
+ *       of the whole matrix; or bf16, {@code 2^-8 |a| + 2^-35 max|a|}, which can be the better choice only where the
  *       non-zero magnitudes span more than 2^24
  *   <li>down-projection: {@code e(H) = sum|x| d(A) + (K d + 4 u) sum|x|(|A| + d(A))}, an fp32 x as two numbers of 11
  *       bits: {@code 2^-22} times the same sum; then H is rounded to 16 bits, {@code u_h (|H| + e)}, times a power of

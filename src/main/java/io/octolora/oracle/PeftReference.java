@@ -9,7 +9,7 @@ import java.util.stream.IntStream;
  * What PEFT over bitsandbytes or Quanto computes for one layer, in double precision, with a bound of its roundings: the
  * judge of recorded outputs.
  *
- * <p>Roundings of <i>operands</i> are a function of the files, so they are carried out here. Roundings of <i>results</i>
+ * <p>Roundings of <i>operands</i> are a function of the files, so they are carried out here. Those of <i>results</i>
  * depend on the order of summation, so each is a term of the bound. {@code X} is the type of x (and of the result),
  * {@code T} the type of A and B at run time, {@code u = 2^-24}, {@code rd(F, v)} half a unit in the last place of v in
  * F: {@code 2^-11 |v|} for fp16, {@code 2^-8 |v|} for bf16, with v taken at its largest.
@@ -31,8 +31,8 @@ import java.util.stream.IntStream;
  * {@code (K + 1) u sum|x||W|}, and is stored in X, {@code rd(X)}; the bias is added in X, {@code rd(X)}.
  *
  * <p><b>PEFT</b>, per active adapter in turn: x, A and B are cast to T (operands); {@code x A^T}: {@code (K + 1) u
- * sum|x||A| + rd(T)}; times {@code B^T} (+ bias): the former through |B|, {@code (r + 2) u sum|H||B| + rd(T)}; times the
- * scaling: {@code rd(T)}; cast to X where T differs: {@code rd(X)}; added to the result: {@code rd(X)}.
+ * sum|x||A| + rd(T)}; times {@code B^T} (+ bias): the former through |B|, {@code (r + 2) u sum|H||B| + rd(T)}; times
+ * the scaling: {@code rd(T)}; cast to X where T differs: {@code rd(X)}; added to the result: {@code rd(X)}.
  */
 public final class PeftReference {
   private static final double U = Math.scalb(1.0, -24);

@@ -18,7 +18,8 @@ class InspectCommandTest {
 
   @Test
   void checkpointAlone() {
-    Cli cli = Cli.run("inspect", BASE).expect(0).expectTable("MODULE", "LAYERS", "N", "K", "WEIGHT", "ACTIVATIONS", "BIAS");
+    Cli cli = Cli.run("inspect", BASE).expect(0)
+        .expectTable("MODULE", "LAYERS", "N", "K", "WEIGHT", "ACTIVATIONS", "BIAS");
     assertTrue(cli.out().contains("36 linears: bitsandbytes int8 (36), outlier threshold 6"), cli.out());
     assertTrue(cli.lines().stream().anyMatch(
         line -> line.matches("single_transformer_blocks\\.\\*\\.attn\\.to_q +2 +128 +128 .*outliers from 6 +yes")),
@@ -27,7 +28,8 @@ class InspectCommandTest {
 
   @Test
   void verboseShowsEveryLayer() {
-    Cli cli = Cli.run("inspect", "-v", BASE).expect(0).expectTable("MODULE", "LAYERS", "N", "K", "WEIGHT", "ACTIVATIONS", "BIAS");
+    Cli cli = Cli.run("inspect", "-v", BASE).expect(0)
+        .expectTable("MODULE", "LAYERS", "N", "K", "WEIGHT", "ACTIVATIONS", "BIAS");
     assertTrue(cli.lines().stream().anyMatch(line -> line.startsWith("single_transformer_blocks.1.attn.to_q ")),
         cli.out());
   }
@@ -42,7 +44,8 @@ class InspectCommandTest {
 
   @ParameterizedTest
   @ValueSource(strings = {"r4/peft", "r4/diffusers_lora.safetensors", "r4/kohya.safetensors", "r4/bfl.safetensors",
-      "r4/pytorch_lora_weights.safetensors", "shared/kohya.safetensors", "shared/bfl_diffusion_model_prefix.safetensors"})
+      "r4/pytorch_lora_weights.safetensors", "shared/kohya.safetensors",
+      "shared/bfl_diffusion_model_prefix.safetensors"})
   void everyKeyLands(String adapter) {
     Cli cli = Cli.run("inspect", BASE, Fixtures.path("flux/adapters/" + adapter)).expect(0)
         .expectTable("MODULE", "KEYS", "ROWS OF B", "RANKS", "RANK", "SCALE");

@@ -39,7 +39,8 @@ class VerifyCommandTest {
     assertEquals(26, cli.lines().stream().filter(line -> line.endsWith("  ok")).count(), cli.out());
     assertTrue(cli.lines().stream().anyMatch(line -> line.startsWith("device      cpu (")), cli.out());
     List<String> lines = cli.lines();
-    assertTrue(lines.get(lines.size() - 1).startsWith("OK: 26 of 26 layers within bounds on cpu; at most 0."), cli.out());
+    assertTrue(lines.get(lines.size() - 1).startsWith("OK: 26 of 26 layers within bounds on cpu; at most 0."),
+        cli.out());
     assertEquals("", cli.err());
   }
 

@@ -52,7 +52,7 @@ class ReadmeTest {
     Matcher part = Pattern.compile("^ *(?://|/\\*) README begin.*?\n(.*?)^ *(?://|/\\*) README end",
         Pattern.DOTALL | Pattern.MULTILINE).matcher(source);
     assertTrue(part.find(), "no README begin and README end in\n" + source);
-    return part.group(1).stripIndent();
+    return part.group(1).stripTrailing().stripIndent() + "\n";
   }
 
   @Test

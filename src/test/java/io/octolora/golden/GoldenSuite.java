@@ -47,8 +47,8 @@ import org.junit.jupiter.params.provider.MethodSource;
 
 /**
  * Everything the tools recorded, computed by one device, layer by layer: with adapters and without, stored in the
- * recorded type and in fp32. Each number is judged by the bounds derived in {@link Oracle} and {@link PeftReference}; the
- * oracle reads the adapter through the library's mapping, and a second one straight from the file ({@link RawModel}).
+ * recorded type and in fp32. Each number is judged by the bounds derived in {@link Oracle} and {@link PeftReference};
+ * the oracle reads the adapter through the library's mapping, a second one straight from the file ({@link RawModel}).
  */
 @TestInstance(TestInstance.Lifecycle.PER_CLASS)
 abstract class GoldenSuite {
@@ -136,7 +136,7 @@ abstract class GoldenSuite {
   }
 
   /**
-   * The same adapter in other clothes. The files without alpha and without the scale folded in stand for a scale of 1, so
+   * The same adapter in other clothes. Files without alpha and without the scale folded in stand for a scale of 1, so
    * the recorded scaling becomes the user's weight. In the BFL files A and s·B are rounded to bf16: every product
    * |A||B| may be off by 2 · 2^-8 + 2^-16, carried through |x|.
    */

@@ -82,7 +82,8 @@ class OracleTest {
   void zeroRowGivesTheBias() {
     OracleLinear linear = linear(2, 3, new byte[] {1, 2, 3, 4, 5, 6}, 1, new float[] {7, -8},
         Quantization.bitsandbytes(6));
-    assertArrayEquals(new double[] {7, -8}, Oracle.evaluate(linear, new float[3], 1, F32, F32, Arithmetic.FP32).value());
+    assertArrayEquals(new double[] {7, -8},
+        Oracle.evaluate(linear, new float[3], 1, F32, F32, Arithmetic.FP32).value());
   }
 
   @Test
@@ -99,7 +100,8 @@ class OracleTest {
   @Test
   void weightOnlyTakesXAsItIs() {
     OracleLinear linear = linear(1, 2, new byte[] {-128, 3}, 0.25f, null, Quantization.weightOnly());
-    assertEquals(0.25 * (-128 * 1.25 + 3 * 7), Oracle.evaluate(linear, new float[] {1.25f, 7}, 1, F32, F32, Arithmetic.FP32).value()[0]);
+    assertEquals(0.25 * (-128 * 1.25 + 3 * 7),
+        Oracle.evaluate(linear, new float[] {1.25f, 7}, 1, F32, F32, Arithmetic.FP32).value()[0]);
   }
 
   /** fp32 loops over 16-bit factors, H in fp32 or in 16 bits, y in each type: inside, and not by far. */
@@ -123,7 +125,8 @@ class OracleTest {
   @Test
   void shapesAreChecked() {
     OracleLinear linear = linear(1, 2, new byte[] {1, 1}, 1, null, Quantization.bitsandbytes(6));
-    assertThrows(IllegalArgumentException.class, () -> Oracle.evaluate(linear, new float[3], 1, F32, F32, Arithmetic.FP32));
+    assertThrows(IllegalArgumentException.class,
+        () -> Oracle.evaluate(linear, new float[3], 1, F32, F32, Arithmetic.FP32));
     assertThrows(IllegalArgumentException.class, () -> linear(2, 2, new byte[3], 1, null, Quantization.weightOnly()));
     OracleAdapter narrow = new OracleAdapter(1, new float[3], F32, new float[1], F32, null, 1);
     assertThrows(IllegalArgumentException.class,
@@ -191,7 +194,8 @@ class OracleTest {
             for (int c = 0; c < k; c++) {
               h += x[m * k + c] * a[r * k + c];
             }
-            delta += (arithmetic == Arithmetic.FP32 ? h : (float) FloatFormat.FLOAT16.round(h)) * b[channel * adapter.rank() + r];
+            delta += (arithmetic == Arithmetic.FP32 ? h : (float) FloatFormat.FLOAT16.round(h))
+                * b[channel * adapter.rank() + r];
           }
           float sw = linear.scale()[channel];
           float base = (q == null ? 0 : q.rowScale()[m] * sw * sum) + sw * direct;
