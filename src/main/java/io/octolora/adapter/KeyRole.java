@@ -90,7 +90,7 @@ record KeyRole(Kind kind, String module, String why) {
     int processor = key.indexOf(".processor.");
     if (processor >= 0 && key.indexOf("_lora", processor) >= 0) {
       return new KeyRole(Kind.UNSUPPORTED, key, "named by attention processors (XLabs, early diffusers), "
-          + "which are not read yet");
+          + "which are not supported");
     }
     for (End end : ENDS) {
       if (fits(key, end)) {
