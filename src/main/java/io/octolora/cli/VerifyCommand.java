@@ -222,6 +222,10 @@ final class VerifyCommand implements Callable<Integer> {
       throw new FormatException("%s: %s was recorded from %s, but %s holds %s".formatted(golden, layer.module(),
           layer.tool() == null ? "an unquantized layer" : layer.tool(), checkpoint, linear.format()));
     }
+    if (tool == BaseTool.QUANTO && linear.quantization().mode() != Quantization.Mode.W8A16) {
+      throw new FormatException("%s: %s has calibrated activations; recordings are understood of weight-only Quanto layers"
+          .formatted(golden, layer.module()));
+    }
     long k = layer.x().dimension(layer.x().dimensions() - 1);
     long n = layer.y().dimension(layer.y().dimensions() - 1);
     if (k != linear.k() || n != linear.n()) {
