@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# cmake -D HEADER= -D LIBRARY= -D NM= -D READELF= -D BUILD_ROOTS=a|b -D DEBUG_INFO=0|1 -D SANITIZE=0|1 -P CheckExports.cmake
+# cmake -D HEADER= -D LIBRARY= -D NM= -D READELF= -D BUILD_ROOTS=a|b -D DEBUG_INFO=0|1 -D SANITIZE=
+#       -P CheckExports.cmake
 #
 # The shared library exports exactly what the header declares, carries its SONAME and no RPATH or RUNPATH, needs no
 # library but the C runtime's, and does not mention the folders it was built in.

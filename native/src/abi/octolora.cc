@@ -28,13 +28,16 @@ using octolora::Slots;
 // Members go in reverse order, so what lives on a device goes before the device.
 struct octolora_device {
   std::shared_ptr<Device> impl;
+  bool cpu;
 };
 struct octolora_linear {
   std::shared_ptr<Device> device;
+  bool cpu;
   std::shared_ptr<Linear> impl;
 };
 struct octolora_slots {
   std::shared_ptr<Device> device;
+  bool cpu;
   std::shared_ptr<Linear> linear;
   std::vector<int> capacity;
   bool split;
@@ -169,6 +172,12 @@ LinearSpec check(const octolora_linear_desc& d) {
   return spec;
 }
 
+void require_no_stream(bool cpu, octolora_stream stream) {
+  if (cpu && stream) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "stream = %p, expected NULL on the CPU device", static_cast<void*>(stream));
+  }
+}
+
 size_t matrix_bytes(int64_t rows, int64_t columns, Dtype type) {
   return static_cast<size_t>(rows) * static_cast<size_t>(columns) * octolora::size_of(type);
 }
@@ -236,6 +245,7 @@ octolora_status octolora_device_create(int32_t ordinal, octolora_device** device
       throw Error(OCTOLORA_INVALID_ARGUMENT, "ordinal = %d, expected OCTOLORA_CPU (-1) or a CUDA ordinal", ordinal);
     }
     auto made = std::make_unique<octolora_device>();
+    made->cpu = ordinal == OCTOLORA_CPU;
     made->impl = ordinal == OCTOLORA_CPU ? octolora::make_cpu_device() : octolora::make_cuda_device(ordinal);
     *device = made.release();
   });
@@ -292,6 +302,7 @@ octolora_status octolora_device_copy(octolora_device* device, void* to, const vo
                                      octolora_stream stream) {
   return guarded([&] {
     require(device, "device");
+    require_no_stream(device->cpu, stream);
     if (!bytes) return;
     require(to, "to");
     require(from, "from");
@@ -310,6 +321,7 @@ octolora_status octolora_stream_create(octolora_device* device, octolora_stream*
 octolora_status octolora_stream_destroy(octolora_device* device, octolora_stream stream) {
   return guarded([&] {
     require(device, "device");
+    require_no_stream(device->cpu, stream);
     if (stream) device->impl->stream_destroy(stream);
   });
 }
@@ -317,6 +329,7 @@ octolora_status octolora_stream_destroy(octolora_device* device, octolora_stream
 octolora_status octolora_stream_synchronize(octolora_device* device, octolora_stream stream) {
   return guarded([&] {
     require(device, "device");
+    require_no_stream(device->cpu, stream);
     device->impl->stream_synchronize(stream);
   });
 }
@@ -329,6 +342,7 @@ octolora_status octolora_linear_create(octolora_device* device, const octolora_l
     const LinearSpec spec = check(d);
     auto made = std::make_unique<octolora_linear>();
     made->device = device->impl;
+    made->cpu = device->cpu;
     made->impl = device->impl->create_linear(spec, d);
     *linear = made.release();
   });
@@ -372,6 +386,7 @@ octolora_status octolora_slots_create(octolora_linear* linear, int32_t slot_coun
     }
     auto made = std::make_unique<octolora_slots>();
     made->device = linear->device;
+    made->cpu = linear->cpu;
     made->linear = linear->impl;
     made->capacity.assign(capacity, capacity + slot_count);
     made->split = precision == OCTOLORA_LORA_SPLIT;
@@ -389,6 +404,7 @@ octolora_status octolora_slots_set(octolora_slots* slots, int32_t slot, const oc
                                    octolora_stream stream) {
   return guarded([&] {
     check_slot(slots, slot);
+    require_no_stream(slots->cpu, stream);
     auto a = read_struct(adapter, "adapter", sizeof(octolora_adapter_desc));
     if (a.rank < 1 || a.rank > slots->capacity[slot]) {
       throw Error(OCTOLORA_INVALID_ARGUMENT, "adapter.rank = %d, expected 1 to %d, the capacity of slot %d", a.rank,
@@ -416,6 +432,7 @@ octolora_status octolora_slots_set(octolora_slots* slots, int32_t slot, const oc
 octolora_status octolora_slots_set_scale(octolora_slots* slots, int32_t slot, float scale, octolora_stream stream) {
   return guarded([&] {
     check_slot(slots, slot);
+    require_no_stream(slots->cpu, stream);
     require_finite(scale, "scale");
     slots->impl->set_scale(slot, scale, stream);
   });
@@ -424,6 +441,7 @@ octolora_status octolora_slots_set_scale(octolora_slots* slots, int32_t slot, fl
 octolora_status octolora_slots_clear(octolora_slots* slots, int32_t slot, octolora_stream stream) {
   return guarded([&] {
     check_slot(slots, slot);
+    require_no_stream(slots->cpu, stream);
     slots->impl->clear(slot, stream);
   });
 }
@@ -446,6 +464,7 @@ octolora_status octolora_linear_forward(const octolora_linear* linear, const oct
   return guarded([&] {
     require(linear, "linear");
     require_rows(rows);
+    require_no_stream(linear->cpu, stream);
     check_slots(linear, slots);
     const Dtype x_type = dtype(x_dtype, "x_dtype"), y_type = dtype(y_dtype, "y_dtype");
     if (!rows) return;
@@ -467,6 +486,7 @@ octolora_status octolora_linear_quantized(const octolora_linear* linear, const v
   return guarded([&] {
     require(linear, "linear");
     require_rows(rows);
+    require_no_stream(linear->cpu, stream);
     const Dtype x_type = dtype(x_dtype, "x_dtype");
     if (linear->impl->spec.mode == Mode::w8a16) {
       throw Error(OCTOLORA_UNSUPPORTED, "a W8A16 linear (n = %d, k = %d) does not quantize x", linear->impl->spec.n,

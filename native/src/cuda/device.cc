@@ -179,6 +179,7 @@ CudaDevice::CudaDevice(int ordinal_) : ordinal(ordinal_) {
   set_up_prepare(limits);
   set_up_gemm_w8a8(limits);
   set_up_gemm_w8a16(limits);
+  set_up_gemm_sm90(limits);
 }
 
 void CudaDevice::info(octolora_device_info& info) const {
@@ -187,7 +188,7 @@ void CudaDevice::info(octolora_device_info& info) const {
   info.units = limits.multiprocessors;
   info.memory_bytes = memory_bytes_;
   std::snprintf(info.name, sizeof info.name, "%s", name_.c_str());
-  std::snprintf(info.kernels, sizeof info.kernels, "mma.sync s8");
+  std::snprintf(info.kernels, sizeof info.kernels, "%s", limits.capability == 90 ? "wgmma s8, mma.sync s8" : "mma.sync s8");
 }
 
 void* CudaDevice::alloc(size_t bytes) {
@@ -365,7 +366,8 @@ void CudaLinear::forward(const ForwardArgs& f) const {
     launch_prepare(prepare, device.limits, stream);
     gemm.x = workspace.q;
     gemm.x_pitch = k_pitch;
-    launch_gemm_w8a8(gemm, device.limits, stream);
+    if (gemm_sm90_takes(gemm, device.limits)) launch_gemm_sm90(gemm, device.limits, stream);
+    else launch_gemm_w8a8(gemm, device.limits, stream);
     return;
   }
   const bool in_place = f.x_type != Dtype::f32 && spec.k % 8 == 0 && reinterpret_cast<uintptr_t>(f.x) % 16 == 0;

@@ -94,47 +94,63 @@ __global__ __launch_bounds__(C::kThreads) void gemm(const GemmArgs args) {
   const int rank_blocks = (args.adapters.up_columns + kBlockRank - 1) / kBlockRank;
   const int blocks = k_blocks + rank_blocks;
 
-  // 128 bytes, from byte `offset` on, of `Rows` rows: from [total, width] with `pitch`, all in bytes.
-  const auto load_rows = [&](auto rows, uint32_t to, const void* from, int64_t pitch, int64_t width, int first, int total,
-                             int64_t offset) {
-    constexpr int Rows = decltype(rows)::value;
+  // A thread copies chunk `chunk` of every kRowStep-th row of a tile, from row `row` on.
+  constexpr int kRowStep = C::kThreads / 8;
+  const int row = static_cast<int>(threadIdx.x) / 8, chunk = static_cast<int>(threadIdx.x) % 8;
+  const uint32_t to_chunk = row * 128 + ((chunk ^ row % 8) * 16);
+  const uint32_t pipeline = ptx::shared_address(memory);
+
+  // Rows first, first + 1, ... of a matrix of `total` rows, `width` of their `pitch` bytes filled.
+  struct Rows {
+    const uint8_t* from;  // this thread's first chunk
+    int64_t step;         // to its next row
+    int present;          // how many of its rows exist
+    int64_t width;
+  };
+  const auto rows_of = [&](const void* matrix, int64_t pitch, int64_t width, int first, int total) {
+    const auto* from = static_cast<const uint8_t*>(matrix) + (first + row) * pitch + chunk * 16;
+    return Rows{from, kRowStep * pitch, (total - first - row + kRowStep - 1) / kRowStep, width};
+  };
+  // Part `part` of `parts` of a tile of `count` rows, from byte `offset` of each row on.
+  const auto load_rows = [&](auto count, const Rows& rows, uint32_t to, int64_t offset, int part, auto parts) {
+    constexpr int kCopies = decltype(count)::value * 8 / C::kThreads, kParts = decltype(parts)::value;
+    static_assert(decltype(count)::value * 8 % C::kThreads == 0);
+    const bool within = offset + chunk * 16 < rows.width;
 #pragma unroll
-    for (int i = 0; i < (Rows * 8 + C::kThreads - 1) / C::kThreads; ++i) {
-      const int index = i * C::kThreads + static_cast<int>(threadIdx.x);
-      const int r = index / 8, c = index % 8;
-      if (Rows * 8 % C::kThreads == 0 || r < Rows) {
-        const bool present = first + r < total && offset + c * 16 < width;
-        const auto* source = static_cast<const uint8_t*>(from);
-        if (present) source += static_cast<int64_t>(first + r) * pitch + offset + c * 16;
-        ptx::copy_async_16(to + r * 128 + ((c ^ r % 8) * 16), source, present);
+    for (int i = 0; i < kCopies; ++i) {
+      if (i % kParts == part) {
+        ptx::copy_async_16(to + to_chunk + i * kRowStep * 128, rows.from + offset + i * rows.step, within && i < rows.present);
       }
     }
   };
   const std::integral_constant<int, C::kBlockM> rows_m;
   const std::integral_constant<int, C::kBlockN> rows_n;
-  const uint32_t pipeline = ptx::shared_address(memory);
+  const std::integral_constant<int, 4> quarters;
+  const int64_t x_bytes = args.x_pitch * (kInt8 ? 1 : 2);
+  const Rows x_rows = rows_of(args.x, x_bytes, x_bytes, m0, args.m);
+  const Rows w_rows = rows_of(args.weight, args.k_pitch, args.k_pitch, n0, args.n);
 
-  const auto load_block = [&](int block, int stage) {
+  // A quarter of a block: they are issued between the k-steps of the block that multiplies meanwhile.
+  const auto load_quarter = [&](int block, int stage, int quarter) {
     const uint32_t x_tile = pipeline + stage * C::kStageBytes, w_tile = x_tile + C::kXBytes;
     if (block < k_blocks) {
+      int64_t offset = static_cast<int64_t>(block) * kBlockK;
       if constexpr (kInt8) {
-        const int64_t offset = static_cast<int64_t>(block) * kBlockK;
-        load_rows(rows_m, x_tile, args.x, args.x_pitch, args.k_pitch, m0, args.m, offset);
-        load_rows(rows_n, w_tile, args.weight, args.k_pitch, args.k_pitch, n0, args.n, offset);
+        load_rows(rows_m, x_rows, x_tile, offset, quarter, quarters);
       } else {
         const int per_plane = k_blocks / args.planes, plane = block / per_plane;
-        const int64_t offset = static_cast<int64_t>(block - plane * per_plane) * kBlockK;
-        const auto* x = static_cast<const uint8_t*>(args.x) + static_cast<int64_t>(plane) * args.m * args.x_pitch * 2;
+        offset -= static_cast<int64_t>(plane) * per_plane * kBlockK;
+        Rows rows = x_rows;
+        rows.from += plane * (args.m * x_bytes);
         for (int half = 0; half < 2; ++half) {
-          load_rows(rows_m, x_tile + half * C::kBlockM * 128, x, args.x_pitch * 2, args.x_pitch * 2, m0, args.m,
-                    offset * 2 + half * 128);
+          load_rows(rows_m, rows, x_tile + half * C::kBlockM * 128, offset * 2 + half * 128, quarter, quarters);
         }
-        load_rows(rows_n, w_tile, args.weight, args.k_pitch, args.k_pitch, n0, args.n, offset);
       }
+      load_rows(rows_n, w_rows, w_tile, offset, quarter, quarters);
     } else {
       const int64_t offset = static_cast<int64_t>(block - k_blocks) * kBlockRank * 2, pitch = args.adapters.up_columns * 2;
-      load_rows(rows_m, x_tile, args.h, pitch, pitch, m0, args.m, offset);
-      load_rows(rows_n, w_tile, args.adapters.b, pitch, pitch, n0, args.n, offset);
+      load_rows(rows_m, rows_of(args.h, pitch, pitch, m0, args.m), x_tile, offset, quarter, quarters);
+      load_rows(rows_n, rows_of(args.adapters.b, pitch, pitch, n0, args.n), w_tile, offset, quarter, quarters);
     }
   };
 
@@ -162,19 +178,25 @@ __global__ __launch_bounds__(C::kThreads) void gemm(const GemmArgs args) {
   }
 
   int next = 0, next_stage = 0;
+  // The next block's fetch, a quarter at a time; the last one closes it.
+  const auto fetch_quarter = [&](int quarter) {
+    if (next < blocks) load_quarter(next, next_stage, quarter);
+    if (quarter == 3) {
+      ptx::copy_async_commit();
+      ++next;
+      next_stage = next_stage + 1 == C::kStages ? 0 : next_stage + 1;
+    }
+  };
   const auto fetch = [&] {
-    if (next < blocks) load_block(next, next_stage);
-    ptx::copy_async_commit();
-    ++next;
-    next_stage = next_stage + 1 == C::kStages ? 0 : next_stage + 1;
+#pragma unroll
+    for (int quarter = 0; quarter < 4; ++quarter) fetch_quarter(quarter);
   };
   for (int i = 0; i < C::kStages - 1; ++i) fetch();
   int stage = 0;
-  // Waits for the oldest block, starts the fetch of a new one into the stage just read, and returns the oldest's address.
+  // Waits for the oldest block and returns its address; the stage read before it is then free for the next fetch.
   const auto advance = [&] {
     ptx::copy_async_wait<C::kStages - 2>();
     __syncthreads();
-    fetch();
     const uint32_t at = pipeline + stage * C::kStageBytes;
     stage = stage + 1 == C::kStages ? 0 : stage + 1;
     return at;
@@ -232,6 +254,7 @@ __global__ __launch_bounds__(C::kThreads) void gemm(const GemmArgs args) {
             ptx::mma_s8(sum[i][2 * j + 1], x[i], w[j % 2][2], w[j % 2][3]);
           }
         }
+        fetch_quarter(step);
       }
     }
     each([&](float& v, int m, int, int i, int j, int c) {
@@ -261,6 +284,7 @@ __global__ __launch_bounds__(C::kThreads) void gemm(const GemmArgs args) {
           }
           multiply16(x, w, kF16);
         }
+        fetch_quarter(step);
       }
     }
     each([&](float& v, int m, int, int, int, int) { v *= row_scales[m].scale; });
@@ -325,6 +349,7 @@ __global__ __launch_bounds__(C::kThreads) void gemm(const GemmArgs args) {
       if (block * kBlockRank + step * 16 < args.adapters.up_columns) {
         multiply_tile16(x_tile, x_tile + C::kXBytes, step, f16[step]);
       }
+      fetch_quarter(step);
     }
   }
 

@@ -28,7 +28,9 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kGroup = 32;  // columns of a that are multiplied at a time
+// Columns of a that are multiplied at a time: as many as the registers hold. The 32 that high and low parts need together
+// come with 16 rows.
+__host__ __device__ constexpr int group_columns(int rows) { return rows == 32 ? 16 : 32; }
 constexpr int kMaxCluster = 8;
 constexpr int kPowerLimit = 120;  // of log2 p
 
@@ -43,6 +45,7 @@ __host__ __device__ constexpr int tile_pitch(int slice, int element_bytes) { ret
 
 template <int Rows>
 struct Shared {
+  static constexpr int kGroup = group_columns(Rows);
   float warps[kWarps / 2][Rows * kGroup];  // partial sums over the warps' k-steps
   float block[2][Rows * kGroup];           // the block's sums, read by the cluster; two, so that one sync a group is enough
   uint32_t below[Rows];                    // magnitude bits: maximum that sets the scale
@@ -52,10 +55,11 @@ struct Shared {
   int power[Rows];     // log2 p
 };
 
-template <class X, int Rows>
-__global__ __launch_bounds__(kThreads) void prepare(const PrepareArgs args, const Plan plan, const bool vectors) {
+// kPlain: x is measured and quantized as it is, dynamically and without outlier columns, or not at all.
+template <class X, int Rows, bool kPlain>
+__global__ __launch_bounds__(kThreads, sizeof(X) == 2 ? 3 : 2) void prepare(const PrepareArgs args, const Plan plan, const bool vectors) {
   static_assert(Rows == 16 || Rows == 32, "one or two mma tiles of 16 rows");
-  constexpr int kTiles = Rows / 16;
+  constexpr int kTiles = Rows / 16, kGroup = group_columns(Rows), kColumns = kGroup / 8;
   constexpr int kVector = 16 / sizeof(X);
   extern __shared__ __align__(128) uint8_t memory[];
   auto& shared = *reinterpret_cast<Shared<Rows>*>(memory);
@@ -94,7 +98,9 @@ __global__ __launch_bounds__(kThreads) void prepare(const PrepareArgs args, cons
     __syncthreads();
   };
 
-  const auto measured = [&](X value) { return args.spec.round_x_to_f16 ? round_to_f16(to_float(value)) : to_float(value); };
+  const auto measured = [&](X value) {
+    return !kPlain && args.spec.round_x_to_f16 ? round_to_f16(to_float(value)) : to_float(value);
+  };
 
   const auto measure_slice = [&] {
     const float threshold = args.spec.outlier_threshold;
@@ -103,6 +109,13 @@ __global__ __launch_bounds__(kThreads) void prepare(const PrepareArgs args, cons
       uint32_t below = 0, full = 0;
       for (int c = lane * kVector; c < plan.slice; c += 32 * kVector) {
         const uint4 bits = *reinterpret_cast<const uint4*>(tile + r * pitch + c * sizeof(X));
+        if constexpr (kPlain && sizeof(X) == 2) {
+          // Two 16-bit magnitudes at a time; they order like the 32-bit ones.
+          const uint32_t both = __vmaxu2(__vmaxu2(bits.x & 0x7fff7fffu, bits.y & 0x7fff7fffu),
+                                         __vmaxu2(bits.z & 0x7fff7fffu, bits.w & 0x7fff7fffu));
+          full = __vmaxu2(full, both);
+          continue;
+        }
         const X* values = reinterpret_cast<const X*>(&bits);
 #pragma unroll
         for (int i = 0; i < kVector; ++i) {
@@ -110,6 +123,10 @@ __global__ __launch_bounds__(kThreads) void prepare(const PrepareArgs args, cons
           full = max(full, magnitude_bits(to_float(values[i])));
           if (magnitude < limit) below = max(below, magnitude);
         }
+      }
+      if constexpr (kPlain && sizeof(X) == 2) {
+        const float2 both = decode16x2(full, std::is_same_v<X, __half>);
+        full = below = max(magnitude_bits(both.x), magnitude_bits(both.y));
       }
       below = __reduce_max_sync(~0u, below);
       full = __reduce_max_sync(~0u, full);
@@ -162,33 +179,38 @@ __global__ __launch_bounds__(kThreads) void prepare(const PrepareArgs args, cons
 
   const auto quantize_slice = [&](int pass) {
     const int start = slice_start(pass);
-    for (int r = warp; r < Rows; r += kWarps) {
+    const int vectors_per_row = min(plan.slice, args.k_pitch - start) / 16;
+    for (int i = threadIdx.x; i < Rows * vectors_per_row; i += kThreads) {
+      const int r = i / vectors_per_row, c = i % vectors_per_row * 16;
       if (first_row + r >= args.m) break;
-      const float factor = shared.factor[r];
-      const bool fixed = args.spec.mode == Mode::fixed;
-      int8_t* const q = args.q + static_cast<int64_t>(first_row + r) * args.k_pitch + start;
-      for (int c = lane * 16; c < plan.slice && start + c < args.k_pitch; c += 32 * 16) {
-        const uint32_t outliers = args.outliers.flags ? args.outliers.flags[(start + c) / 32] >> ((start + c) % 32) : 0;
-        uint4 bits[sizeof(X)];
+      uint4 bits[sizeof(X)];
 #pragma unroll
-        for (int i = 0; i < static_cast<int>(sizeof(X)); ++i) {
-          bits[i] = reinterpret_cast<const uint4*>(tile + r * pitch + c * sizeof(X))[i];
-        }
-        const X* const values = reinterpret_cast<const X*>(bits);
-        uint32_t codes[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          uint32_t byte[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const float value = measured(values[4 * j + i]);
-            byte[i] = ptx::round_to_s8(fixed ? __fdiv_rn(value, args.spec.x_scale) : __fmul_rn(value, factor));
-            if (outliers >> (4 * j + i) & 1) byte[i] = 0;
-          }
-          codes[j] = ptx::pack_bytes(byte[0], byte[1], byte[2], byte[3]);
-        }
-        *reinterpret_cast<uint4*>(q + c) = {codes[0], codes[1], codes[2], codes[3]};
+      for (int j = 0; j < static_cast<int>(sizeof(X)); ++j) {
+        bits[j] = reinterpret_cast<const uint4*>(tile + r * pitch + c * sizeof(X))[j];
       }
+      const X* const values = reinterpret_cast<const X*>(bits);
+      const float factor = shared.factor[r];
+      uint32_t codes[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        uint32_t byte[4];
+#pragma unroll
+        for (int b = 0; b < 4; ++b) {
+          const float value = measured(values[4 * j + b]);
+          const bool fixed = !kPlain && args.spec.mode == Mode::fixed;
+          byte[b] = ptx::round_to_s8(fixed ? __fdiv_rn(value, args.spec.x_scale) : __fmul_rn(value, factor));
+        }
+        codes[j] = ptx::pack_bytes(byte[0], byte[1], byte[2], byte[3]);
+      }
+      if (!kPlain && args.outliers.flags) {
+        const uint32_t outliers = args.outliers.flags[(start + c) / 32] >> ((start + c) % 32);
+#pragma unroll
+        for (int j = 0; j < 16; ++j) {
+          if (outliers >> j & 1) codes[j / 4] &= ~(0xffu << j % 4 * 8);
+        }
+      }
+      *reinterpret_cast<uint4*>(args.q + static_cast<int64_t>(first_row + r) * args.k_pitch + start + c) = {
+          codes[0], codes[1], codes[2], codes[3]};
     }
   };
 
@@ -211,82 +233,91 @@ __global__ __launch_bounds__(kThreads) void prepare(const PrepareArgs args, cons
     }
   };
 
-  // kGroup columns of x.A^T, and what they become in h.
-  const auto project_down = [&](int group) {
-    const AdapterView& ad = args.adapters;
-    const int k_steps = (args.k + 31) / 32;
-    const int chunks_per_group = ad.down_columns / ad.chunk_count == kChunkRank ? 2 : 1;
-    float sum[kTiles][4][4] = {};
-    bool f16[2];
+  const AdapterView& ad = args.adapters;
+  // Columns of a that one chunk has, and the chunk of a column.
+  const int chunk_columns = ad.chunk_count ? ad.down_columns / ad.chunk_count : kChunkRank;
+  const int k_steps = (args.k + 31) / 32;
+
+  // The block's part of kGroup columns of x.A^T, into shared.block.
+  const auto multiply_down = [&](int group) {
+    float sum[kTiles][kColumns][4] = {};
+    bool f16[kGroup / kChunkRank];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int chunk = group * chunks_per_group + (chunks_per_group == 2 ? i : 0);
-      f16[i] = chunk < ad.chunk_count && ad.chunks[chunk].a_f16;
+    for (int i = 0; i < kGroup / kChunkRank; ++i) {
+      const int column = group * kGroup + i * kChunkRank;
+      f16[i] = column < ad.down_columns && ad.chunks[column / chunk_columns].a_f16;
     }
+    const bool both = group * kGroup + kChunkRank < ad.down_columns;  // a second half of the group exists
     for (int pass = 0; pass < plan.passes; ++pass) {
       if (plan.passes > 1) load_slice(pass);
-      const int first_step = slice_start(pass) / 32;
-      for (int step = warp; step < plan.slice / 32 && first_step + step < k_steps; step += kWarps) {
-        uint4 b[4];
+      const int first_step = slice_start(pass) / 32, steps = min(plan.slice / 32, k_steps - first_step);
+      const uint4* const a = ad.a + (static_cast<int64_t>(group) * kColumns * k_steps + first_step) * 32 + lane;
+      const auto fetch = [&](uint4 (&b)[kColumns], int step) {
 #pragma unroll
-        for (int n = 0; n < 4; ++n) {
-          const int column = group * 4 + n;
-          b[n] = column < ad.down_columns / 8
-                     ? __ldg(ad.a + (static_cast<int64_t>(column) * k_steps + first_step + step) * 32 + lane)
-                     : uint4{0, 0, 0, 0};
+        for (int n = 0; n < kColumns; ++n) {
+          if (step < steps && (n < 2 || both)) b[n] = __ldg(a + (static_cast<int64_t>(n) * k_steps + step) * 32);
         }
+      };
+      uint4 b[kColumns], ahead[kColumns];
+      fetch(ahead, warp);
+      for (int step = warp; step < steps; step += kWarps) {
+#pragma unroll
+        for (int n = 0; n < kColumns; ++n) b[n] = ahead[n];
+        fetch(ahead, step + kWarps);
+        const auto multiply_half = [&](int tile_row, int half) {
+          const uint8_t* const at = tile + tile_row * 16 * pitch + (step * 32 + half * 16) * sizeof(X);
+          if constexpr (sizeof(X) == 2) {
+            constexpr bool x_f16 = std::is_same_v<X, __half>;
+            uint32_t fragment[4];
+            ptx::load_matrix_x4(fragment, ptx::shared_address(at + lane % 16 * pitch + lane / 16 * 16));
+#pragma unroll
+            for (int n = 0; n < kColumns; ++n) {
+              if (n >= 2 && !both) continue;
+              const uint32_t b0 = half ? b[n].z : b[n].x, b1 = half ? b[n].w : b[n].y;
+              if (f16[n / 2] == x_f16) {
+                if constexpr (x_f16) ptx::mma_f16(sum[tile_row][n], fragment, b0, b1);
+                else ptx::mma_bf16(sum[tile_row][n], fragment, b0, b1);
+              } else {
+                float2 f[4];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) f[i] = decode16x2(fragment[i], x_f16);
+                const float2 low = decode16x2(b0, f16[n / 2]), high = decode16x2(b1, f16[n / 2]);
+                const float first[4] = {f[0].x, f[1].x, f[0].y, f[1].y}, second[4] = {f[2].x, f[3].x, f[2].y, f[3].y};
+                ptx::mma_tf32(sum[tile_row][n], first, low.x, low.y);
+                ptx::mma_tf32(sum[tile_row][n], second, high.x, high.y);
+              }
+            }
+          } else {
+            const int g = lane / 4, t = lane % 4;
+            const auto pair = [&](int row, int offset) {
+              return *reinterpret_cast<const float2*>(at + row * pitch + (2 * t + offset) * sizeof(float));
+            };
+            const auto upper = [](float v) { return __uint_as_float(__float_as_uint(v) & 0xffffe000u); };
+            const auto multiply_eight = [&](int offset, auto&& operand) {
+              const float2 f[2] = {pair(g, offset), pair(g + 8, offset)};
+              const float value[4] = {f[0].x, f[1].x, f[0].y, f[1].y};
+              float high[4], low[4];
+#pragma unroll
+              for (int i = 0; i < 4; ++i) {
+                high[i] = upper(value[i]);
+                low[i] = upper(value[i] - high[i]);
+              }
+#pragma unroll
+              for (int n = 0; n < kColumns; ++n) {
+                if (n >= 2 && !both) continue;
+                const float2 rank = decode16x2(operand(n), f16[n / 2]);
+                ptx::mma_tf32(sum[tile_row][n], low, rank.x, rank.y);
+                ptx::mma_tf32(sum[tile_row][n], high, rank.x, rank.y);
+              }
+            };
+            multiply_eight(0, [&](int n) { return half ? b[n].z : b[n].x; });
+            multiply_eight(8, [&](int n) { return half ? b[n].w : b[n].y; });
+          }
+        };
 #pragma unroll
         for (int tile_row = 0; tile_row < kTiles; ++tile_row) {
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const uint8_t* const at = tile + tile_row * 16 * pitch + (step * 32 + half * 16) * sizeof(X);
-            if constexpr (sizeof(X) == 2) {
-              constexpr bool x_f16 = std::is_same_v<X, __half>;
-              uint32_t fragment[4];
-              ptx::load_matrix_x4(fragment, ptx::shared_address(at + lane % 16 * pitch + lane / 16 * 16));
-#pragma unroll
-              for (int n = 0; n < 4; ++n) {
-                const uint32_t b0 = half ? b[n].z : b[n].x, b1 = half ? b[n].w : b[n].y;
-                if (f16[n / 2] == x_f16) {
-                  if constexpr (x_f16) ptx::mma_f16(sum[tile_row][n], fragment, b0, b1);
-                  else ptx::mma_bf16(sum[tile_row][n], fragment, b0, b1);
-                } else {
-                  float2 f[4];
-#pragma unroll
-                  for (int i = 0; i < 4; ++i) f[i] = decode16x2(fragment[i], x_f16);
-                  const float2 low = decode16x2(b0, f16[n / 2]), high = decode16x2(b1, f16[n / 2]);
-                  const float first[4] = {f[0].x, f[1].x, f[0].y, f[1].y}, second[4] = {f[2].x, f[3].x, f[2].y, f[3].y};
-                  ptx::mma_tf32(sum[tile_row][n], first, low.x, low.y);
-                  ptx::mma_tf32(sum[tile_row][n], second, high.x, high.y);
-                }
-              }
-            } else {
-              const int g = lane / 4, t = lane % 4;
-              const auto pair = [&](int row, int offset) {
-                return *reinterpret_cast<const float2*>(at + row * pitch + (2 * t + offset) * sizeof(float));
-              };
-              const float2 f[4] = {pair(g, 0), pair(g + 8, 0), pair(g, 8), pair(g + 8, 8)};
-              const auto upper = [](float v) { return __uint_as_float(__float_as_uint(v) & 0xffffe000u); };
-#pragma unroll
-              for (int n = 0; n < 4; ++n) {
-                const uint32_t b0 = half ? b[n].z : b[n].x, b1 = half ? b[n].w : b[n].y;
-                const float2 low = decode16x2(b0, f16[n / 2]), high = decode16x2(b1, f16[n / 2]);
-                const float first[4] = {f[0].x, f[1].x, f[0].y, f[1].y}, second[4] = {f[2].x, f[3].x, f[2].y, f[3].y};
-                float first_high[4], first_low[4], second_high[4], second_low[4];
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                  first_high[i] = upper(first[i]);
-                  first_low[i] = upper(first[i] - first_high[i]);
-                  second_high[i] = upper(second[i]);
-                  second_low[i] = upper(second[i] - second_high[i]);
-                }
-                ptx::mma_tf32(sum[tile_row][n], first_low, low.x, low.y);
-                ptx::mma_tf32(sum[tile_row][n], first_high, low.x, low.y);
-                ptx::mma_tf32(sum[tile_row][n], second_low, high.x, high.y);
-                ptx::mma_tf32(sum[tile_row][n], second_high, high.x, high.y);
-              }
-            }
-          }
+          for (int half = 0; half < 2; ++half) multiply_half(tile_row, half);
         }
       }
     }
@@ -296,7 +327,7 @@ __global__ __launch_bounds__(kThreads) void prepare(const PrepareArgs args, cons
 #pragma unroll
       for (int tile_row = 0; tile_row < kTiles; ++tile_row) {
 #pragma unroll
-        for (int n = 0; n < 4; ++n) {
+        for (int n = 0; n < kColumns; ++n) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             visit(sum[tile_row][n][i], (tile_row * 16 + g + i / 2 * 8) * kGroup + n * 8 + 2 * t + i % 2);
@@ -314,8 +345,11 @@ __global__ __launch_bounds__(kThreads) void prepare(const PrepareArgs args, cons
     for (int i = threadIdx.x; i < Rows * kGroup; i += kThreads) {
       block[i] = (shared.warps[0][i] + shared.warps[1][i]) + (shared.warps[2][i] + shared.warps[3][i]);
     }
-    ptx::cluster_sync();
+  };
 
+  // The cluster's kGroup columns of x.A^T, summed, scaled and rounded to h.
+  const auto store_down = [&](int group) {
+    const float* const block = shared.block[group % 2];
     const auto total = [&](int at) {
       float value = 0.f;
       for (int i = 0; i < plan.cluster; ++i) {
@@ -325,10 +359,9 @@ __global__ __launch_bounds__(kThreads) void prepare(const PrepareArgs args, cons
     };
     for (int i = threadIdx.x; i < Rows * kGroup; i += kThreads) {
       const int r = i / kGroup, column = i % kGroup;
-      const int chunk_index = group * chunks_per_group + (chunks_per_group == 2 ? column / kChunkRank : 0);
-      if (r % plan.cluster != rank || first_row + r >= args.m || chunk_index >= ad.chunk_count) continue;
-      const Chunk chunk = ad.chunks[chunk_index];
-      if (chunk.split && column >= kChunkRank) continue;
+      if (r % plan.cluster != rank || first_row + r >= args.m || group * kGroup + column >= ad.down_columns) continue;
+      const Chunk chunk = ad.chunks[(group * kGroup + column) / chunk_columns];
+      if (chunk.split && column >= kChunkRank) continue;  // the low parts join the high ones
       const int j = column % kChunkRank;
       uint16_t* const h = args.h + static_cast<int64_t>(first_row + r) * ad.up_columns + chunk.up + j;
       float value = 0.f;
@@ -351,6 +384,8 @@ __global__ __launch_bounds__(kThreads) void prepare(const PrepareArgs args, cons
     load_slice(pass);
     measure_slice();
   }
+  const int groups = (ad.down_columns + kGroup - 1) / kGroup;
+  if (groups) multiply_down(0);
   ptx::cluster_sync();
   scale_rows();
   __syncthreads();
@@ -361,8 +396,12 @@ __global__ __launch_bounds__(kThreads) void prepare(const PrepareArgs args, cons
       else quantize_slice(pass);
     }
   }
-  if (args.adapters.chunk_count) {
-    for (int group = 0; group * kGroup < args.adapters.down_columns; ++group) project_down(group);
+  for (int group = 0; group < groups; ++group) {
+    if (group) {
+      multiply_down(group);
+      ptx::cluster_sync();
+    }
+    store_down(group);
   }
   ptx::cluster_sync();  // a block's shared memory outlives the reads of its peers
 }
@@ -373,14 +412,14 @@ int shared_bytes(int slice) {
 }
 
 // The smallest cluster whose blocks leave room for a second one on the multiprocessor and that fills the device; rows of
-// 32 halve the reads of A. Where nothing fits, 16 rows and as many passes as it takes.
+// 32 halve the reads of A. Where nothing fits, 16 rows and as many passes as it takes. Split adapters take 16 rows.
 template <class X>
-Plan plan_for(int m, int k, const Limits& limits) {
+Plan plan_for(int m, int k, bool split, const Limits& limits) {
   const int max_cluster = limits.capability >= 90 ? kMaxCluster : 1;
   const int comfortable = std::min(limits.shared_bytes, (limits.shared_bytes + 1024) / 2 - 2048);
   for (const int budget : {comfortable, limits.shared_bytes}) {
     for (const int rows : {32, 16}) {
-      if (rows == 32 && m <= 16) continue;
+      if (rows == 32 && (m <= 16 || split)) continue;
       for (int cluster = 1; cluster <= max_cluster; cluster *= 2) {
         const int slice = round_up((k + cluster - 1) / cluster, 32);
         const int bytes = rows == 32 ? shared_bytes<X, 32>(slice) : shared_bytes<X, 16>(slice);
@@ -408,21 +447,24 @@ void launch(const PrepareArgs& args, const Plan& plan, cudaStream_t stream) {
   cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
   config.attrs = &cluster;
   config.numAttrs = plan.cluster > 1 ? 1 : 0;
-  OCTOLORA_CUDA(cudaLaunchKernelEx(&config, prepare<X, Rows>, args, plan, vectors),
+  const bool plain = args.spec.mode == Mode::w8a16 ||
+                     (args.spec.mode == Mode::dynamic && !args.spec.round_x_to_f16 && !(args.spec.outlier_threshold > 0));
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&config, plain ? prepare<X, Rows, true> : prepare<X, Rows, false>, args, plan, vectors),
                 "prepare: M = %d, K = %d, down columns = %d", args.m, args.k, args.adapters.down_columns);
 }
 
 template <class X>
 void launch(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
-  const Plan plan = plan_for<X>(args.m, args.k, limits);
+  const bool split = args.adapters.down_columns > args.adapters.chunk_count * kChunkRank;
+  const Plan plan = plan_for<X>(args.m, args.k, split, limits);
   if (plan.rows == 32) launch<X, 32>(args, plan, stream);
   else launch<X, 16>(args, plan, stream);
 }
 
 template <class X>
 void set_up(const Limits& limits) {
-  for (const void* kernel : {reinterpret_cast<const void*>(prepare<X, 16>), reinterpret_cast<const void*>(prepare<X, 32>)}) {
-    OCTOLORA_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
+  for (const auto kernel : {prepare<X, 16, false>, prepare<X, 16, true>, prepare<X, 32, false>, prepare<X, 32, true>}) {
+    OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
                   "prepare: %d bytes of shared memory", limits.shared_bytes);
   }
 }

@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// W8A8 for Hopper: wgmma on tiles that the copy engine brings, and the low-rank update as more blocks of the same pipeline.
+//
+//   y[m,n] = p[m] * ( s_w[n] * (s_x[m] / p[m]) * sum_k q[m,k] W[n,k]  +  sum_r h[m,r] B[n,r] ) + bias[n]
+//
+//   q [M,k_pitch] int8   W [N,k_pitch] int8   h [M,R], B [N,R] 16-bit   y [M,N] bf16 or fp16, rows of whole 16 bytes
+//
+// A block has one producer warp and two consumer warpgroups, which own 64 rows each of a 128 x BlockN tile; blocks stay and
+// walk over tiles. A cluster of two blocks takes two tiles above each other: each loads half of their common rows of W and
+// multicasts it to both, which brings the traffic from L2 below what L2 can give. A stage is 128 bytes of each row of both
+// operands, so 64 ranks of h and B fit where 128 values of q and W were (gemm.cuh has the arithmetic in words).
+//
+// Barriers a stage: `full` (the bytes of both operands, one producer arrival) in each block; `empty`, with an arrival from
+// each consumer warpgroup of both blocks, since a producer writes into both.
+#include <cuda.h>
+
+#include <algorithm>
+
+#include "check.h"
+#include "convert.cuh"
+#include "kernels.h"
+#include "ptx.cuh"
+#include "wgmma.cuh"
+
+namespace octolora::cuda {
+namespace {
+
+constexpr int kBlockM = 128, kBlockK = 128, kBlockRank = 64;
+constexpr int kWarpgroups = 2, kThreads = 128 * (kWarpgroups + 1);
+constexpr int kCluster = 2;
+constexpr int kStoreColumns = 64;                      // 128 bytes of y
+constexpr int kStoreBytes = 64 * kStoreColumns * 2;    // a warpgroup's rows
+constexpr int kRasterPairs = 6;                        // pairs of tiles along M that a wave walks together
+
+template <int BlockN_>
+struct Config {
+  static constexpr int kBlockN = BlockN_;
+  static constexpr int kStageBytes = (kBlockM + kBlockN) * 128;
+  static constexpr int kStages = kBlockN == 192 ? 4 : 6;
+  static constexpr int kColumns = kStages * kStageBytes + kWarpgroups * 2 * kStoreBytes;  // {s_w, bias} of the tile
+  static constexpr int kBarriers = kColumns + kBlockN * 8;
+  static constexpr int kSharedBytes = kBarriers + kStages * 16;
+  static_assert(kSharedBytes <= 232448, "what a block may have on sm_90");
+  static_assert(kBlockN % kStoreColumns == 0 && kBlockN / kCluster % 8 == 0, "whole swizzle groups a block of the cluster");
+};
+
+struct Params {
+  CUtensorMap q, w, h, b, y;
+  const RowScale* rows;
+  const float* scale;
+  const float* bias;
+  const Chunk* chunks;
+  int m, n;
+  int k_blocks, rank_blocks, up_columns, chunk_columns;
+  int pairs_m, tiles_n;
+  bool y_f16;
+};
+
+template <class C>
+__global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Params p) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ __align__(1024) uint8_t memory[];
+  const uint32_t base = ptx::shared_address(memory);
+  const uint32_t staging = base + C::kStages * C::kStageBytes, columns = base + C::kColumns, barriers = base + C::kBarriers;
+  const auto full = [&](int stage) { return barriers + stage * 16; };
+  const auto empty = [&](int stage) { return barriers + stage * 16 + 8; };
+  const uint32_t rank = ptx::cluster_rank();
+  const int warpgroup = static_cast<int>(threadIdx.x) / 128;
+
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < C::kStages; ++stage) {
+      ptx::barrier_init(full(stage), 1);
+      ptx::barrier_init(empty(stage), kCluster * kWarpgroups);
+    }
+    ptx::barrier_init_fence();
+  }
+  ptx::cluster_sync();
+
+  const int tiles = p.pairs_m * p.tiles_n, blocks = p.k_blocks + p.rank_blocks;
+  const int cluster = static_cast<int>(blockIdx.x) / kCluster, clusters = static_cast<int>(gridDim.x) / kCluster;
+  // Tile of this block: first row, first column.
+  const auto place = [&](int tile) {
+    const int group = tile / (kRasterPairs * p.tiles_n), within = tile - group * kRasterPairs * p.tiles_n;
+    const int pairs = min(kRasterPairs, p.pairs_m - group * kRasterPairs);
+    const int pair = group * kRasterPairs + within % pairs;
+    return int2{(pair * kCluster + static_cast<int>(rank)) * kBlockM, within / pairs * C::kBlockN};
+  };
+  int stage = 0;
+  uint32_t phase = 0;
+  const auto step_stage = [&] {
+    if (++stage == C::kStages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  };
+
+  if (warpgroup == kWarpgroups) {
+    ptx::registers_fewer<40>();
+    if (threadIdx.x == kWarpgroups * 128) {
+      for (const CUtensorMap* map : {&p.q, &p.w, &p.h, &p.b}) ptx::prefetch_map(map);
+      for (int tile = cluster; tile < tiles; tile += clusters) {
+        const int2 at = place(tile);
+        for (int block = 0; block < blocks; ++block) {
+          ptx::barrier_wait(empty(stage), phase ^ 1);
+          ptx::barrier_expect_bytes(full(stage), C::kStageBytes);
+          const bool low_rank = block >= p.k_blocks;
+          const int byte = (low_rank ? block - p.k_blocks : block) * 128;
+          const uint32_t x_tile = base + stage * C::kStageBytes, w_tile = x_tile + kBlockM * 128;
+          const int part = static_cast<int>(rank) * (C::kBlockN / kCluster);
+          ptx::tensor_load(x_tile, low_rank ? &p.h : &p.q, byte, at.x, full(stage));
+          ptx::tensor_load_multicast(w_tile + part * 128, low_rank ? &p.b : &p.w, byte, at.y + part, full(stage),
+                                     (1 << kCluster) - 1);
+          step_stage();
+        }
+      }
+    }
+  } else {
+    ptx::registers_more<232>();
+    constexpr int kRegisters = C::kBlockN / 2;
+    const int warp = static_cast<int>(threadIdx.x) / 32 % 4, lane = static_cast<int>(threadIdx.x) % 32;
+    const int g = lane / 4, t = lane % 4;
+    const bool leader = threadIdx.x % 128 == 0;
+    const auto release = [&](int which) {
+      if (threadIdx.x % 128 < kCluster) ptx::barrier_arrive_cluster(empty(which), threadIdx.x % 128);
+    };
+    const auto x_operand = [&] {
+      return ptx::wgmma_descriptor(base + stage * C::kStageBytes + warpgroup * 64 * 128);
+    };
+    const auto w_operand = [&] { return ptx::wgmma_descriptor(base + stage * C::kStageBytes + kBlockM * 128); };
+
+    for (int tile = cluster; tile < tiles; tile += clusters) {
+      const int2 at = place(tile);
+      const int first_row = at.x + warpgroup * 64 + warp * 16 + g;
+      RowScale rows[2];
+      for (int i = 0; i < 2; ++i) {
+        rows[i] = first_row + 8 * i < p.m ? p.rows[first_row + 8 * i] : RowScale{1.f, 1.f};
+        rows[i].scale /= rows[i].power;
+      }
+
+      const int my_column = at.y + static_cast<int>(threadIdx.x);
+      const bool my_column_exists = threadIdx.x < C::kBlockN && my_column < p.n;
+      const float my_scale = my_column_exists ? p.scale[my_column] : 0.f;
+      const float my_bias = my_column_exists && p.bias ? p.bias[my_column] : 0.f;
+
+      int32_t sum[kRegisters];
+      int previous = 0;
+      for (int block = 0; block < p.k_blocks; ++block) {
+        ptx::barrier_wait(full(stage), phase);
+        const uint64_t x = x_operand(), w = w_operand();
+        ptx::wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < 4; ++k) ptx::wgmma_s8(sum, x + 2 * k, w + 2 * k, block > 0 || k > 0);
+        ptx::wgmma_commit();
+        if (block > 0) {
+          ptx::wgmma_wait<1>();
+          release(previous);
+        }
+        previous = stage;
+        step_stage();
+      }
+      // While the last block multiplies: the columns' numbers, once both warpgroups are done with the tile before.
+      ptx::named_sync<1>(kWarpgroups * 128);
+      if (threadIdx.x < C::kBlockN) {
+        ptx::store_shared(columns + threadIdx.x * 4, my_scale);
+        ptx::store_shared(columns + (C::kBlockN + threadIdx.x) * 4, my_bias);
+      }
+      ptx::named_sync<1>(kWarpgroups * 128);
+      const uint32_t my_scales = columns + t * 8, my_biases = my_scales + C::kBlockN * 4;
+      ptx::wgmma_wait<0>();
+      release(previous);
+
+      // The sums and the floats are two sets of registers to the compiler, which is why BlockN stops at 192: twice 128 of
+      // them do not fit a thread.
+      constexpr int kQuarters = C::kBlockN / kStoreColumns;
+      float value[kQuarters][32];
+#pragma unroll
+      for (int quarter = 0; quarter < kQuarters; ++quarter) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          const float2 scale = ptx::load_shared_pair(my_scales + (quarter * 8 + j) * 32);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            value[quarter][4 * j + i] =
+                static_cast<float>(sum[quarter * 32 + 4 * j + i]) * rows[i / 2].scale * (i % 2 ? scale.y : scale.x);
+          }
+        }
+      }
+
+      for (int block = 0; block < p.rank_blocks; ++block) {
+        ptx::barrier_wait(full(stage), phase);
+        const uint64_t x = x_operand(), b = w_operand();
+#pragma unroll
+        for (int quarter = 0; quarter < kQuarters; ++quarter) {
+          ptx::wgmma_fence();
+          for (int k = 0; k < 4 && block * kBlockRank + k * 16 < p.up_columns; ++k) {
+            const uint64_t x_step = x + 2 * k, b_step = b + quarter * (kStoreColumns * 128 >> 4) + 2 * k;
+            if (p.chunks[(block * kBlockRank + k * 16) / p.chunk_columns].b_f16) {
+              ptx::wgmma_f16(value[quarter], x_step, b_step, true);
+            } else {
+              ptx::wgmma_bf16(value[quarter], x_step, b_step, true);
+            }
+          }
+          ptx::wgmma_commit();
+          ptx::wgmma_wait<0>();
+        }
+        release(stage);
+        step_stage();
+      }
+
+      // Through two staging buffers of 64 x 64, in the swizzle of the copy engine.
+#pragma unroll
+      for (int part = 0; part < kQuarters; ++part) {
+        const uint32_t buffer = staging + (warpgroup * 2 + part % 2) * kStoreBytes;
+        if (leader) ptx::store_wait_read<1>();
+        if (warpgroup == 0) ptx::named_sync<2>(128);
+        else ptx::named_sync<3>(128);
+#pragma unroll
+        for (int pair = 0; pair < kStoreColumns / 16; ++pair) {
+          uint32_t packed[4];
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int j = pair * 2 + half;
+            const float2 bias = ptx::load_shared_pair(my_biases + (part * 8 + j) * 32);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              const float low = value[part][4 * j + 2 * i] * rows[i].power + bias.x;
+              const float high = value[part][4 * j + 2 * i + 1] * rows[i].power + bias.y;
+              if (p.y_f16) {
+                const __half2 both = __floats2half2_rn(low, high);
+                packed[half * 2 + i] = *reinterpret_cast<const uint32_t*>(&both);
+              } else {
+                const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+                packed[half * 2 + i] = *reinterpret_cast<const uint32_t*>(&both);
+              }
+            }
+          }
+          // Matrix i of the four: rows 8 (i % 2).., columns 8 (i / 2)..; a lane gives the address of one row.
+          const int row = warp * 16 + lane % 16, chunk = pair * 2 + lane / 16;
+          ptx::store_matrix_x4(buffer + row * 128 + ((chunk ^ row % 8) * 16), packed[0], packed[1], packed[2], packed[3]);
+        }
+        ptx::fence_async_shared();
+        if (warpgroup == 0) ptx::named_sync<2>(128);
+        else ptx::named_sync<3>(128);
+        if (leader) {
+          ptx::tensor_store(&p.y, (at.y + part * kStoreColumns) * 2, at.x + warpgroup * 64, buffer);
+          ptx::store_commit();
+        }
+      }
+    }
+    if (leader) ptx::store_wait<0>();
+  }
+  ptx::cluster_sync();  // no block leaves while its peer may still write to it
+#endif
+}
+
+using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
+                            const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
+                            CUtensorMapFloatOOBfill);
+
+Encode encoder() {
+  static const Encode encode = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found;
+    OCTOLORA_CUDA(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found), "tensor maps");
+    return reinterpret_cast<Encode>(function);
+  }();
+  return encode;
+}
+
+// A matrix of bytes [rows, width] in boxes of `box_rows` x 128 bytes; what lies outside reads as zero and is not written.
+CUtensorMap map_of(const void* matrix, int64_t width, int64_t rows, int64_t pitch, int box_rows) {
+  CUtensorMap map;
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(width), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(pitch)};
+  const cuuint32_t box[2] = {128, static_cast<cuuint32_t>(box_rows)}, steps[2] = {1, 1};
+  const CUresult result = encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(matrix), sizes, strides, box, steps,
+                                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) {
+    throw Error(OCTOLORA_CUDA_ERROR, "cuTensorMapEncodeTiled: error %d for %lld rows of %lld bytes, pitch %lld, at %p",
+                static_cast<int>(result), static_cast<long long>(rows), static_cast<long long>(width), static_cast<long long>(pitch), matrix);
+  }
+  return map;
+}
+
+template <class C>
+void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+  Params p{};
+  const int up = args.adapters.up_columns;
+  p.q = map_of(args.x, args.k_pitch, args.m, args.x_pitch, kBlockM);
+  p.w = map_of(args.weight, args.k_pitch, args.n, args.k_pitch, C::kBlockN / kCluster);
+  if (up) {
+    p.h = map_of(args.h, up * 2, args.m, up * 2, kBlockM);
+    p.b = map_of(args.adapters.b, up * 2, args.n, up * 2, C::kBlockN / kCluster);
+  } else {
+    p.h = p.q;
+    p.b = p.w;
+  }
+  p.y = map_of(args.y, static_cast<int64_t>(args.n) * 2, args.m, static_cast<int64_t>(args.n) * 2, 64);
+  p.rows = args.rows;
+  p.scale = args.scale;
+  p.bias = args.bias;
+  p.chunks = args.adapters.chunks;
+  p.m = args.m;
+  p.n = args.n;
+  p.k_blocks = (args.k + kBlockK - 1) / kBlockK;
+  p.rank_blocks = (up + kBlockRank - 1) / kBlockRank;
+  p.up_columns = up;
+  p.chunk_columns = args.adapters.chunk_count ? up / args.adapters.chunk_count : kChunkRank;
+  p.pairs_m = (args.m + kBlockM * kCluster - 1) / (kBlockM * kCluster);
+  p.tiles_n = (args.n + C::kBlockN - 1) / C::kBlockN;
+  p.y_f16 = args.y_type == Dtype::f16;
+
+  const int clusters = std::min(p.pairs_m * p.tiles_n, limits.multiprocessors / kCluster);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(clusters * kCluster));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = C::kSharedBytes;
+  config.stream = stream;
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = kCluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&config, gemm<C>, p), "sm_90 gemm tile %dx%d: M = %d, N = %d, K = %d, up columns = %d", kBlockM,
+                C::kBlockN, args.m, args.n, args.k, up);
+}
+
+template <class C>
+void set_up() {
+  OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(gemm<C>), cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes),
+                "sm_90 gemm tile %dx%d: %d bytes of shared memory", kBlockM, C::kBlockN, C::kSharedBytes);
+}
+
+}  // namespace
+
+void set_up_gemm_sm90(const Limits& limits) {
+  if (limits.capability != 90) return;
+  set_up<Config<192>>();
+  set_up<Config<128>>();
+}
+
+bool gemm_sm90_takes(const GemmArgs& args, const Limits& limits) {
+  return limits.capability == 90 && args.m > 64 && args.y_type != Dtype::f32 && !args.store_sums && !args.outliers.list &&
+         args.n % 8 == 0 && reinterpret_cast<uintptr_t>(args.y) % 16 == 0;
+}
+
+// The width whose tiles fill the last wave best, weighed by what each reaches in its main loop.
+void launch_gemm_sm90(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+  const auto cost = [&](int block_n, double efficiency) {
+    const int64_t tiles = static_cast<int64_t>((args.m + 2 * kBlockM - 1) / (2 * kBlockM)) * ((args.n + block_n - 1) / block_n);
+    const int clusters = limits.multiprocessors / kCluster;
+    return static_cast<double>((tiles + clusters - 1) / clusters) * block_n / efficiency;
+  };
+  if (cost(192, 1.0) <= cost(128, 0.9)) launch<Config<192>>(args, limits, stream);
+  else launch<Config<128>>(args, limits, stream);
+}
+
+}  // namespace octolora::cuda

@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Forward and quantized sums of every kind of linear against the double-precision oracle.
+#include <cstring>
+
+#include "support/cases.h"
+#include "support/runner.h"
+
+namespace test {
+namespace {
+
+std::vector<int32_t> capacities(const Problem& p) {
+  std::vector<int32_t> capacity;
+  for (const Adapter& a : p.adapters) capacity.push_back(a.rank);
+  return capacity;
+}
+
+bool any_split(const Problem& p) {
+  bool split = false;
+  for (const Adapter& a : p.adapters) split = split || a.split;
+  return split;
+}
+
+// Rows in which y is finite, byte for byte.
+void expect_same_rows(const Problem& p, const Expected& want, const std::vector<uint8_t>& a,
+                      const std::vector<uint8_t>& b, const char* what) {
+  const size_t row = static_cast<size_t>(p.n) * format(p.y_type).bytes;
+  for (int m = 0; m < p.m; ++m) {
+    if (want.not_finite[m]) continue;
+    for (size_t i = m * row; i < (m + 1) * row; ++i) {
+      if (a[i] == b[i]) continue;
+      const size_t element = i / format(p.y_type).bytes, at = element * format(p.y_type).bytes;
+      fail("%s: y[%d,%d] = %.9g and %.9g", what, m, static_cast<int>(element % p.n), decode(p.y_type, &a[at]),
+           decode(p.y_type, &b[at]));
+    }
+  }
+}
+
+void forward_case(const Options& options, octolora_device* device, const Spec& spec) {
+  const Problem p = make_problem(spec);
+  const Expected want = evaluate(p, options.cuda() ? kCudaArithmetic : kCpuArithmetic);
+  const uint64_t before = memory_in_use(device);
+  {
+    const Linear linear = make_linear(device, p);
+    Slots slots;
+    if (!p.adapters.empty()) {
+      slots = make_slots(linear.get(), capacities(p), any_split(p));
+      for (size_t i = 0; i < p.adapters.size(); ++i) {
+        const octolora_adapter_desc desc = describe(p.adapters[i]);
+        CHECK_OK(octolora_slots_set(slots.get(), static_cast<int32_t>(i), &desc, p.adapters[i].scale, nullptr));
+      }
+    }
+    Runner runner(device, options.cuda(), linear.get(), slots.get(), p, spec.x_offset, spec.y_offset);
+    const uint64_t ready = memory_in_use(device);
+    const std::vector<uint8_t> y = runner.forward();
+    if (memory_in_use(device) != ready) fail("a forward changed memory_in_use");
+    expect_close(p, want, y);
+    expect_same_rows(p, want, y, runner.forward(), "the same call again");
+
+    if (!p.adapters.empty()) {  // slots that add nothing give the bits of the base alone
+      const std::vector<uint8_t> base = runner.forward(nullptr);
+      for (size_t i = 0; i < p.adapters.size(); ++i) {
+        CHECK_OK(octolora_slots_set_scale(slots.get(), static_cast<int32_t>(i), 0.f, nullptr));
+      }
+      expect_same_rows(p, want, base, runner.forward(), "no slots and slots of scale 0");
+      for (size_t i = 0; i < p.adapters.size(); ++i) {
+        CHECK_OK(octolora_slots_clear(slots.get(), static_cast<int32_t>(i), nullptr));
+      }
+      expect_same_rows(p, want, base, runner.forward(), "no slots and empty slots");
+    }
+    runner.expect_intact();
+  }
+  if (memory_in_use(device) != before)
+    fail("%llu bytes in use are left", (unsigned long long)(memory_in_use(device) - before));
+}
+
+template <class T>
+std::vector<T> typed(const std::vector<uint8_t>& bytes) {
+  std::vector<T> values(bytes.size() / sizeof(T));
+  if (!values.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
+  return values;
+}
+
+// Codes, sums and row scales are equal bit for bit.
+void expect_quantized(const Problem& p, const Quantized& want, const std::vector<int8_t>& codes,
+                      const std::vector<int32_t>& sums, const std::vector<float>& row_scale) {
+  for (int m = 0; m < p.m; ++m) {
+    const bool undefined = want.undefined[m];
+    bool finite = true;
+    for (int k = 0; k < p.k; ++k) finite = finite && std::isfinite(p.x.value[static_cast<int64_t>(m) * p.k + k]);
+    if (!undefined && std::memcmp(&want.row_scale[m], &row_scale[m], 4)) {
+      fail("row_scale[%d] = %.9g, expected exactly %.9g", m, row_scale[m], want.row_scale[m]);
+    }
+    for (int k = 0; k < p.k; ++k) {
+      const int64_t i = static_cast<int64_t>(m) * p.k + k;
+      const bool defined = !undefined || want.outlier[k];
+      if (defined && codes[i] != want.codes[i]) {
+        fail("codes[%d,%d] = %d, expected %d (x = %.9g, row_scale = %.9g%s)", m, k, codes[i], want.codes[i],
+             p.x.value[i], want.row_scale[m], want.outlier[k] ? ", outlier column" : "");
+      }
+    }
+    // Whatever the codes of an undefined row are, its sums are theirs.
+    for (int n = 0; n < p.n && (finite || !undefined); ++n) {
+      const int64_t i = static_cast<int64_t>(m) * p.n + n;
+      int64_t expected = want.sums[i];
+      if (undefined) {
+        expected = 0;
+        for (int k = 0; k < p.k; ++k) {
+          expected +=
+              static_cast<int64_t>(codes[static_cast<int64_t>(m) * p.k + k]) * p.w[static_cast<int64_t>(n) * p.k + k];
+        }
+      }
+      if (sums[i] != expected) fail("sums[%d,%d] = %d, expected exactly %lld", m, n, sums[i], (long long)expected);
+    }
+  }
+}
+
+void quantized_case(const Options& options, octolora_device* device, const Problem& p, int x_offset) {
+  const Quantized want = quantize(p);
+  const Linear linear = make_linear(device, p);
+  const size_t rows = p.m, cuda = options.cuda();
+  const size_t bytes = Runner::workspace_bytes(linear.get(), nullptr, p);
+  Buffer x(device, cuda, p.x.bytes.size(), static_cast<size_t>(x_offset) * format(p.x.type).bytes);
+  Buffer sums(device, cuda, rows * p.n * 4, 4), codes(device, cuda, rows * p.k, 1), scales(device, cuda, rows * 4, 4);
+  Buffer workspace(device, cuda, bytes);
+  x.write(p.x.bytes.data());
+  auto run = [&](bool with_sums, bool with_codes, bool with_scales) {
+    CHECK_OK(octolora_linear_quantized(
+        linear.get(), x.get(), static_cast<int32_t>(p.x.type), with_sums ? static_cast<int32_t*>(sums.get()) : nullptr,
+        with_codes ? static_cast<int8_t*>(codes.get()) : nullptr,
+        with_scales ? static_cast<float*>(scales.get()) : nullptr, p.m, workspace.get(), bytes, nullptr));
+    CHECK_OK(octolora_stream_synchronize(device, nullptr));
+  };
+  auto judge = [&] {
+    expect_quantized(p, want, typed<int8_t>(codes.read()), typed<int32_t>(sums.read()), typed<float>(scales.read()));
+  };
+  run(true, true, true);
+  judge();
+  for (Buffer* b : {&sums, &codes, &scales}) b->clear();
+  run(true, false, false);  // each output is optional and does not hang on another
+  run(false, true, false);
+  run(false, false, true);
+  judge();
+  for (Buffer* b : {&sums, &codes, &scales, &workspace, &x})
+    b->expect_intact("an argument of octolora_linear_quantized");
+}
+
+// -128 * -128 and 127 * -128 all along the longest K: the sum that just fits an int32.
+Problem extreme_sums(Type x_type, int32_t mode) {
+  Problem p;
+  p.m = 4;
+  p.n = 3;
+  p.k = OCTOLORA_MAX_K;
+  p.mode = mode;
+  p.x_divisor = 127.5f;  // a value of -a gives -127.5, whose nearest even is -128
+  p.x_scale = 0.25f;
+  p.w_scale = {0.5f};
+  p.w.resize(static_cast<size_t>(p.n) * p.k);
+  p.x = Typed(x_type, static_cast<size_t>(p.m) * p.k);
+  for (int k = 0; k < p.k; ++k) {
+    p.w[k] = -128;
+    p.w[p.k + k] = 127;
+    p.w[2 * p.k + k] = k % 2 ? 127 : -128;
+    p.x.set(k, -1000.0);
+    p.x.set(p.k + k, 1000.0);
+    p.x.set(2 * p.k + k, k % 2 ? 1000.0 : -1000.0);
+    p.x.set(3 * p.k + k, k == p.k - 1 ? -1000.0 : 0.0);
+  }
+  return p;
+}
+
+// Halves between two codes go to the even one, and the clamp takes what rounds beyond the range.
+Problem ties() {
+  Problem p;
+  p.m = 3;
+  p.n = 2;
+  p.k = 300;
+  p.mode = OCTOLORA_W8A8_STATIC;
+  p.x_scale = 0.5f;
+  p.w_scale = {1.f, 2.f};
+  p.w.assign(static_cast<size_t>(p.n) * p.k, 1);
+  p.x = Typed(Type::f32, static_cast<size_t>(p.m) * p.k);
+  for (int k = 0; k < p.k; ++k) {
+    p.x.set(k, (k - 150) * 0.5 + 0.25);
+    p.x.set(p.k + k, std::nextafter((k - 150) * 0.5f + 0.25f, 1e9f));
+    p.x.set(2 * p.k + k, std::nextafter((k - 150) * 0.5f + 0.25f, -1e9f));
+  }
+  return p;
+}
+
+// Weights that come in pieces are the same weights; before the first piece they are zeros.
+void write_case(const Options& options, octolora_device* device) {
+  Spec spec;
+  spec.mode = OCTOLORA_W8A8_DYNAMIC;
+  spec.m = 5, spec.n = 70, spec.k = 90, spec.bias = true, spec.seed = options.seed;
+  const Problem p = make_problem(spec);
+  octolora_linear_desc desc = describe(p);
+  desc.weight = nullptr;
+  octolora_linear* handle = nullptr;
+  CHECK_OK(octolora_linear_create(device, &desc, &handle));
+  const Linear linear(handle);
+
+  Problem zeros = p;
+  std::fill(zeros.w.begin(), zeros.w.end(), int8_t{0});
+  const Arithmetic& arithmetic = options.cuda() ? kCudaArithmetic : kCpuArithmetic;
+  Runner runner(device, options.cuda(), linear.get(), nullptr, p);
+  expect_close(zeros, evaluate(zeros, arithmetic), runner.forward());
+
+  const int cuts[] = {0, 1, 17, 64, 64, 70};
+  for (int i = 4; i >= 0; --i) {
+    CHECK_OK(
+        octolora_linear_write(linear.get(), cuts[i], cuts[i + 1] - cuts[i], &p.w[static_cast<size_t>(cuts[i]) * p.k]));
+  }
+  const Linear whole = make_linear(device, p);
+  Runner reference(device, options.cuda(), whole.get(), nullptr, p);
+  if (runner.forward() != reference.forward()) fail("written in pieces and given at once differ");
+  expect_close(p, evaluate(p, arithmetic), runner.forward());
+}
+
+// More than 2^31 elements in y or in x, where a 32-bit index would wrap: a block of rows over and over, some of them
+// judged. The CPU runs the same with fewer repetitions.
+void many_rows(const Options& options, octolora_device* device, int32_t mode, int n, int k) {
+  constexpr int kBlock = 410;
+  const int m = options.cuda() ? 65600 : 3 * kBlock;
+  Spec spec;
+  spec.mode = mode;
+  spec.m = kBlock, spec.n = n, spec.k = k;
+  spec.x_type = Type::f16, spec.y_type = Type::bf16;
+  spec.seed = options.seed;
+  const Problem block = make_problem(spec);
+  const Linear linear = make_linear(device, block);
+  const size_t x_row = static_cast<size_t>(k) * 2, y_row = static_cast<size_t>(n) * 2;
+  size_t bytes = 0;
+  CHECK_OK(octolora_linear_workspace(linear.get(), nullptr, m, OCTOLORA_FLOAT16, &bytes));
+  struct Memory {
+    octolora_device* device;
+    void* memory = nullptr;
+    Memory(octolora_device* d, size_t size) : device(d) { CHECK_OK(octolora_device_alloc(d, size, &memory)); }
+    ~Memory() { octolora_device_free(device, memory); }
+    uint8_t* at(size_t offset) const { return static_cast<uint8_t*>(memory) + offset; }
+  };
+  const Memory x(device, m * x_row), y(device, m * y_row), scratch(device, bytes);
+  for (int row = 0; row < m; row += kBlock) {
+    CHECK_OK(octolora_device_copy(device, x.at(row * x_row), block.x.bytes.data(), kBlock * x_row, nullptr));
+  }
+  CHECK_OK(octolora_linear_forward(linear.get(), nullptr, x.memory, OCTOLORA_FLOAT16, y.memory, OCTOLORA_BFLOAT16, m,
+                                   scratch.memory, bytes, nullptr));
+  CHECK_OK(octolora_stream_synchronize(device, nullptr));
+
+  const int rows[] = {0, 511, m / 2, m - kBlock - 1, m - 64, m - 1};
+  Problem judged = block;
+  judged.m = static_cast<int>(sizeof rows / sizeof *rows);
+  judged.x = Typed(Type::f16, static_cast<size_t>(judged.m) * k);
+  std::vector<uint8_t> got(judged.m * y_row);
+  for (int i = 0; i < judged.m; ++i) {
+    for (int j = 0; j < k; ++j) {
+      judged.x.set(static_cast<size_t>(i) * k + j, block.x.value[static_cast<size_t>(rows[i] % kBlock) * k + j]);
+    }
+    CHECK_OK(octolora_device_copy(device, &got[i * y_row], y.at(rows[i] * y_row), y_row, nullptr));
+  }
+  CHECK_OK(octolora_stream_synchronize(device, nullptr));
+  expect_close(judged, evaluate(judged, options.cuda() ? kCudaArithmetic : kCpuArithmetic), got);
+}
+
+void fill(Suite& suite, const Options& options) {
+  const std::shared_ptr<octolora_device> device(open_device(options.ordinal));
+  std::vector<Spec> specs = corner_specs(options.seed, options.quick);
+  const std::vector<Spec> pairs = pairwise_specs(options.seed, options.quick);
+  specs.insert(specs.end(), pairs.begin(), pairs.end());
+  for (const Spec& spec : specs) {
+    suite.add("forward " + spec.name(), [=] { forward_case(options, device.get(), spec); });
+    if (spec.mode != OCTOLORA_W8A16) {
+      suite.add("quantized " + spec.name(),
+                [=] { quantized_case(options, device.get(), make_problem(spec), spec.x_offset); });
+    }
+  }
+  if (!options.quick) {
+    for (Type x : {Type::f32, Type::f16, Type::bf16}) {
+      for (int32_t mode : {OCTOLORA_W8A8_DYNAMIC, OCTOLORA_W8A8_STATIC}) {
+        suite.add(text("quantized extreme sums, mode %d, x %s", mode, format(x).name),
+                  [=] { quantized_case(options, device.get(), extreme_sums(x, mode), 0); });
+      }
+    }
+  }
+  if (!options.quick) {
+    for (int32_t mode : {OCTOLORA_W8A16, OCTOLORA_W8A8_DYNAMIC}) {
+      suite.add(text("many rows, wide y, mode %d", mode), [=] { many_rows(options, device.get(), mode, 32800, 16); });
+      suite.add(text("many rows, wide x, mode %d", mode), [=] { many_rows(options, device.get(), mode, 16, 32800); });
+    }
+  }
+  suite.add("quantized ties", [=] { quantized_case(options, device.get(), ties(), 0); });
+  suite.add("write in pieces", [=] { write_case(options, device.get()); });
+}
+
+}  // namespace
+}  // namespace test
+
+int main(int argc, char** argv) { return test::run_main(argc, argv, test::fill); }

@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Streams and CUDA graphs: a forward can be captured, a replay uses what the slots hold at that moment, and forwards on
+// two streams do not disturb each other. The driver's functions come from libcuda.so.1 at run time.
+#include <dlfcn.h>
+
+#include <cstring>
+#include <memory>
+
+#include "support/cases.h"
+#include "support/runner.h"
+
+namespace test {
+namespace {
+
+// The few driver functions needed, with the signatures of cuda.h (handles are pointers, CUresult is an int).
+struct Driver {
+  using Graph = void*;
+  using Exec = void*;
+  int (*begin_capture)(octolora_stream, int mode) = nullptr;
+  int (*end_capture)(octolora_stream, Graph*) = nullptr;
+  int (*instantiate)(Exec*, Graph, unsigned long long flags) = nullptr;
+  int (*launch)(Exec, octolora_stream) = nullptr;
+  int (*node_count)(Graph, void** nodes, size_t* count) = nullptr;
+  int (*exec_destroy)(Exec) = nullptr;
+  int (*graph_destroy)(Graph) = nullptr;
+  int (*error_name)(int, const char**) = nullptr;
+
+  static const Driver& get() {
+    static const Driver driver = [] {
+      Driver d;
+      void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+      if (!library) fail("libcuda.so.1: %s", dlerror());
+      auto find = [&](auto& function, const char* name) {
+        function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
+        if (!function) fail("libcuda.so.1 has no %s", name);
+      };
+      find(d.begin_capture, "cuStreamBeginCapture_v2");
+      find(d.end_capture, "cuStreamEndCapture");
+      find(d.instantiate, "cuGraphInstantiateWithFlags");
+      find(d.launch, "cuGraphLaunch");
+      find(d.node_count, "cuGraphGetNodes");
+      find(d.exec_destroy, "cuGraphExecDestroy");
+      find(d.graph_destroy, "cuGraphDestroy");
+      find(d.error_name, "cuGetErrorName");
+      return d;
+    }();
+    return driver;
+  }
+  void check(int result, const char* what) const {
+    const char* name = nullptr;
+    if (result && error_name(result, &name)) name = nullptr;
+    if (result) fail("%s: %s (%d)", what, name ? name : "unknown error", result);
+  }
+};
+
+class Stream {
+ public:
+  explicit Stream(octolora_device* device) : device_(device) { CHECK_OK(octolora_stream_create(device, &stream_)); }
+  ~Stream() { octolora_stream_destroy(device_, stream_); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  octolora_stream get() const { return stream_; }
+  void synchronize() const { CHECK_OK(octolora_stream_synchronize(device_, stream_)); }
+
+ private:
+  octolora_device* device_;
+  octolora_stream stream_ = nullptr;
+};
+
+// Whatever is enqueued between construction and replay() becomes a graph. Capture mode 0, global: an allocation or a
+// synchronisation anywhere in the process during the capture is an error, so this also holds the library to "allocates
+// nothing, waits for nothing".
+class Graph {
+ public:
+  template <class Enqueue>
+  Graph(const Stream& stream, Enqueue enqueue) {
+    const Driver& driver = Driver::get();
+    driver.check(driver.begin_capture(stream.get(), 0), "cuStreamBeginCapture");
+    std::string failure;
+    try {
+      enqueue();
+    } catch (const std::exception& e) {
+      failure = e.what();
+    }
+    const int ended = driver.end_capture(stream.get(), &graph_);
+    if (!failure.empty()) fail("during capture: %s", failure.c_str());
+    driver.check(ended, "cuStreamEndCapture");
+    driver.check(driver.node_count(graph_, nullptr, &nodes_), "cuGraphGetNodes");
+    driver.check(driver.instantiate(&exec_, graph_, 0), "cuGraphInstantiateWithFlags");
+  }
+  ~Graph() {
+    if (exec_) Driver::get().exec_destroy(exec_);
+    if (graph_) Driver::get().graph_destroy(graph_);
+  }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  void replay(const Stream& stream) const {
+    Driver::get().check(Driver::get().launch(exec_, stream.get()), "cuGraphLaunch");
+  }
+  size_t nodes() const { return nodes_; }
+
+ private:
+  Driver::Graph graph_ = nullptr;
+  Driver::Exec exec_ = nullptr;
+  size_t nodes_ = 0;
+};
+
+Spec spec_of(const Options& options, int32_t mode, Type x, int m) {
+  Spec s;
+  s.mode = mode;
+  s.x_type = x;
+  s.y_type = x;
+  s.m = m;
+  s.n = options.quick ? 33 : 136;
+  s.k = options.quick ? 65 : 264;
+  s.bias = true;
+  if (mode == OCTOLORA_W8A8_DYNAMIC) s.outlier_columns = 3;
+  s.adapters = {{16, Type::bf16, Type::bf16, 0.7f, false, true}, {5, Type::f16, Type::f16, 0.4f, false, false}};
+  s.seed = options.seed + static_cast<uint64_t>(mode) + 10 * static_cast<uint64_t>(m);
+  return s;
+}
+
+void need_cuda(const Options& options) {
+  if (!options.cuda()) skip("streams and graphs exist on CUDA devices only");
+}
+
+void graph(const Options& options, octolora_device* device, int32_t mode, Type x, int m) {
+  need_cuda(options);
+  const Problem p = make_problem(spec_of(options, mode, x, m));
+  Problem now = p;
+  const Linear linear = make_linear(device, p);
+  const Slots slots = make_slots(linear.get(), {64, 8}, false);
+  const Stream stream(device);
+  auto set = [&](int slot, const Adapter& a) {
+    const octolora_adapter_desc desc = describe(a);
+    CHECK_OK(octolora_slots_set(slots.get(), slot, &desc, a.scale, stream.get()));
+  };
+  for (int i = 0; i < 2; ++i) set(i, p.adapters[i]);
+  Runner runner(device, true, linear.get(), slots.get(), p);
+  const std::vector<uint8_t> want = runner.forward();
+  expect_close(p, evaluate(p, kCudaArithmetic), want);
+  stream.synchronize();
+
+  const uint64_t before = memory_in_use(device);
+  const Graph captured(stream, [&] { runner.enqueue(slots.get(), stream.get()); });
+  if (captured.nodes() == 0) fail("the captured graph is empty");
+  if (memory_in_use(device) != before) fail("a captured forward changed memory_in_use");
+  auto replay = [&] {
+    runner.clear_y();
+    captured.replay(stream);
+    stream.synchronize();
+    return runner.read_y();
+  };
+  if (replay() != want) fail("a replay gives other bits than the call");
+
+  // The graph reads the slots when it runs: another scale, another adapter with another rank and type, none.
+  CHECK_OK(octolora_slots_set_scale(slots.get(), 0, -1.5f, stream.get()));
+  now.adapters[0].scale = -1.5f;
+  const std::vector<uint8_t> rescaled = replay();
+  expect_close(now, evaluate(now, kCudaArithmetic), rescaled);
+  if (rescaled == want) fail("another scale changed nothing in the replay");
+
+  Spec other = spec_of(options, mode, x, m);
+  other.seed += 5000;
+  other.adapters = {{33, Type::f32, Type::f32, 0.9f, false, false}};
+  now.adapters[0] = make_problem(other).adapters[0];
+  set(0, now.adapters[0]);
+  expect_close(now, evaluate(now, kCudaArithmetic), replay());
+
+  CHECK_OK(octolora_slots_clear(slots.get(), 0, stream.get()));
+  CHECK_OK(octolora_slots_clear(slots.get(), 1, stream.get()));
+  now.adapters.clear();
+  expect_close(now, evaluate(now, kCudaArithmetic), replay());
+
+  now.adapters = p.adapters;
+  for (int i = 0; i < 2; ++i) set(i, p.adapters[i]);
+  if (replay() != want) fail("the first adapters again give other bits than at first");
+  runner.expect_intact();
+}
+
+// octolora_linear_quantized is capturable as well.
+void quantized_graph(const Options& options, octolora_device* device) {
+  need_cuda(options);
+  const Problem p = make_problem(spec_of(options, OCTOLORA_W8A8_DYNAMIC, Type::f16, 19));
+  const Quantized want = quantize(p);
+  const Linear linear = make_linear(device, p);
+  const Stream stream(device);
+  const size_t bytes = Runner::workspace_bytes(linear.get(), nullptr, p);
+  Buffer x(device, true, p.x.bytes.size()), sums(device, true, want.sums.size() * 4), workspace(device, true, bytes);
+  x.write(p.x.bytes.data());
+  const Graph captured(stream, [&] {
+    CHECK_OK(octolora_linear_quantized(linear.get(), x.get(), OCTOLORA_FLOAT16, static_cast<int32_t*>(sums.get()),
+                                       nullptr, nullptr, p.m, workspace.get(), bytes, stream.get()));
+  });
+  captured.replay(stream);
+  stream.synchronize();
+  const std::vector<uint8_t> got = sums.read();
+  if (std::memcmp(got.data(), want.sums.data(), got.size())) fail("the replayed sums are not those of the oracle");
+}
+
+// Work of two streams, interleaved, each with its own workspace, gives what each gives alone.
+void two_streams(const Options& options, octolora_device* device) {
+  need_cuda(options);
+  const Problem p = make_problem(spec_of(options, OCTOLORA_W8A8_DYNAMIC, Type::bf16, 65));
+  const Problem q = make_problem(spec_of(options, OCTOLORA_W8A16, Type::bf16, 17));
+  const Linear one = make_linear(device, p), two = make_linear(device, q);
+  Runner a(device, true, one.get(), nullptr, p), b(device, true, two.get(), nullptr, q);
+  const std::vector<uint8_t> want_a = a.forward(), want_b = b.forward();
+  const Stream first(device), second(device);
+  a.clear_y();
+  b.clear_y();
+  for (int i = 0; i < (options.quick ? 3 : 50); ++i) {
+    a.enqueue(nullptr, first.get());
+    b.enqueue(nullptr, second.get());
+  }
+  first.synchronize();
+  second.synchronize();
+  if (a.read_y() != want_a || b.read_y() != want_b)
+    fail("two streams at once give other bits than one after the other");
+}
+
+// A slot's new contents are ordered by the stream: forward, set, forward on one stream without a wait between them.
+void stream_order(const Options& options, octolora_device* device) {
+  need_cuda(options);
+  Problem p = make_problem(spec_of(options, OCTOLORA_W8A8_DYNAMIC, Type::f32, 33));
+  const Linear linear = make_linear(device, p);
+  const Slots slots = make_slots(linear.get(), {16}, false);
+  const Stream stream(device);
+  Problem with_first = p, with_second = p;
+  with_first.adapters = {p.adapters[0]};
+  with_second.adapters = {p.adapters[1]};
+  Runner a(device, true, linear.get(), slots.get(), with_first),
+      b(device, true, linear.get(), slots.get(), with_second);
+  for (int i = 0; i < (options.quick ? 1 : 10); ++i) {
+    octolora_adapter_desc desc = describe(with_first.adapters[0]);
+    CHECK_OK(octolora_slots_set(slots.get(), 0, &desc, with_first.adapters[0].scale, stream.get()));
+    a.enqueue(slots.get(), stream.get());
+    desc = describe(with_second.adapters[0]);
+    CHECK_OK(octolora_slots_set(slots.get(), 0, &desc, with_second.adapters[0].scale, stream.get()));
+    b.enqueue(slots.get(), stream.get());
+  }
+  stream.synchronize();
+  expect_close(with_first, evaluate(with_first, kCudaArithmetic), a.read_y());
+  expect_close(with_second, evaluate(with_second, kCudaArithmetic), b.read_y());
+}
+
+// A stream of the CPU device, where one is given at all, is NULL.
+void cpu_stream(const Options& options, octolora_device* device) {
+  if (options.cuda()) skip("for the CPU device");
+  octolora_stream stream = nullptr;
+  const octolora_status status = octolora_stream_create(device, &stream);
+  if (status == OCTOLORA_OK && stream) fail("the CPU device gave a stream: %p", static_cast<void*>(stream));
+  if (status != OCTOLORA_OK && status != OCTOLORA_UNSUPPORTED) fail("%s", octolora_status_name(status));
+  CHECK_OK(octolora_stream_destroy(device, nullptr));
+  CHECK_OK(octolora_stream_synchronize(device, nullptr));
+}
+
+void fill(Suite& suite, const Options& options) {
+  const std::shared_ptr<octolora_device> device(open_device(options.ordinal));
+  const char* const modes[] = {"w8a16", "dynamic", "static"};
+  for (int32_t mode : {OCTOLORA_W8A16, OCTOLORA_W8A8_DYNAMIC, OCTOLORA_W8A8_STATIC}) {
+    for (Type x : {Type::f32, Type::bf16}) {
+      for (int m : {1, 17, 130}) {
+        if (options.quick && m > 17) continue;
+        suite.add(text("graph %s %s m=%d", modes[mode], format(x).name, m),
+                  [=] { graph(options, device.get(), mode, x, m); });
+      }
+    }
+  }
+  suite.add("graph of quantized", [=] { quantized_graph(options, device.get()); });
+  suite.add("two streams", [=] { two_streams(options, device.get()); });
+  suite.add("stream order", [=] { stream_order(options, device.get()); });
+  suite.add("stream of the CPU", [=] { cpu_stream(options, device.get()); });
+}
+
+}  // namespace
+}  // namespace test
+
+int main(int argc, char** argv) { return test::run_main(argc, argv, test::fill); }
