@@ -121,6 +121,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     const int warp = static_cast<int>(threadIdx.x) / 32 % 4, lane = static_cast<int>(threadIdx.x) % 32;
     const int g = lane / 4, t = lane % 4;
     const bool leader = threadIdx.x % 128 == 0;
+    uint32_t store = 0;  // counts, so that the two staging buffers take turns from tile to tile too
     const auto release = [&](int which) {
       if (threadIdx.x % 128 < kCluster) ptx::barrier_arrive_cluster(empty(which), threadIdx.x % 128);
     };
@@ -215,8 +216,8 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
 
       // Through two staging buffers of 64 x 64, in the swizzle of the copy engine.
 #pragma unroll
-      for (int part = 0; part < kQuarters; ++part) {
-        const uint32_t buffer = staging + (warpgroup * 2 + part % 2) * kStoreBytes;
+      for (int part = 0; part < kQuarters; ++part, ++store) {
+        const uint32_t buffer = staging + (warpgroup * 2 + store % 2) * kStoreBytes;
         if (leader) ptx::store_wait_read<1>();
         if (warpgroup == 0) ptx::named_sync<2>(128);
         else ptx::named_sync<3>(128);

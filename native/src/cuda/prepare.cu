@@ -16,6 +16,7 @@
 // the GEMM multiplies it back in. x.A^T multiplies 16-bit by 16-bit exactly: in the common type where x and A share it,
 // else in tf32, which holds both; fp32 x goes in as a sum of two tf32 numbers. Sums are fp32.
 #include <algorithm>
+#include <cfloat>
 #include <climits>
 
 #include "check.h"
@@ -191,21 +192,20 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 ? 3 : 2) void prepare(cons
       const X* const values = reinterpret_cast<const X*>(bits);
       const float factor = shared.factor[r];
       uint32_t codes[4];
+      const auto encode = [&](auto&& code) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        uint32_t byte[4];
-#pragma unroll
-        for (int b = 0; b < 4; ++b) {
-          const float value = measured(values[4 * j + b]);
-          if constexpr (kPlain) {
-            // |value * factor| stays below 127.5: 1.5 * 2^23 rounds it to nearest even and leaves it in the low byte.
-            byte[b] = __float_as_uint(__fadd_rn(__fmul_rn(value, factor), 12582912.f));
-          } else {
-            const bool fixed = args.spec.mode == Mode::fixed;
-            byte[b] = ptx::round_to_s8(fixed ? __fdiv_rn(value, args.spec.x_scale) : __fmul_rn(value, factor));
-          }
+        for (int j = 0; j < 4; ++j) {
+          const auto at = [&](int b) { return code(measured(values[4 * j + b])); };
+          codes[j] = ptx::pack_bytes(at(0), at(1), at(2), at(3));
         }
-        codes[j] = ptx::pack_bytes(byte[0], byte[1], byte[2], byte[3]);
+      };
+      if (!kPlain && args.spec.mode == Mode::fixed) {
+        encode([&](float value) { return ptx::round_to_s8(__fdiv_rn(value, args.spec.x_scale)); });
+      } else if (!kPlain || factor > FLT_MAX) {  // a row so small that the factor overflows saturates
+        encode([&](float value) { return ptx::round_to_s8(__fmul_rn(value, factor)); });
+      } else {
+        // |value * factor| stays below 127.5: 1.5 * 2^23 rounds it to nearest even and leaves it in the low byte.
+        encode([&](float value) { return __float_as_uint(__fadd_rn(__fmul_rn(value, factor), 12582912.f)); });
       }
       if (!kPlain && args.outliers.flags) {
         const uint32_t outliers = args.outliers.flags[(start + c) / 32] >> ((start + c) % 32);

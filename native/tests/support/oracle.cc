@@ -18,6 +18,8 @@
 //                   on tensor cores the bias in the 16-bit type, c as a pair: (u(h) + 2^-16) |c bias|
 //   the last sum    of rank + 8 terms, in any order:             (rank + 8) d (sum of the terms' absolute values)
 //   underflow       of a product anywhere:                       2^-149 a product
+//                   of the pieces of an fp32 x, on tensor cores: bf16 stops at 2^-133, rounded: 2^-134 s_w sum |w|
+//                                                                tf32 at 2^-136, cut off:       2^-136 |c| sum |A|
 //   the store       u(y) |y| + half a subnormal of y
 //
 // OCTOLORA_LORA_SPLIT replaces u(h) and the storage errors by those of two 16-bit numbers, 2^-16, and leaves out the
@@ -25,6 +27,7 @@
 #include "oracle.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "harness.h"
 
@@ -35,6 +38,8 @@ constexpr double kSingle = 0x1p-24;
 constexpr double kPair = 0x1p-16;
 constexpr double kThreePieces = 0x1p-23;
 constexpr double kTf32Pair = 0x1p-21;
+constexpr double kBf16Underflow = 0x1p-134;
+constexpr double kTf32Underflow = 0x1p-136;
 
 // x as the quantizer sees it.
 float measured(const Problem& p, int64_t i) {
@@ -173,15 +178,17 @@ Expected evaluate(const Problem& p, const Arithmetic& arithmetic) {
       const double c = adapter.scale;
       for (int r = 0; r < adapter.rank; ++r) {
         const float* a = &adapter.a.value[static_cast<int64_t>(r) * p.k];
-        double sum = 0, absolute = 0, x_absolute = 0;
+        double sum = 0, absolute = 0, x_absolute = 0, a_absolute = 0;
         for (int k = 0; k < p.k; ++k) {
           const double product = static_cast<double>(x[k]) * a[k];
           sum += product;
           absolute += std::fabs(product);
           x_absolute += std::fabs(static_cast<double>(x[k]));
+          a_absolute += std::fabs(static_cast<double>(a[k]));
         }
         double error = (p.k * d + kSingle + (x_in_pieces ? kTf32Pair : 0)) * absolute;
         error += a_storage[i].relative * absolute + a_storage[i].absolute * x_absolute + 0x1p-149 * p.k;
+        if (x_in_pieces) error += kTf32Underflow * a_absolute;
         h.push_back(c * sum);
         h_error.push_back(std::fabs(c) * error + h_roundoff[i] * std::fabs(c * sum));
         if (h_half[i]) half_largest = std::max(half_largest, std::fabs(c * sum));
@@ -198,6 +205,7 @@ Expected evaluate(const Problem& p, const Arithmetic& arithmetic) {
       const int64_t at = static_cast<int64_t>(m) * p.n + n;
       const int8_t* w = &p.w[static_cast<int64_t>(n) * p.k];
       const double s_w = w_scale(p, n);
+      const double w_absolute = std::accumulate(w, w + p.k, 0.0, [](double sum, int8_t v) { return sum + std::abs(v); });
       double y = 0, error = 0, terms = 0;  // terms: what the last sum adds, in absolute values
 
       if (w8a16) {
@@ -208,7 +216,7 @@ Expected evaluate(const Problem& p, const Arithmetic& arithmetic) {
         }
         y *= s_w;
         error += (p.k * d + kSingle + (x_in_pieces ? kThreePieces : 0)) * std::fabs(s_w) * absolute;
-        error += 0x1p-149 * p.k;
+        error += 0x1p-149 * p.k + (x_in_pieces ? kBf16Underflow * std::fabs(s_w) * w_absolute : 0);
         terms += std::fabs(y);
       } else {
         double base = static_cast<double>(q.row_scale[m]) * s_w * q.sums[at];
@@ -227,6 +235,7 @@ Expected evaluate(const Problem& p, const Arithmetic& arithmetic) {
         y = base + s_w * sum;
         error += 3 * kSingle * std::fabs(base) + 0x1p-149 * (1.0 + std::abs(static_cast<double>(q.sums[at])));
         error += (outliers * d + kSingle + (x_in_pieces ? kPair : 0)) * std::fabs(s_w) * absolute;
+        if (outliers && x_in_pieces) error += kBf16Underflow * std::fabs(s_w) * w_absolute;
         terms += std::fabs(base) + std::fabs(s_w) * absolute;
       }
 
