@@ -3,7 +3,10 @@
 // The int8 GEMM of the CPU backend beside oneDNN's, on the same processor, threads and instruction set, in one process,
 // call by call in turn.
 //
-//   onednn_compare [--shape MxNxK] [--threads T] [--isa avx512-vnni|avx2] [--repeats R]
+//   onednn_compare [--shape MxNxK] [--threads T] [--isa avx512-vnni|avx2] [--repeats R] [--clock wall|thread]
+//
+// --clock thread counts the processor time of the calling thread, which other load on the machine does not lengthen; it
+// is for one thread.
 //
 // oneDNN multiplies codes that somebody else has made: s8 x s8 -> s32, weights packed beforehand in the layout it asks
 // for. Ours is timed twice: "sums" (quantize x and give the int32 sums) and "forward" (bf16 in, bf16 out: quantize,
@@ -12,6 +15,7 @@
 // comparison are small enough (|w| <= 63) that neither can go wrong.
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <string>
 #include <unordered_map>
@@ -26,7 +30,14 @@ namespace {
 struct Options {
   int m = 512, n = 3072, k = 3072, threads = 0, repeats = 31;
   std::string isa = "avx512-vnni";
+  bool thread_clock = false;
 };
+
+double thread_us() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) * 1e6 + static_cast<double>(time.tv_nsec) * 1e-3;
+}
 
 Options parse(int argc, char** argv) {
   Options options;
@@ -41,6 +52,10 @@ Options parse(int argc, char** argv) {
       options.threads = std::stoi(value);
     } else if (name == "--isa") {
       options.isa = value;
+    } else if (name == "--clock") {
+      if (value != "wall" && value != "thread")
+        throw std::invalid_argument("--clock " + value + ", expected wall or thread");
+      options.thread_clock = value == "thread";
     } else if (name == "--repeats") {
       options.repeats = std::max(1, std::stoi(value));
     } else {
@@ -63,6 +78,9 @@ int run(const Options& o) {
   info.struct_size = sizeof info;
   OCTOLORA_CHECK(octolora_device_get_info(device.get(), &info));
   if (o.isa != info.kernels) throw std::runtime_error("this processor offers " + std::string(info.kernels) + " only");
+  if (o.thread_clock && info.units != 1) {
+    throw std::invalid_argument("--clock thread needs --threads 1, not " + std::to_string(info.units));
+  }
   omp_set_num_threads(info.units);
 
   // ---- Ours
@@ -128,10 +146,10 @@ int run(const Options& o) {
 
   // ---- In turn, so that a change of clock or of other load meets all three
   std::vector<double> sums_us, forward_us, onednn_us;
-  auto timed = [](auto&& call, std::vector<double>& to) {
-    const double begin = now_us();
+  auto timed = [&](auto&& call, std::vector<double>& to) {
+    const double begin = o.thread_clock ? thread_us() : now_us();
     call();
-    to.push_back(now_us() - begin);
+    to.push_back((o.thread_clock ? thread_us() : now_us()) - begin);
   };
   for (int i = 0; i < o.repeats; ++i) {
     timed(theirs, onednn_us);
@@ -139,8 +157,9 @@ int run(const Options& o) {
     timed(our_forward, forward_us);
   }
   const dnnl_version_t& version = *dnnl::version();
-  std::printf("%s, %d threads, %s; oneDNN %d.%d.%d, %s; M=%d N=%d K=%d, median of %d\n", info.name, info.units,
-              info.kernels, version.major, version.minor, version.patch, how.impl_info_str(), o.m, o.n, o.k, o.repeats);
+  std::printf("%s, %d threads, %s; oneDNN %d.%d.%d, %s; M=%d N=%d K=%d, median of %d, %s time\n", info.name, info.units,
+              info.kernels, version.major, version.minor, version.patch, how.impl_info_str(), o.m, o.n, o.k, o.repeats,
+              o.thread_clock ? "processor" : "wall");
   const double operations = 2.0 * o.m * o.n * o.k, reference = median(onednn_us);
   auto line = [&](const char* what, const std::vector<double>& times) {
     const double us = median(times), fastest = *std::min_element(times.begin(), times.end());

@@ -48,7 +48,7 @@ inline float decode(uint16_t bits, bool f16) {
 }
 
 // 16-bit factors keep their type. fp32 goes into a type that holds every element exactly, else into whichever of bf16 and
-// of fp16 times a power of two (largest element in [2^14, 2^15)) leaves the smaller squared error; with split always the
+// of fp16 times a power of two (largest element in [1, 2)) leaves the smaller squared error; with split always the
 // latter, whose two parts carry 22 bits.
 inline FactorType choose_type(const FactorView& factor, bool split) {
   float largest = 0.f;
@@ -58,7 +58,7 @@ inline FactorType choose_type(const FactorView& factor, bool split) {
   if (factor.type != Dtype::f32) return {factor.type == Dtype::f16, 0, largest};
   bool exact_bf16 = true, exact_f16 = true;
   double error_bf16 = 0, error_f16 = 0;
-  const int exponent = largest > 0 ? 14 - std::ilogb(largest) : 0;
+  const int exponent = largest > 0 ? -std::ilogb(largest) : 0;
   for (int i = 0; i < factor.rows; ++i) {
     for (int j = 0; j < factor.columns; ++j) {
       const float value = factor.at(i, j);

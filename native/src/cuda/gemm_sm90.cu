@@ -129,6 +129,10 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     };
     const auto w_operand = [&] { return ptx::wgmma_descriptor(base + stage * C::kStageBytes + kBlockM * 128); };
 
+    // Bit i: the 16 ranks of k-step i are fp16, for the first 32 steps.
+    const auto step_f16 = [&](int step) { return p.chunks[step * kChunkRank / p.chunk_columns].b_f16 != 0; };
+    const uint32_t f16_steps = __ballot_sync(~0u, lane * kChunkRank < p.up_columns && step_f16(lane));
+
     for (int tile = cluster; tile < tiles; tile += clusters) {
       const int2 at = place(tile);
       const int first_row = at.x + warpgroup * 64 + warp * 16 + g;
@@ -195,7 +199,8 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           ptx::wgmma_fence();
           for (int k = 0; k < 4 && block * kBlockRank + k * 16 < p.up_columns; ++k) {
             const uint64_t x_step = x + 2 * k, b_step = b + quarter * (kStoreColumns * 128 >> 4) + 2 * k;
-            if (p.chunks[(block * kBlockRank + k * 16) / p.chunk_columns].b_f16) {
+            const int step = block * 4 + k;
+            if (step < 32 ? f16_steps >> step & 1 : step_f16(step)) {
               ptx::wgmma_f16(value[quarter], x_step, b_step, true);
             } else {
               ptx::wgmma_bf16(value[quarter], x_step, b_step, true);

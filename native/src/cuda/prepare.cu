@@ -32,7 +32,7 @@ constexpr int kWarps = kThreads / 32;
 // come with 16 rows.
 __host__ __device__ constexpr int group_columns(int rows) { return rows == 32 ? 16 : 32; }
 constexpr int kMaxCluster = 8;
-constexpr int kPowerLimit = 120;  // of log2 p
+constexpr int kPowerLimit = 126;  // of log2 p: p and 1/p are normal numbers
 
 struct Plan {
   int rows;     // rows of x a cluster owns: 16 or 32
@@ -55,7 +55,7 @@ struct Shared {
   int power[Rows];     // log2 p
 };
 
-// kPlain: x is measured and quantized as it is, dynamically and without outlier columns, or not at all.
+// kPlain: x is measured and quantized as it is, dynamically, to 127 at most and without outlier columns, or not at all.
 template <class X, int Rows, bool kPlain>
 __global__ __launch_bounds__(kThreads, sizeof(X) == 2 ? 3 : 2) void prepare(const PrepareArgs args, const Plan plan, const bool vectors) {
   static_assert(Rows == 16 || Rows == 32, "one or two mma tiles of 16 rows");
@@ -197,8 +197,13 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 ? 3 : 2) void prepare(cons
 #pragma unroll
         for (int b = 0; b < 4; ++b) {
           const float value = measured(values[4 * j + b]);
-          const bool fixed = !kPlain && args.spec.mode == Mode::fixed;
-          byte[b] = ptx::round_to_s8(fixed ? __fdiv_rn(value, args.spec.x_scale) : __fmul_rn(value, factor));
+          if constexpr (kPlain) {
+            // |value * factor| stays below 127.5: 1.5 * 2^23 rounds it to nearest even and leaves it in the low byte.
+            byte[b] = __float_as_uint(__fadd_rn(__fmul_rn(value, factor), 12582912.f));
+          } else {
+            const bool fixed = args.spec.mode == Mode::fixed;
+            byte[b] = ptx::round_to_s8(fixed ? __fdiv_rn(value, args.spec.x_scale) : __fmul_rn(value, factor));
+          }
         }
         codes[j] = ptx::pack_bytes(byte[0], byte[1], byte[2], byte[3]);
       }
@@ -448,7 +453,8 @@ void launch(const PrepareArgs& args, const Plan& plan, cudaStream_t stream) {
   config.attrs = &cluster;
   config.numAttrs = plan.cluster > 1 ? 1 : 0;
   const bool plain = args.spec.mode == Mode::w8a16 ||
-                     (args.spec.mode == Mode::dynamic && !args.spec.round_x_to_f16 && !(args.spec.outlier_threshold > 0));
+                     (args.spec.mode == Mode::dynamic && !args.spec.round_x_to_f16 && !(args.spec.outlier_threshold > 0) &&
+                      args.spec.x_divisor <= 127.f);
   OCTOLORA_CUDA(cudaLaunchKernelEx(&config, plain ? prepare<X, Rows, true> : prepare<X, Rows, false>, args, plan, vectors),
                 "prepare: M = %d, K = %d, down columns = %d", args.m, args.k, args.adapters.down_columns);
 }

@@ -1,0 +1,137 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Runs the GPU suite on a machine with a driver alone.
+#
+#   ./run.sh [--device cuda:0] [PART...]
+#
+#   native     the native tests
+#   sanitizer  the native tests on small shapes under compute-sanitizer: memcheck, racecheck, initcheck, synccheck
+#   java       the JUnit tests that need a GPU, under -Xcheck:jni
+#   verify     the command line on the recorded layers of real checkpoints
+#   bench      the native micro-benchmark; its arguments in BENCH_ARGS
+#
+# Without a part: native, sanitizer, java, verify. One line a step, PASS, FAIL or SKIP with the reason; the output of a
+# step is in logs/ and, where it failed, on the screen. Exit status: 0 nothing failed, 1 something did, 2 bad usage.
+# With --device cpu the same steps run on the CPU.
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+device=cuda:0
+parts=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --device) device=$2; shift ;;
+    native | sanitizer | java | verify | bench) parts+=("$1") ;;
+    *) sed -n '3,18s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  esac
+  shift
+done
+[ ${#parts[@]} -gt 0 ] || parts=(native sanitizer java verify)
+logs=${LOGS:-$PWD/logs}
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+mkdir -p "$logs"
+native=(env "LD_LIBRARY_PATH=$here/natives/io/octolora/runtime/linux-x86_64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")
+class_path=$here/natives:$(printf '%s:' "$here"/lib/*.jar)
+java=("$here/jre/bin/java" -Dorg.bytedeco.javacpp.cachedir="$scratch/cache" -Djava.io.tmpdir="$scratch" -Xcheck:jni)
+failed=0
+
+step() { # name, command...
+  local name=$1 log=$logs/${1//[ \/]/_}.log start=$SECONDS status
+  shift
+  "$@" >"$log" 2>&1
+  status=$?
+  if [ $status -eq 0 ]; then
+    echo "PASS  $name  ($((SECONDS - start)) s)"
+  else
+    failed=1
+    tail -n 60 "$log"
+    echo "FAIL  $name  (status $status, $((SECONDS - start)) s, $log)"
+  fi
+}
+
+native_part() {
+  local test
+  for test in "$here"/native/*_test; do
+    step "native $(basename "$test")" "${native[@]}" "$test" --device "$device"
+    tail -n 1 "$logs/native_$(basename "$test").log"
+  done
+}
+
+sanitizer_part() {
+  local sanitizer test tool
+  sanitizer=$(PATH=$PATH:/usr/local/cuda/bin command -v compute-sanitizer)
+  if [ "$device" = cpu ]; then
+    echo "SKIP  sanitizer: compute-sanitizer watches CUDA devices, and this run is on the CPU"
+    return
+  elif [ -z "$sanitizer" ]; then
+    echo "SKIP  sanitizer: no compute-sanitizer in PATH or /usr/local/cuda/bin"
+    return
+  fi
+  for tool in memcheck racecheck initcheck synccheck; do
+    for test in "$here"/native/*_test; do
+      step "sanitizer $tool $(basename "$test")" \
+        "${native[@]}" "$sanitizer" --tool $tool --error-exitcode 86 "$test" --device "$device" --quick
+    done
+  done
+}
+
+# Passes only where tests ran: on a machine without the device they would all be skipped.
+junit() {
+  "${java[@]}" --enable-native-access=ALL-UNNAMED -Doctolora.fixtures="$here/fixtures" \
+    -cp "$class_path$here/test-classes" org.junit.platform.console.ConsoleLauncher execute --disable-banner \
+    --disable-ansi-colors --fail-if-no-tests --details=tree --config "jqwik.database=$scratch/jqwik" --scan-classpath "$here/test-classes" "$@" || return
+}
+
+java_part() {
+  local log=$logs/java.log tags=(--include-tag gpu)
+  [ "$device" = cpu ] && tags=(--exclude-tag gpu)
+  step java junit "${tags[@]}"
+  grep -E 'tests (successful|failed|aborted|skipped)|skipped:' "$log"
+  if grep -q 'in native method' "$log"; then
+    failed=1
+    echo "FAIL  java: -Xcheck:jni has complaints, see $log"
+  fi
+  if ! grep -Eq '\[ +[1-9][0-9]* tests successful' "$log" || ! grep -Eq '\[ +0 containers aborted' "$log"; then
+    failed=1
+    echo "FAIL  java: tests were not run, see $log"
+  fi
+}
+
+# base, recording, threshold or -, adapters
+recorded_layers() {
+  local base=$here/fixtures/flux/$1 golden=$here/fixtures/flux/golden/$2 adapters=() adapter threshold=()
+  [ "$3" = - ] || threshold=(--threshold "$3")
+  shift 3
+  for adapter in "$@"; do
+    adapters+=("$here/fixtures/flux/adapters/${adapter/=/\/diffusers_lora.safetensors=}")
+  done
+  if ! [ -f "$golden.safetensors" ]; then
+    gzip -dc "$golden.safetensors.gz" >"$scratch/$(basename "$golden").safetensors" || return
+    cp "$golden.json" "$scratch" || return
+    golden=$scratch/$(basename "$golden")
+  fi
+  "${java[@]}" -cp "$class_path" io.octolora.cli.Main verify "$base" "${adapters[@]}" "${threshold[@]}" \
+    --golden "$golden.safetensors" --device "$device"
+}
+
+verify_part() {
+  step "verify bnb8 r4" recorded_layers base_bnb8 bnb8__r4 - r4=1
+  step "verify bnb8 r4 threshold 0" recorded_layers base_bnb8 bnb8__r4__t0 0 r4=1
+  step "verify bnb8 two adapters" recorded_layers base_bnb8 bnb8__r4+r8_attn_bf16 - r4=0.7 r8_attn_bf16=0.4
+  step "verify quanto r4" recorded_layers base_quanto_diffusers quanto_diffusers__r4 - r4=1
+  step "verify quanto two adapters" recorded_layers base_quanto_diffusers quanto_diffusers__r4+r8_attn_bf16 - r4=0.7 \
+    r8_attn_bf16=0.4
+  tail -q -n 1 "$logs"/verify_*.log
+}
+
+bench_part() {
+  # shellcheck disable=SC2086
+  step bench "${native[@]}" "$here/native/octolora_bench" --device "$device" ${BENCH_ARGS:-}
+  cat "$logs/bench.log"
+}
+
+for part in "${parts[@]}"; do
+  "${part}_part"
+done
+[ $failed -eq 0 ] && echo "PASS  everything on $device" || echo "FAIL  see above"
+exit $failed

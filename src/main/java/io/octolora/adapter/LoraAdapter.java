@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.octolora.adapter;
+
+import io.octolora.FormatException;
+import io.octolora.checkpoint.SafetensorsFile;
+import io.octolora.checkpoint.Tensor;
+import io.octolora.internal.Json;
+import io.octolora.internal.Names;
+import io.octolora.internal.Pickles;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.TreeMap;
+import java.util.stream.Stream;
+import org.jetbrains.annotations.Nullable;
+
+/**
+ * The low-rank pairs of an adapter, under the file's own names: a folder of PEFT, or a safetensors file with the names
+ * of diffusers, sd-scripts (kohya), or FLUX's original code as ComfyUI and ai-toolkit write them. Which base modules
+ * the names mean is the business of {@link io.octolora.mapping.ModuleMap}.
+ *
+ * <p>Every tensor of the file is either a part of one of {@link #pairs()} or listed in {@link #unsupported()}. Each
+ * pair has its own scale: from {@code adapter_config.json} or the header's {@code lora_adapter_metadata} where there
+ * is one, else {@code alpha / rank} where the module has an alpha tensor, else 1. Nothing is copied or converted. Safe
+ * for use by several threads.
+ */
+public final class LoraAdapter implements AutoCloseable {
+  private static final String CONFIG = "adapter_config.json";
+  private static final String PEFT_WEIGHTS = "adapter_model.safetensors";
+  private static final String PEFT_PREFIX = "base_model.model.";
+  /** Of pipelines of diffusers; one of them may have a configuration in the header and another none. */
+  private static final Set<String> COMPONENTS =
+      Set.of("transformer", "unet", "text_encoder", "text_encoder_2", "text_encoder_3");
+  private static final List<String> FLATTENED_PREFIXES =
+      List.of("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lora_transformer_", "lycoris_");
+
+  private final Path path;
+  private final SafetensorsFile file;
+  private final AdapterFormat format;
+  private final List<LoraPair> pairs;
+  private final List<UnsupportedKey> unsupported;
+  private final List<String> notes;
+
+  private LoraAdapter(Path path, SafetensorsFile file, AdapterFormat format, List<LoraPair> pairs,
+      List<UnsupportedKey> unsupported, List<String> notes) {
+    this.path = path;
+    this.file = file;
+    this.format = format;
+    this.pairs = List.copyOf(pairs);
+    this.unsupported = List.copyOf(unsupported);
+    this.notes = List.copyOf(notes);
+  }
+
+  /**
+   * @param path a folder of PEFT, a folder with one safetensors file, or a safetensors file; one that lies beside an
+   *     {@code adapter_config.json} and is called {@code adapter_model.safetensors} is read with it
+   * @throws IOException if a file cannot be read or mapped
+   * @throws FormatException if a file is damaged, is no adapter, or its configuration asks for something that is not
+   *     supported; the message names the file, the field and its value
+   */
+  public static LoraAdapter open(Path path) throws IOException {
+    Path weights = weights(path);
+    Pickles.refuse(weights);
+    SafetensorsFile file = SafetensorsFile.open(weights);
+    try {
+      return new Reader(path, file, configs(weights, file)).read();
+    } catch (Throwable e) {
+      file.close();
+      throw e;
+    }
+  }
+
+  /** As given to {@link #open}. */
+  public Path path() {
+    return path;
+  }
+
+  public AdapterFormat format() {
+    return format;
+  }
+
+  /** Ordered by name, blocks in numeric order; unmodifiable. */
+  public List<LoraPair> pairs() {
+    return pairs;
+  }
+
+  /** The tensors that are no part of a pair, ordered by name; unmodifiable. */
+  public List<UnsupportedKey> unsupported() {
+    return unsupported;
+  }
+
+  /** The header's {@code __metadata__}; unmodifiable. */
+  public Map<String, String> metadata() {
+    return file.metadata();
+  }
+
+  /** What a person should know though no rule forbids it, for example patterns that fit no module. */
+  public List<String> notes() {
+    return notes;
+  }
+
+  /** Closes the file: see {@link SafetensorsFile#close()}. Idempotent. */
+  @Override
+  public void close() {
+    file.close();
+  }
+
+  @Override
+  public String toString() {
+    return "%s: %s, %d pairs".formatted(path, format, pairs.size());
+  }
+
+  private static Path weights(Path path) throws IOException {
+    if (!Files.isDirectory(path)) {
+      return path.getFileName().toString().equals(CONFIG) ? path.resolveSibling(PEFT_WEIGHTS) : path;
+    }
+    Path peft = path.resolve(PEFT_WEIGHTS);
+    if (Files.exists(peft)) {
+      if (!Files.exists(path.resolve(CONFIG))) {
+        throw new FormatException("%s: no %s beside %s; it has the scale".formatted(path, CONFIG, PEFT_WEIGHTS));
+      }
+      return peft;
+    }
+    List<Path> files;
+    try (Stream<Path> list = Files.list(path)) {
+      files = list.sorted().toList();
+    }
+    List<Path> candidates = files.stream().filter(file -> file.toString().endsWith(".safetensors")).toList();
+    if (candidates.size() == 1) {
+      return candidates.get(0);
+    }
+    if (candidates.isEmpty()) {
+      files.forEach(Pickles::refuse);
+    }
+    throw new FormatException("%s: %s, expected %s or one safetensors file".formatted(path,
+        candidates.isEmpty() ? "no safetensors file" : candidates.size() + " safetensors files", PEFT_WEIGHTS));
+  }
+
+  /** By component ("transformer", "text_encoder", …); "" where the fields have no component. */
+  private static Map<String, LoraConfig> configs(Path weights, SafetensorsFile file) throws IOException {
+    Path config = weights.resolveSibling(CONFIG);
+    if (weights.getFileName().toString().equals(PEFT_WEIGHTS) && Files.exists(config)) {
+      return Map.of("", new LoraConfig(Json.readObject(config), config.toString(), true));
+    }
+    String text = file.metadata().get("lora_adapter_metadata");
+    if (text == null) {
+      return Map.of();
+    }
+    String where = file.file() + ": lora_adapter_metadata";
+    Map<String, Map<String, Object>> components = new LinkedHashMap<>();
+    Json.object(Json.parse(text, where), where).forEach((name, value) -> {
+      int dot = name.indexOf('.'); // LoraConfig's own fields have none
+      components.computeIfAbsent(name.substring(0, Math.max(dot, 0)), component -> new LinkedHashMap<>())
+          .put(name.substring(dot + 1), value);
+    });
+    Map<String, LoraConfig> configs = new LinkedHashMap<>();
+    components.forEach((component, fields) -> configs.put(component,
+        new LoraConfig(fields, component.isEmpty() ? where : where + ": " + component, false)));
+    return configs;
+  }
+
+  /** The tensors that belong to one module. */
+  private static final class Parts {
+    @Nullable Tensor a;
+    @Nullable Tensor b;
+    @Nullable Tensor bias;
+    @Nullable Tensor alpha;
+    final List<String> keys = new ArrayList<>();
+    /** Of single keys; any makes the whole module unsupported. */
+    final Map<String, String> problems = new LinkedHashMap<>();
+  }
+
+  private static final class Reader {
+    private final Path path;
+    private final SafetensorsFile file;
+    private final Map<String, LoraConfig> configs;
+    private final Map<String, Parts> modules = new TreeMap<>(Names.NATURAL);
+    private final List<LoraPair> pairs = new ArrayList<>();
+    private final Map<String, UnsupportedKey> unsupported = new TreeMap<>(Names.NATURAL);
+    private boolean sawAdapter;
+
+    Reader(Path path, SafetensorsFile file, Map<String, LoraConfig> configs) {
+      this.path = path;
+      this.file = file;
+      this.configs = configs;
+    }
+
+    LoraAdapter read() {
+      file.tensors().values().forEach(this::sort);
+      if (modules.isEmpty()) {
+        throw new FormatException("%s: no tensors".formatted(file.file()));
+      }
+      AdapterFormat format = format();
+      if (format == AdapterFormat.PEFT && configs.isEmpty()) {
+        throw new FormatException("%s: names of PEFT, but no %s beside it and no lora_adapter_metadata in its header: "
+            .formatted(file.file(), CONFIG) + "the scale is unknown");
+      }
+      modules.forEach(this::read);
+      if (pairs.isEmpty() && !sawAdapter) {
+        throw new FormatException("%s: none of its %d tensors is named as part of an adapter; the first is %s"
+            .formatted(file.file(), file.tensors().size(), file.tensors().keySet().iterator().next()));
+      }
+      List<String> notes = new ArrayList<>();
+      configs.values().forEach(config -> notes.addAll(config.notes()));
+      return new LoraAdapter(path, file, format, pairs, new ArrayList<>(unsupported.values()), notes);
+    }
+
+    private void sort(Tensor tensor) {
+      KeyRole role = KeyRole.of(tensor.name());
+      sawAdapter |= role.kind() != KeyRole.Kind.UNKNOWN;
+      Parts parts = modules.computeIfAbsent(role.module(), module -> new Parts());
+      parts.keys.add(tensor.name());
+      Tensor before = switch (role.kind()) {
+        case A -> parts.a;
+        case B -> parts.b;
+        case B_BIAS -> parts.bias;
+        case ALPHA -> parts.alpha;
+        case UNSUPPORTED, UNKNOWN -> null;
+      };
+      if (before != null) {
+        parts.problems.put(tensor.name(), "means the same as " + before.name());
+        return;
+      }
+      switch (role.kind()) {
+        case A -> parts.a = tensor;
+        case B -> parts.b = tensor;
+        case B_BIAS -> parts.bias = tensor;
+        case ALPHA -> parts.alpha = tensor;
+        case UNSUPPORTED, UNKNOWN -> parts.problems.put(tensor.name(), role.why());
+      }
+    }
+
+    private AdapterFormat format() {
+      AdapterFormat format = AdapterFormat.DIFFUSERS;
+      for (String module : modules.keySet()) {
+        String tail = strip(strip(module, PEFT_PREFIX), "diffusion_model.");
+        if (tail.startsWith("double_blocks.") || tail.startsWith("single_blocks.")) {
+          return AdapterFormat.BFL;
+        }
+        if (FLATTENED_PREFIXES.stream().anyMatch(module::startsWith)) {
+          return AdapterFormat.KOHYA;
+        }
+        if (module.startsWith(PEFT_PREFIX)) {
+          format = AdapterFormat.PEFT;
+        }
+      }
+      return format;
+    }
+
+    private void read(String module, Parts parts) {
+      String why = parts.problems.isEmpty() ? problem(module, parts) : null;
+      if (parts.problems.isEmpty() && why == null) {
+        pairs.add(new LoraPair(module, parts.a, parts.b, parts.bias, scale(module, parts), parts.keys));
+        return;
+      }
+      for (String key : parts.keys) {
+        String own = parts.problems.get(key);
+        if (own == null) {
+          Map.Entry<String, String> first = parts.problems.isEmpty() ? null
+              : parts.problems.entrySet().iterator().next();
+          own = first == null ? why : "%s beside it is %s".formatted(first.getKey(), first.getValue());
+        }
+        unsupported.put(key, new UnsupportedKey(key, module, own));
+      }
+    }
+
+    /** What keeps the parts from being a pair; null if nothing does. */
+    private @Nullable String problem(String module, Parts parts) {
+      if (parts.a == null || parts.b == null) {
+        return "its module has no %s".formatted(parts.a == null && parts.b == null ? "low-rank pair"
+            : parts.a == null ? "down-projection (A)" : "up-projection (B)");
+      }
+      String shape = shapeProblem(parts);
+      if (shape != null) {
+        return shape;
+      }
+      LoraConfig config = config(module);
+      if (config == null) {
+        boolean unconfigured = !configs.isEmpty() && parts.alpha == null && !COMPONENTS.contains(first(module));
+        return unconfigured ? "the header's configuration is for %s alone".formatted(configs.keySet()) : null;
+      }
+      if (config.dora()) {
+        return "use_dora is set, but its module has no magnitude";
+      }
+      long rank = config.rank(path(module));
+      if (rank != parts.a.dimension(0)) {
+        return "the configuration gives its module rank %d, A has %d".formatted(rank, parts.a.dimension(0));
+      }
+      if (parts.alpha != null && !closeTo(alpha(parts.alpha) / rank, config.scale(path(module)))) {
+        return "its alpha gives scale %s, the configuration %s".formatted(alpha(parts.alpha) / rank,
+            config.scale(path(module)));
+      }
+      return null;
+    }
+
+    private static @Nullable String shapeProblem(Parts parts) {
+      for (Tensor factor : List.of(parts.a, parts.b)) {
+        if (!factor.type().isFloat()) {
+          return "%s has type %s, expected F32, F16 or BF16".formatted(factor.name(), factor.type());
+        }
+        boolean matrix = factor.dimensions() == 2
+            || factor.dimensions() == 4 && factor.dimension(2) == 1 && factor.dimension(3) == 1;
+        if (!matrix || factor.elementCount() == 0 || factor.byteSize() > Integer.MAX_VALUE) {
+          return "%s is no matrix of 1 to %d bytes, nor a 1 x 1 convolution".formatted(factor, Integer.MAX_VALUE);
+        }
+      }
+      if (parts.a.dimension(0) != parts.b.dimension(1)) {
+        return "A has %d rows, B %d columns".formatted(parts.a.dimension(0), parts.b.dimension(1));
+      }
+      if (parts.bias != null && (!parts.bias.type().isFloat() || parts.bias.dimensions() != 1
+          || parts.bias.dimension(0) != parts.b.dimension(0))) {
+        return "%s is no vector of B's %d rows".formatted(parts.bias, parts.b.dimension(0));
+      }
+      if (parts.alpha != null) {
+        if (parts.alpha.dimensions() > 1 || parts.alpha.elementCount() != 1) {
+          return "%s is no single number".formatted(parts.alpha);
+        }
+        double alpha = parts.alpha.scalar();
+        if (!Double.isFinite(alpha)) {
+          return "%s is %s, expected a finite number".formatted(parts.alpha.name(), alpha);
+        }
+      }
+      return null;
+    }
+
+    private double scale(String module, Parts parts) {
+      LoraConfig config = config(module);
+      if (config != null) {
+        return config.scale(path(module));
+      }
+      return parts.alpha == null ? 1 : alpha(parts.alpha) / parts.a.dimension(0);
+    }
+
+    private static double alpha(Tensor alpha) {
+      return alpha.scalar();
+    }
+
+    /** Alpha tensors are cast to the file's type, bf16 at the coarsest: 2^-8 relative. */
+    private static boolean closeTo(double a, double b) {
+      return Math.abs(a - b) <= 0x1p-8 * Math.max(Math.abs(a), Math.abs(b));
+    }
+
+    private @Nullable LoraConfig config(String module) {
+      LoraConfig config = configs.get(first(module));
+      return config != null ? config : configs.get("");
+    }
+
+    /** The module as patterns name it: without PEFT's wrapper and the component that the configuration is for. */
+    private String path(String module) {
+      String first = first(module);
+      return configs.containsKey(first) ? strip(module, first + ".") : strip(module, PEFT_PREFIX);
+    }
+
+    /** Up to the first dot. */
+    private static String first(String module) {
+      int dot = module.indexOf('.');
+      return dot < 0 ? module : module.substring(0, dot);
+    }
+
+    private static String strip(String text, String prefix) {
+      return text.startsWith(prefix) ? text.substring(prefix.length()) : text;
+    }
+  }
+}

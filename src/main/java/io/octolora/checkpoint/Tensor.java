@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.octolora.checkpoint;
+
+import java.nio.ByteBuffer;
+import java.nio.FloatBuffer;
+import java.nio.ShortBuffer;
+import java.nio.file.Path;
+import java.util.Arrays;
+import io.octolora.FormatException;
+import io.octolora.Status;
+import io.octolora.internal.Halves;
+
+/**
+ * One tensor of a safetensors file: dense, row-major, little-endian, read through a memory mapping of the file. Nothing
+ * is copied until asked for. The data belongs to the {@link SafetensorsFile}: after its {@code close()} reading throws
+ * IllegalStateException, while buffers handed out before stay valid. Safe for use by several threads.
+ */
+public final class Tensor {
+  private final SafetensorsFile source;
+  private final String name;
+  private final ElementType type;
+  private final long[] shape;
+  private final long elementCount;
+  private final long position;
+  private final long byteSize;
+
+  /** @param position of the first byte, from the start of the file */
+  Tensor(SafetensorsFile source, String name, ElementType type, long[] shape, long elementCount, long position,
+      long byteSize) {
+    this.source = source;
+    this.name = name;
+    this.type = type;
+    this.shape = shape;
+    this.elementCount = elementCount;
+    this.position = position;
+    this.byteSize = byteSize;
+  }
+
+  public Path file() {
+    return source.file();
+  }
+
+  /** The name in the file, exactly. */
+  public String name() {
+    return name;
+  }
+
+  public ElementType type() {
+    return type;
+  }
+
+  /** A copy of the dimensions, outermost first; empty for a scalar. */
+  public long[] shape() {
+    return shape.clone();
+  }
+
+  public int dimensions() {
+    return shape.length;
+  }
+
+  /** @throws IndexOutOfBoundsException unless 0 &le; axis &lt; {@link #dimensions()} */
+  public long dimension(int axis) {
+    return shape[axis];
+  }
+
+  /** The product of the dimensions; 1 for a scalar. */
+  public long elementCount() {
+    return elementCount;
+  }
+
+  public long byteSize() {
+    return byteSize;
+  }
+
+  /**
+   * A read-only, direct, little-endian view of bytes offset to offset + length - 1 of the data. Its first byte need not
+   * be aligned to the element size. No part of the file is copied.
+   *
+   * @throws IndexOutOfBoundsException if the range leaves the tensor
+   * @throws IllegalStateException if the file is closed
+   */
+  public ByteBuffer bytes(long offset, int length) {
+    if (offset < 0 || length < 0 || offset > byteSize - length) {
+      throw new IndexOutOfBoundsException("%s: bytes %d + %d of %d".formatted(this, offset, length, byteSize));
+    }
+    return source.bytes(position + offset, length);
+  }
+
+  /**
+   * All of the data; for a tensor above 2 GiB - 1 byte use {@link #bytes(long, int)}.
+   *
+   * @throws IllegalStateException if the file is closed, or the data does not fit one buffer
+   */
+  public ByteBuffer bytes() {
+    if (byteSize > Integer.MAX_VALUE) {
+      throw new IllegalStateException(
+          "%s: %d bytes do not fit one buffer; read it piece by piece".formatted(this, byteSize));
+    }
+    return bytes(0, (int) byteSize);
+  }
+
+  /**
+   * The elements as floats, row-major: exact for F32, F16 and BF16.
+   *
+   * @throws FormatException for other types
+   * @throws IllegalStateException if the file is closed, or there are more than an array holds
+   */
+  public float[] toFloats() {
+    if (elementCount > Integer.MAX_VALUE - 8) {
+      throw new IllegalStateException("%s: %d elements do not fit one array".formatted(this, elementCount));
+    }
+    return toFloats(0, (int) elementCount);
+  }
+
+  /**
+   * Elements first to first + count - 1 in row-major order, as {@link #toFloats()}.
+   *
+   * @throws IndexOutOfBoundsException if the range leaves the tensor
+   */
+  public float[] toFloats(long first, int count) {
+    if (!type.isFloat()) {
+      throw new FormatException("%s: type %s, expected F32, F16 or BF16".formatted(this, type));
+    }
+    if (first < 0 || count < 0 || first > elementCount - count) {
+      throw new IndexOutOfBoundsException("%s: elements %d + %d of %d".formatted(this, first, count, elementCount));
+    }
+    float[] floats = new float[count];
+    int width = type.bits() / 8;
+    int chunk = 1 << 18; // elements, to keep the intermediate copy small
+    for (int done = 0; done < count; done += chunk) {
+      int length = Math.min(chunk, count - done);
+      ByteBuffer bytes = source.copy(position + (first + done) * width, length * width);
+      switch (type) {
+        case F32 -> {
+          FloatBuffer values = bytes.asFloatBuffer();
+          values.get(floats, done, length);
+        }
+        case F16 -> {
+          ShortBuffer values = bytes.asShortBuffer();
+          for (int i = 0; i < length; i++) {
+            floats[done + i] = Halves.fromFloat16(values.get(i));
+          }
+        }
+        default -> {
+          ShortBuffer values = bytes.asShortBuffer();
+          for (int i = 0; i < length; i++) {
+            floats[done + i] = Halves.fromBfloat16(values.get(i));
+          }
+        }
+      }
+    }
+    return floats;
+  }
+
+  /**
+   * The value of a one-element tensor of an integer or floating-point type of 16 bits or more, or of I8 or U8: exact
+   * but for I64 and U64 beyond 2<sup>53</sup>.
+   *
+   * @throws FormatException if there is not exactly one element, or for a type that is no plain number
+   */
+  public double scalar() {
+    if (elementCount != 1) {
+      throw new FormatException("%s: %d elements, expected 1".formatted(this, elementCount));
+    }
+    ByteBuffer bytes = source.copy(position, (int) byteSize);
+    return switch (type) {
+      case F64 -> bytes.getDouble(0);
+      case F32 -> bytes.getFloat(0);
+      case F16 -> Halves.fromFloat16(bytes.getShort(0));
+      case BF16 -> Halves.fromBfloat16(bytes.getShort(0));
+      case I8 -> bytes.get(0);
+      case U8 -> bytes.get(0) & 0xff;
+      case I16 -> bytes.getShort(0);
+      case U16 -> bytes.getShort(0) & 0xffff;
+      case I32 -> bytes.getInt(0);
+      case U32 -> bytes.getInt(0) & 0xffffffffL;
+      case I64 -> bytes.getLong(0);
+      case U64 -> {
+        long bits = bytes.getLong(0);
+        yield bits >= 0 ? bits : (bits >>> 1 | bits & 1) * 2.0;
+      }
+      default -> throw new FormatException(Status.UNSUPPORTED,
+          "%s: type %s, expected an integer or floating-point number".formatted(this, type));
+    };
+  }
+
+  /** "file: name TYPE [shape]", for messages. */
+  @Override
+  public String toString() {
+    return "%s: %s %s %s".formatted(source.file(), name, type, Arrays.toString(shape));
+  }
+}

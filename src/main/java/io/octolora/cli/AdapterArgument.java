@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.octolora.cli;
+
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
+
+/**
+ * {@code PATH} or {@code PATH=SCALE}. The text behind the last {@code =} is the scale if it is a decimal number and no
+ * file carries the whole name.
+ */
+record AdapterArgument(Path path, float scale) {
+  private static final Pattern SCALED =
+      Pattern.compile("(?<path>.+)=(?<scale>[+-]?(\\d+\\.?\\d*|\\.\\d+)([eE][+-]?\\d+)?)", Pattern.DOTALL);
+
+  /** @throws IllegalArgumentException for what is no path, or a scale that no float holds */
+  static AdapterArgument parse(String text) {
+    Matcher matcher = SCALED.matcher(text);
+    if (matcher.matches() && !Files.exists(Path.of(text))) {
+      float scale = Float.parseFloat(matcher.group("scale"));
+      if (!Float.isFinite(scale)) {
+        throw new IllegalArgumentException("scale %s of %s is beyond the range of a 32-bit float"
+            .formatted(matcher.group("scale"), matcher.group("path")));
+      }
+      return new AdapterArgument(Path.of(matcher.group("path")), scale);
+    }
+    return new AdapterArgument(Path.of(text), 1);
+  }
+}

@@ -1,0 +1,437 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.octolora.cli;
+
+import com.fasterxml.jackson.core.JsonGenerator;
+import io.octolora.FormatException;
+import io.octolora.adapter.LoraAdapter;
+import io.octolora.checkpoint.BaseLinear;
+import io.octolora.checkpoint.Checkpoint;
+import io.octolora.checkpoint.Quantization;
+import io.octolora.checkpoint.WeightFormat;
+import io.octolora.cli.Terminal.Tone;
+import io.octolora.cli.Verification.Recorded;
+import io.octolora.cli.Verification.Result;
+import io.octolora.cli.Verification.Weighted;
+import io.octolora.mapping.LoraDelta;
+import io.octolora.oracle.Expectation.Deviation;
+import io.octolora.oracle.FloatFormat;
+import io.octolora.oracle.PeftReference.BaseTool;
+import io.octolora.oracle.Recording;
+import io.octolora.runtime.Device;
+import java.io.IOException;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.concurrent.Callable;
+import java.util.stream.Collectors;
+import org.jetbrains.annotations.Nullable;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Model.CommandSpec;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.ParameterException;
+import picocli.CommandLine.Parameters;
+import picocli.CommandLine.ParentCommand;
+import picocli.CommandLine.Spec;
+
+/** Runs layers of a checkpoint with their adapters and judges every result. */
+@Command(name = "verify", mixinStandardHelpOptions = true,
+    description = {"Run every adapted linear (without adapters: every int8 linear) and compare with a double-precision "
+        + "oracle, and with recorded outputs of the real tools.",
+        "An error is given in units of its bound, what roundings of the number formats can explain: 1 passes."})
+final class VerifyCommand implements Callable<Integer> {
+  private static final int MAX_ROWS = 1 << 16;
+
+  @ParentCommand
+  private Main main;
+
+  @Spec
+  private CommandSpec spec;
+
+  @Parameters(index = "0", paramLabel = "CHECKPOINT",
+      description = "A .safetensors file or a folder that holds the int8 model.")
+  private Path checkpoint;
+
+  @Parameters(index = "1..*", paramLabel = "ADAPTER[=SCALE]",
+      description = "LoRA files or PEFT folders, all active at once; SCALE is 1 where absent.")
+  private List<String> adapters = new ArrayList<>();
+
+  @Option(names = "--golden", paramLabel = "FILE",
+      description = "Recorded inputs and outputs: FILE.safetensors with FILE.json beside it. Without it, x is made up.")
+  private @Nullable Path golden;
+
+  @Option(names = "--threshold", paramLabel = "T",
+      description = "Outlier threshold in place of the checkpoint's; 0 turns outlier columns off.")
+  private @Nullable Float threshold;
+
+  @Option(names = "--device", paramLabel = "cpu|cuda:N", description = "Default: the first CUDA device, else the CPU.")
+  private @Nullable String device;
+
+  @Option(names = "--rows", paramLabel = "M", defaultValue = "8",
+      description = "Rows of made-up activations (default: ${DEFAULT-VALUE}).")
+  private int rows;
+
+  @Option(names = "--seed", paramLabel = "S", defaultValue = "1",
+      description = "Seed of made-up activations (default: ${DEFAULT-VALUE}).")
+  private long seed;
+
+  @Option(names = {"-v", "--verbose"}, description = "Also one line for every adapter key.")
+  private boolean verbose;
+
+  @Option(names = "--json", description = "Print one JSON object instead of tables.")
+  private boolean json;
+
+  /** Everything that the tables and the JSON tell. */
+  private record Outcome(Checkpoint base, Device device, List<AdapterArgument> arguments, List<MappingView> views,
+      @Nullable Recording recording, List<Result> results, Map<String, String> skipped) {
+    boolean mapped() {
+      return views.stream().allMatch(MappingView::complete);
+    }
+
+    long within() {
+      return results.stream().filter(Result::withinBounds).count();
+    }
+
+    boolean ok() {
+      return mapped() && !results.isEmpty() && within() == results.size();
+    }
+
+    String verdict() {
+      List<String> parts = new ArrayList<>();
+      long outside = results.size() - within();
+      if (results.isEmpty()) {
+        parts.add("no layer was run");
+      } else {
+        parts.add("%d of %d layers %s on %s".formatted(outside == 0 ? results.size() : outside, results.size(),
+            outside == 0 ? "within bounds" : "outside the bounds", device.info().id()));
+        double oracle = results.stream().mapToDouble(r -> r.oracle().maxRatio()).max().orElseThrow();
+        double recorded = results.stream().filter(r -> r.recorded() != null)
+            .mapToDouble(r -> r.recorded().maxRatio()).max().orElse(-1);
+        parts.add("at most %s of the oracle's bound".formatted(ratio(oracle))
+            + (recorded < 0 ? "" : ", %s of the recording's".formatted(ratio(recorded))));
+        if (oracle <= 1 && recorded > 1) {
+          parts.add("the recording was made with other adapters, scales, threshold or weights");
+        }
+      }
+      if (!views.isEmpty()) {
+        parts.add(mapped() ? "every adapter key landed" : "adapter keys landed nowhere");
+      }
+      if (!skipped.isEmpty()) {
+        parts.add("not int8 and so not run: " + skipped.size());
+      }
+      return String.join("; ", parts);
+    }
+  }
+
+  @Override
+  public Integer call() throws IOException {
+    if (threshold != null && !(threshold >= 0 && Float.isFinite(threshold))) {
+      throw usage("--threshold " + threshold + ": expected 0 or above");
+    }
+    if (rows < 1 || rows > MAX_ROWS) {
+      throw usage("--rows %d: expected 1 to %d".formatted(rows, MAX_ROWS));
+    }
+    List<AdapterArgument> arguments = new ArrayList<>();
+    for (String text : adapters) {
+      try {
+        arguments.add(AdapterArgument.parse(text));
+      } catch (IllegalArgumentException e) {
+        throw usage(e.getMessage());
+      }
+    }
+    try (Checkpoint base = Checkpoint.open(checkpoint); Closeables opened = new Closeables()) {
+      List<MappingView> views = new ArrayList<>();
+      for (AdapterArgument argument : arguments) {
+        views.add(MappingView.of(base, opened.add(LoraAdapter.open(argument.path()))));
+      }
+      Recording recording = golden == null ? null : opened.add(Recording.open(golden));
+      if (threshold != null && base.linears().values().stream().noneMatch(VerifyCommand::hasThreshold)) {
+        throw usage("--threshold %s: %s has no layer with an outlier threshold (%s)".formatted(threshold, checkpoint,
+            base.format()));
+      }
+      Device on = opened.add(open(device));
+      Map<String, String> skipped = new LinkedHashMap<>();
+      List<BaseLinear> layers = layers(base, views, recording, skipped);
+      Outcome outcome = new Outcome(base, on, arguments, views, recording, new ArrayList<>(), skipped);
+      if (!json) {
+        printInputs(outcome);
+      }
+      for (BaseLinear layer : layers) {
+        main.terminal.progress(layer.name(), outcome.results().size() + 1, layers.size());
+        outcome.results().add(run(outcome, layer));
+      }
+      main.terminal.clearProgress();
+      if (json) {
+        write(outcome);
+      } else {
+        printResults(outcome);
+      }
+      return outcome.ok() ? Main.OK : Main.FAILED;
+    }
+  }
+
+  /** Adapted layers and recorded ones; every int8 layer where neither is asked for. In the checkpoint's order. */
+  private List<BaseLinear> layers(Checkpoint base, List<MappingView> views, @Nullable Recording recording,
+      Map<String, String> skipped) {
+    List<BaseLinear> layers = new ArrayList<>();
+    if (recording != null) {
+      recording.layers().keySet().forEach(base::linear); // names the nearest layers where one is unknown
+    }
+    for (BaseLinear linear : base.linears().values()) {
+      boolean adapted = views.stream().anyMatch(view -> view.modules().contains(linear.name()));
+      boolean recorded = recording != null && recording.layers().containsKey(linear.name());
+      boolean all = views.isEmpty() && recording == null;
+      if (linear.quantized() && (adapted || recorded || all)) {
+        layers.add(linear);
+      } else if (adapted || recorded) {
+        skipped.put(linear.name(), "the weight is %s, not int8".formatted(linear.weight().type()));
+      }
+    }
+    return layers;
+  }
+
+  private Result run(Outcome outcome, BaseLinear linear) {
+    List<Weighted> active = new ArrayList<>();
+    for (int i = 0; i < outcome.views().size(); i++) {
+      for (LoraDelta delta : outcome.views().get(i).deltas(linear.name())) {
+        active.add(new Weighted(delta, outcome.arguments().get(i).scale()));
+      }
+    }
+    Device on = outcome.device();
+    Quantization how = linear.quantization();
+    if (threshold != null && hasThreshold(linear)) {
+      how = how.withOutlierThreshold(threshold);
+    }
+    Recording.Layer layer = outcome.recording() == null ? null : outcome.recording().layers().get(linear.name());
+    if (layer == null) {
+      FloatFormat format = FloatFormat.BFLOAT16;
+      float[] x = Activations.random(seed + linear.name().hashCode(), rows, linear.k(), format);
+      return Verification.check(on, linear, how, active, x, rows, format, format, null);
+    }
+    float[] x = layer.x().toFloats();
+    requireFits(layer, linear);
+    Recorded recorded = new Recorded(layer.tool(), layer.y().toFloats(), factorFormats(layer, active.size()));
+    return Verification.check(on, linear, how, active, x, layer.rows(), layer.xFormat(), layer.xFormat(), recorded);
+  }
+
+  private void requireFits(Recording.Layer layer, BaseLinear linear) {
+    BaseTool tool = linear.format() == WeightFormat.BITSANDBYTES_INT8 ? BaseTool.BITSANDBYTES : BaseTool.QUANTO;
+    if (layer.tool() != tool) {
+      throw new FormatException("%s: %s was recorded from %s, but %s holds %s".formatted(golden, layer.module(),
+          layer.tool() == null ? "an unquantized layer" : layer.tool(), checkpoint, linear.format()));
+    }
+    if (tool == BaseTool.QUANTO && linear.quantization().mode() != Quantization.Mode.W8A16) {
+      throw new FormatException("%s: %s has calibrated activations; recordings are understood of weight-only Quanto layers"
+          .formatted(golden, layer.module()));
+    }
+    long k = layer.x().dimension(layer.x().dimensions() - 1);
+    long n = layer.y().dimension(layer.y().dimensions() - 1);
+    if (k != linear.k() || n != linear.n()) {
+      throw new FormatException("%s: %s was recorded with K %d and N %d, but %s has K %d and N %d".formatted(golden,
+          layer.module(), k, n, checkpoint, linear.k(), linear.n()));
+    }
+  }
+
+  /** The types in which the tools ran the adapters; where the recording has fewer, fp32, which rounds least. */
+  private static List<FloatFormat> factorFormats(Recording.Layer layer, int count) {
+    List<FloatFormat> formats = new ArrayList<>();
+    layer.adapters().values().forEach(adapter -> formats.add(adapter.factorFormat()));
+    while (formats.size() < count) {
+      formats.add(FloatFormat.FLOAT32);
+    }
+    return formats.subList(0, count);
+  }
+
+  private static boolean hasThreshold(BaseLinear linear) {
+    Quantization how = linear.quantization();
+    return how != null && how.mode() == Quantization.Mode.W8A8_DYNAMIC;
+  }
+
+  private Device open(@Nullable String name) {
+    if (name == null) {
+      return Device.best();
+    }
+    if (name.equals("cpu")) {
+      return Device.cpu();
+    }
+    if (name.matches("cuda(:\\d{1,4})?")) {
+      return Device.cuda(name.equals("cuda") ? 0 : Integer.parseInt(name.substring("cuda:".length())));
+    }
+    throw usage("--device %s: expected cpu or cuda:N".formatted(name));
+  }
+
+  private ParameterException usage(String message) {
+    return new ParameterException(spec.commandLine(), message);
+  }
+
+  // ---- Tables
+
+  private void printInputs(Outcome outcome) {
+    Terminal terminal = main.terminal;
+    line("checkpoint", checkpoint + "  " + CheckpointText.describe(outcome.base())
+        + (threshold == null ? "" : ", here " + MappingView.number(threshold)));
+    line("device", outcome.device() + cudaAbsence(outcome.device()).map(why -> "; CUDA is absent: " + why).orElse(""));
+    if (outcome.recording() != null) {
+      line("recording", golden + "  " + describe(outcome.recording()));
+    } else {
+      line("activations", "made up: %d rows, seed %d, bf16, with outlier columns".formatted(rows, seed));
+    }
+    for (int i = 0; i < outcome.views().size(); i++) {
+      AdapterArgument argument = outcome.arguments().get(i);
+      terminal.out().println();
+      line("adapter", "%s  %s, scale %s: %s".formatted(argument.path(), outcome.views().get(i).adapter().format(),
+          MappingView.number(argument.scale()), outcome.views().get(i).summary()));
+      outcome.views().get(i).print(terminal, verbose);
+    }
+    outcome.skipped().forEach((module, why) -> terminal.out().println(
+        terminal.paint(Tone.WARNING, "not run: ") + Table.printable(module + ": " + why)));
+    terminal.out().println();
+    terminal.out().flush();
+  }
+
+  private void line(String title, String text) {
+    main.terminal.out().println(main.terminal.paint(Tone.TITLE, "%-12s".formatted(title)) + Table.printable(text));
+  }
+
+  private void printResults(Outcome outcome) {
+    Terminal terminal = main.terminal;
+    boolean recorded = outcome.recording() != null;
+    List<String> columns = new ArrayList<>(List.of("MODULE", ">N", ">K", ">ROWS", ">RANK", ">FROM ORACLE", ">/ BOUND"));
+    columns.addAll(recorded ? List.of(">FROM RECORDED", ">/ BOUND", "") : List.of(""));
+    Table table = new Table(columns.toArray(String[]::new));
+    for (Result result : outcome.results()) {
+      List<Object> cells = new ArrayList<>(List.of(result.module(), result.n(), result.k(), result.rows(),
+          result.ranks().isEmpty() ? "-" : result.ranks().stream().map(String::valueOf)
+              .collect(Collectors.joining("+"))));
+      cells.add(error(result.oracle().maxError()));
+      cells.add(ratio(result.oracle().maxRatio()));
+      if (recorded) {
+        Deviation fromRecorded = result.recorded();
+        cells.add(fromRecorded == null ? "-" : error(fromRecorded.maxError()));
+        cells.add(fromRecorded == null ? "-" : ratio(fromRecorded.maxRatio()));
+      }
+      cells.add(result.withinBounds() ? "ok" : "OUTSIDE");
+      table.add(cells.toArray());
+    }
+    if (!outcome.results().isEmpty()) {
+      for (String line : table.lines()) {
+        terminal.out().println(line.endsWith("  OUTSIDE") ? terminal.paint(Tone.BAD, line) : line);
+      }
+      terminal.out().println();
+    }
+    terminal.out().println((outcome.ok() ? terminal.paint(Tone.GOOD, "OK") : terminal.paint(Tone.BAD, "FAILED")) + ": "
+        + outcome.verdict());
+  }
+
+  private static String error(double value) {
+    return "%.2e".formatted(value);
+  }
+
+  private static String ratio(double value) {
+    return value < 100 ? "%.3f".formatted(value) : "%.2e".formatted(value);
+  }
+
+  private static String describe(Recording recording) {
+    return "%s with %s%s, %d layers".formatted(recording.base(), recording.adapter(),
+        recording.adapterWeights().isEmpty() ? "" : " at " + recording.adapterWeights().stream()
+            .map(MappingView::number).collect(Collectors.joining(" and ")), recording.layers().size());
+  }
+
+  private static Optional<String> cudaAbsence(Device device) {
+    return device.info().isCuda() ? Optional.empty() : Device.cudaUnavailableReason();
+  }
+
+  // ---- JSON
+
+  private void write(Outcome outcome) throws IOException {
+    try (JsonGenerator out = CheckpointText.generator(main.terminal)) {
+      out.writeStartObject();
+      out.writeStringField("command", "verify");
+      CheckpointText.write(out, outcome.base());
+      if (threshold == null) {
+        out.writeNullField("threshold");
+      } else {
+        out.writeNumberField("threshold", threshold);
+      }
+      out.writeObjectFieldStart("device");
+      out.writeStringField("id", outcome.device().info().id());
+      out.writeStringField("name", outcome.device().info().name());
+      out.writeStringField("kernels", outcome.device().info().kernels());
+      writeText(out, "cudaAbsent", cudaAbsence(outcome.device()).orElse(null));
+      out.writeEndObject();
+      writeText(out, "recording", golden == null ? null : golden.toString());
+      out.writeArrayFieldStart("adapters");
+      for (int i = 0; i < outcome.views().size(); i++) {
+        outcome.views().get(i).write(out, outcome.arguments().get(i).scale());
+      }
+      out.writeEndArray();
+      out.writeArrayFieldStart("layers");
+      for (Result result : outcome.results()) {
+        write(out, result);
+      }
+      out.writeEndArray();
+      out.writeArrayFieldStart("notRun");
+      for (Map.Entry<String, String> entry : outcome.skipped().entrySet()) {
+        out.writeStartObject();
+        out.writeStringField("module", entry.getKey());
+        out.writeStringField("why", entry.getValue());
+        out.writeEndObject();
+      }
+      out.writeEndArray();
+      out.writeBooleanField("ok", outcome.ok());
+      out.writeStringField("verdict", outcome.verdict());
+      out.writeEndObject();
+    }
+    main.terminal.out().println();
+  }
+
+  private static void write(JsonGenerator out, Result result) throws IOException {
+    out.writeStartObject();
+    out.writeStringField("module", result.module());
+    out.writeNumberField("n", result.n());
+    out.writeNumberField("k", result.k());
+    out.writeNumberField("rows", result.rows());
+    out.writeArrayFieldStart("ranks");
+    for (int rank : result.ranks()) {
+      out.writeNumber(rank);
+    }
+    out.writeEndArray();
+    writeDeviation(out, "oracle", result.oracle());
+    writeDeviation(out, "recorded", result.recorded());
+    out.writeBooleanField("ok", result.withinBounds());
+    out.writeEndObject();
+  }
+
+  private static void writeDeviation(JsonGenerator out, String name, @Nullable Deviation deviation)
+      throws IOException {
+    if (deviation == null) {
+      out.writeNullField(name);
+      return;
+    }
+    out.writeObjectFieldStart(name);
+    writeNumber(out, "maxError", deviation.maxError());
+    writeNumber(out, "boundRatio", deviation.maxRatio());
+    out.writeNumberField("row", deviation.row());
+    out.writeNumberField("channel", deviation.channel());
+    out.writeEndObject();
+  }
+
+  /** JSON has no infinity: null stands for a distance without measure, such as NaN against a number. */
+  private static void writeNumber(JsonGenerator out, String name, double value) throws IOException {
+    if (Double.isFinite(value)) {
+      out.writeNumberField(name, value);
+    } else {
+      out.writeNullField(name);
+    }
+  }
+
+  private static void writeText(JsonGenerator out, String name, @Nullable String value) throws IOException {
+    if (value == null) {
+      out.writeNullField(name);
+    } else {
+      out.writeStringField(name, value);
+    }
+  }
+}

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.octolora.mapping;
+
+import java.util.Objects;
+import org.jetbrains.annotations.Nullable;
+
+/**
+ * What an adapter adds to one module: {@code y += scale · ((x · Aᵀ) · Bᵀ + bias)}.
+ *
+ * @param module the base checkpoint's name
+ * @param a [rank, k], k the module's input features
+ * @param b [n, rank], n the module's output features
+ * @param scale alpha / rank or what the format puts in its place; finite
+ * @param bias [n, 1], or null
+ */
+public record LoraDelta(String module, Factor a, Factor b, double scale, @Nullable Factor bias) {
+  public LoraDelta {
+    Objects.requireNonNull(module, "module");
+    if (a.rows() != b.columns() || bias != null && (bias.rows() != b.rows() || bias.columns() != 1)) {
+      throw new IllegalArgumentException("%s: A is %d x %d, B is %d x %d%s".formatted(module, a.rows(), a.columns(),
+          b.rows(), b.columns(), bias == null ? "" : ", bias is " + bias.rows() + " x " + bias.columns()));
+    }
+    if (!Double.isFinite(scale)) {
+      throw new IllegalArgumentException("%s: scale = %s, expected a finite number".formatted(module, scale));
+    }
+  }
+
+  public int rank() {
+    return a.rows();
+  }
+
+  /** Output features. */
+  public int n() {
+    return b.rows();
+  }
+
+  /** Input features. */
+  public int k() {
+    return a.columns();
+  }
+}

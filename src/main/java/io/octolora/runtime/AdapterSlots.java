@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.octolora.runtime;
+
+import io.octolora.OctoloraException;
+import io.octolora.Status;
+import io.octolora.mapping.LoraDelta;
+import java.util.Arrays;
+import java.util.Objects;
+import org.jetbrains.annotations.Nullable;
+
+/**
+ * Adapter storage of fixed capacity beside one {@link Int8Linear}. Filling a slot, changing its weight and clearing it
+ * are work on a stream and no allocation: a CUDA graph captured earlier replays with what the slots hold then.
+ * {@link #forward} is the layer with these slots alone.
+ *
+ * <p>Changes must be ordered with the calls that read the slots: on one stream, or by waiting. The caller closes the
+ * slots; the layer's memory stays until then. Calls throw {@link IllegalStateException} after that, and
+ * {@link OctoloraException} with {@link Status#INVALID_ARGUMENT} naming slot, rank and capacity. Made by
+ * {@link Int8Linear#slots}; defined by {@code octolora_slots} in {@code octolora/octolora.h}.
+ */
+public final class AdapterSlots extends Forward {
+  private final NativeHandle handle;
+  private final int[] capacity;
+  private final LoraPrecision precision;
+  /** Guarded by this; each adapter's own scale, NaN for an empty slot. */
+  private final double[] scale;
+
+  AdapterSlots(Int8Linear linear, NativeHandle handle, int[] capacity, LoraPrecision precision) {
+    super(linear.device, linear.linear, linear.name, linear.n, linear.k);
+    this.handle = handle;
+    this.capacity = capacity;
+    this.precision = precision;
+    this.scale = new double[capacity.length];
+    Arrays.fill(scale, Double.NaN);
+  }
+
+  /** Number of slots. */
+  public int count() {
+    return capacity.length;
+  }
+
+  /** The greatest rank that a slot takes. */
+  public int capacity(int slot) {
+    return capacity[Objects.checkIndex(slot, capacity.length)];
+  }
+
+  /** Fills a slot in the precision that the slots were made for: {@code y += weight · delta.scale · ((x·Aᵀ)·Bᵀ + bias)}. */
+  public void set(int slot, LoraDelta delta, float weight, long stream) {
+    set(slot, HostAdapter.of(delta, name, n, k), weight, stream);
+  }
+
+  /** {@link #set(int, LoraDelta, float, long)} for factors that come from no file: a [rank, k], b [n, rank]. */
+  public void set(int slot, int rank, float[] a, float[] b, float weight, long stream) {
+    set(slot, HostAdapter.of(rank, a, b, name, n, k), weight, stream);
+  }
+
+  private synchronized void set(int slot, HostAdapter adapter, float weight, long stream) {
+    long slots = handle.acquire();
+    try {
+      adapter.set(slots, slot, weight, precision, stream, name);
+      scale[slot] = adapter.scale();
+    } finally {
+      handle.release();
+    }
+  }
+
+  /** Gives the adapter in a slot another weight; its own scale stays. */
+  public synchronized void setWeight(int slot, float weight, long stream) {
+    Objects.checkIndex(slot, capacity.length);
+    long slots = handle.acquire();
+    try {
+      if (Double.isNaN(scale[slot])) {
+        throw new IllegalStateException("%s: slot %d is empty".formatted(name, slot));
+      }
+      NativeLibrary.check(NativeOctolora.slotsSetScale(slots, slot, (float) (weight * scale[slot]), stream), name);
+    } finally {
+      handle.release();
+    }
+  }
+
+  /** Empties a slot. */
+  public synchronized void clear(int slot, long stream) {
+    Objects.checkIndex(slot, capacity.length);
+    long slots = handle.acquire();
+    try {
+      NativeLibrary.check(NativeOctolora.slotsClear(slots, slot, stream), name);
+      scale[slot] = Double.NaN;
+    } finally {
+      handle.release();
+    }
+  }
+
+  @Override
+  @Nullable NativeHandle acquireSlots() {
+    handle.acquire();
+    return handle;
+  }
+
+  @Override
+  public void close() {
+    handle.close();
+  }
+}

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** Int8 linear layers with live LoRA adapters. */
+module io.octolora {
+  requires com.fasterxml.jackson.core;
+  requires info.picocli;
+  requires transitive org.bytedeco.javacpp;
+  requires static transitive org.jetbrains.annotations;
+
+  exports io.octolora;
+  exports io.octolora.adapter;
+  exports io.octolora.checkpoint;
+  exports io.octolora.mapping;
+  exports io.octolora.runtime;
+
+  // picocli sets the fields of the commands
+  opens io.octolora.cli to info.picocli;
+}

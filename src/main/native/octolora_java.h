@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// octolora.h for NativeOctolora.java where it speaks in structs: the same calls with their fields as arguments, so that
+// Java knows no struct layout and a changed field is a compile error here.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "octolora/octolora.h"
+
+static_assert(OCTOLORA_ABI_VERSION == 1, "NativeOctolora.java binds version 1: bring both to the new version");
+
+// numbers: ordinal, compute capability, units. name [128], kernels [32]: zero-terminated UTF-8.
+inline octolora_status octolora_java_device_info(const octolora_device* device, int32_t* numbers, int64_t* memory,
+                                                 signed char* name, signed char* kernels) {
+  octolora_device_info info{};
+  info.struct_size = sizeof info;
+  const octolora_status status = octolora_device_get_info(device, &info);
+  numbers[0] = info.ordinal;
+  numbers[1] = info.compute_capability;
+  numbers[2] = info.units;
+  *memory = static_cast<int64_t>(info.memory_bytes);
+  std::memcpy(name, info.name, sizeof info.name);
+  std::memcpy(kernels, info.kernels, sizeof info.kernels);
+  return status;
+}
+
+inline octolora_status octolora_java_linear_create(octolora_device* device, int32_t n, int32_t k, int32_t mode,
+                                                   int32_t round_x, float x_scale, float x_divisor,
+                                                   float outlier_threshold, const void* weight, int32_t scale_count,
+                                                   const float* scale, const float* bias, octolora_linear** linear) {
+  octolora_linear_desc desc{};
+  desc.struct_size = sizeof desc;
+  desc.n = n;
+  desc.k = k;
+  desc.mode = mode;
+  desc.scale_count = scale_count;
+  desc.round_x = round_x;
+  desc.x_scale = x_scale;
+  desc.x_divisor = x_divisor;
+  desc.outlier_threshold = outlier_threshold;
+  desc.weight = static_cast<const int8_t*>(weight);
+  desc.scale = scale;
+  desc.bias = bias;
+  return octolora_linear_create(device, &desc, linear);
+}
+
+inline octolora_status octolora_java_slots_set(octolora_slots* slots, int32_t slot, int32_t rank, int32_t a_dtype,
+                                               int32_t b_dtype, int32_t precision, const void* a, const void* b,
+                                               const float* bias, float scale, octolora_stream stream) {
+  octolora_adapter_desc adapter{};
+  adapter.struct_size = sizeof adapter;
+  adapter.rank = rank;
+  adapter.a_dtype = a_dtype;
+  adapter.b_dtype = b_dtype;
+  adapter.precision = precision;
+  adapter.a = a;
+  adapter.b = b;
+  adapter.bias = bias;
+  return octolora_slots_set(slots, slot, &adapter, scale, stream);
+}
