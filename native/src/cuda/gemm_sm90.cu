@@ -31,7 +31,7 @@ constexpr int kWarpgroups = 2, kThreads = 128 * (kWarpgroups + 1);
 constexpr int kCluster = 2;
 constexpr int kStoreColumns = 64;                      // 128 bytes of y
 constexpr int kStoreBytes = 64 * kStoreColumns * 2;    // a warpgroup's rows
-constexpr int kRasterPairs = 6;                        // pairs of tiles along M that a wave walks together
+[[maybe_unused]] constexpr int kRasterPairs = 6;  // pairs of tiles along M that a wave walks together
 
 template <int BlockN_>
 struct Config {
