@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // octolora.h for NativeOctolora.java where it speaks in structs: the same calls with their fields as arguments, so that
-// Java knows no struct layout and a changed field is a compile error here.
+// Java knows no struct layout and a changed field is a compile error here. And a copy that waits.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -24,6 +25,13 @@ inline octolora_status octolora_java_device_info(const octolora_device* device, 
   std::memcpy(name, info.name, sizeof info.name);
   std::memcpy(kernels, info.kernels, sizeof info.kernels);
   return status;
+}
+
+// Copies and waits, because the host memory may be gone when the call returns.
+inline octolora_status octolora_java_copy(octolora_device* device, void* to, const void* from, size_t bytes,
+                                          octolora_stream stream) {
+  const octolora_status status = octolora_device_copy(device, to, from, bytes, stream);
+  return status == OCTOLORA_OK ? octolora_stream_synchronize(device, stream) : status;
 }
 
 inline octolora_status octolora_java_linear_create(octolora_device* device, int32_t n, int32_t k, int32_t mode,

@@ -4,15 +4,20 @@ package io.octolora;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.io.File;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Map;
+import java.util.Set;
+import java.util.TreeMap;
+import java.util.TreeSet;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.Test;
 
-/** Files that must name the same version. */
+/** What must be of one version. */
 class BuildTest {
   private static final Path ROOT = Path.of(System.getProperty("basedir", ""));
 
@@ -34,6 +39,24 @@ class BuildTest {
     assertEquals(version, first("benchmarks/pom.xml", "<artifactId>octolora-benchmarks</artifactId>\\s*<version>([^<]+)<"));
     assertEquals(version.replace("-SNAPSHOT", ""),
         first("native/CMakeLists.txt", "project\\(octolora VERSION (\\S+)"));
+  }
+
+  /** JavaCPP's jars, and those of its CUDA bindings, whatever their classifier; mixed versions fail when they are loaded. */
+  @Test
+  void bindingsComeInOneVersion() {
+    Pattern jar = Pattern.compile("(javacpp|cuda)-([0-9][0-9.-]*[0-9])(-[a-z].*)?\\.jar");
+    Map<String, Set<String>> versions = new TreeMap<>();
+    for (String entry : System.getProperty("java.class.path").split(File.pathSeparator)) {
+      Matcher match = jar.matcher(Path.of(entry).getFileName().toString());
+      if (match.matches()) {
+        versions.computeIfAbsent(match.group(1), name -> new TreeSet<>()).add(match.group(2));
+      }
+    }
+    assertEquals(Set.of("cuda", "javacpp"), versions.keySet());
+    assertEquals(1, versions.get("javacpp").size(), versions::toString);
+    assertEquals(1, versions.get("cuda").size(), versions::toString);
+    String javacpp = versions.get("javacpp").iterator().next();
+    assertTrue(versions.get("cuda").iterator().next().endsWith("-" + javacpp), versions::toString);
   }
 
   /** The binding links the library by its ABI version, as the file name has it. */

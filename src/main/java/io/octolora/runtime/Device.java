@@ -158,9 +158,7 @@ public final class Device implements AutoCloseable {
   public Int8Linear load(BaseLinear linear) {
     Quantization quantization = linear.quantization();
     if (quantization == null) {
-      throw new OctoloraException(
-          Status.UNSUPPORTED,
-          "%s: the weight is %s and not quantized; only int8 layers run here".formatted(linear.name(), linear.format()));
+      throw notQuantized(linear);
     }
     return load(linear, quantization);
   }
@@ -168,12 +166,16 @@ public final class Device implements AutoCloseable {
   /** The same with another treatment of the activations than the checkpoint's, such as another outlier threshold. */
   public Int8Linear load(BaseLinear linear, Quantization quantization) {
     if (!linear.quantized()) {
-      throw new OctoloraException(
-          Status.UNSUPPORTED,
-          "%s: the weight is %s and not quantized; only int8 layers run here".formatted(linear.name(), linear.format()));
+      throw notQuantized(linear);
     }
     return Int8Linear.create(handle, linear.name(), linear.n(), linear.k(), quantization, linear.weight()::bytes,
         linear.scale(), linear.bias(), Int8Linear.WRITE_BYTES);
+  }
+
+  private static OctoloraException notQuantized(BaseLinear linear) {
+    return new OctoloraException(Status.UNSUPPORTED,
+        "%s: the weight is %s and not quantized; only int8 layers run here".formatted(linear.name(),
+            linear.weight().type()));
   }
 
   /**

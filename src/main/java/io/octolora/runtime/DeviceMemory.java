@@ -93,7 +93,7 @@ public final class DeviceMemory implements AutoCloseable {
   }
 
   private interface Copy {
-    int enqueue(long device, long memory, long stream);
+    int run(long device, long memory, long stream);
   }
 
   private void transfer(long length, @Nullable Stream stream, Copy copy) {
@@ -104,8 +104,7 @@ public final class DeviceMemory implements AutoCloseable {
     try {
       long onStream = Stream.acquire(stream);
       try {
-        NativeLibrary.check(copy.enqueue(device.address(), memory, onStream));
-        NativeLibrary.check(NativeOctolora.streamSynchronize(device.address(), onStream));
+        NativeLibrary.check(copy.run(device.address(), memory, onStream));
       } finally {
         Stream.release(stream);
       }

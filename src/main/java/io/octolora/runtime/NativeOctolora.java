@@ -48,26 +48,27 @@ final class NativeOctolora {
   static native int deviceCopy(@Cast("octolora_device*") long device, @Cast("void*") long to, @Cast("const void*") long from,
       @Cast("size_t") long bytes, @Cast("CUstream_st*") long stream);
 
-  // Direct buffers count from their position; the generated code copies arrays out and back in.
-  @Name("octolora_device_copy")
+  // Direct buffers count from their position. Of an array the generated code hands over a copy that lasts as long as the
+  // call, so these wait for the stream.
+  @Name("octolora_java_copy")
   static native int copyIn(@Cast("octolora_device*") long device, @Cast("void*") long to,
       @Cast("const void*") ByteBuffer from, @Cast("size_t") long bytes, @Cast("CUstream_st*") long stream);
-  @Name("octolora_device_copy")
+  @Name("octolora_java_copy")
   static native int copyIn(@Cast("octolora_device*") long device, @Cast("void*") long to,
       @Const float[] from, @Cast("size_t") long bytes, @Cast("CUstream_st*") long stream);
-  @Name("octolora_device_copy")
+  @Name("octolora_java_copy")
   static native int copyIn(@Cast("octolora_device*") long device, @Cast("void*") long to,
       @Const byte[] from, @Cast("size_t") long bytes, @Cast("CUstream_st*") long stream);
-  @Name("octolora_device_copy")
+  @Name("octolora_java_copy")
   static native int copyOut(@Cast("octolora_device*") long device, @Cast("void*") ByteBuffer to,
       @Cast("const void*") long from, @Cast("size_t") long bytes, @Cast("CUstream_st*") long stream);
-  @Name("octolora_device_copy")
+  @Name("octolora_java_copy")
   static native int copyOut(@Cast("octolora_device*") long device, float[] to, @Cast("const void*") long from,
       @Cast("size_t") long bytes, @Cast("CUstream_st*") long stream);
-  @Name("octolora_device_copy")
+  @Name("octolora_java_copy")
   static native int copyOut(@Cast("octolora_device*") long device, byte[] to, @Cast("const void*") long from,
       @Cast("size_t") long bytes, @Cast("CUstream_st*") long stream);
-  @Name("octolora_device_copy")
+  @Name("octolora_java_copy")
   static native int copyOut(@Cast("octolora_device*") long device, int[] to, @Cast("const void*") long from,
       @Cast("size_t") long bytes, @Cast("CUstream_st*") long stream);
 

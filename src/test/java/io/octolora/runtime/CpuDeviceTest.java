@@ -3,11 +3,14 @@ package io.octolora.runtime;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.octolora.OctoloraException;
 import io.octolora.Status;
+import org.bytedeco.cuda.cudart.CUstream_st;
+import org.bytedeco.javacpp.Pointer;
 import org.junit.jupiter.api.Test;
 
 class CpuDeviceTest extends DeviceContract {
@@ -36,6 +39,26 @@ class CpuDeviceTest extends DeviceContract {
     try (Device device = Device.cpu(); Stream stream = device.createStream()) {
       assertEquals(0, stream.address());
       stream.synchronize();
+    }
+  }
+
+  /** The type alone: its native library is never loaded. */
+  @Test
+  void takesAStreamOfTheCudaBindings() {
+    RandomLayer layer = new RandomLayer(30, 3, 5, DYNAMIC, true, true);
+    float[] x = layer.floats(5);
+    try (Device device = Device.cpu();
+        Int8Linear linear = layer.load(device);
+        DeviceMemory onDevice = device.allocate(20);
+        DeviceMemory y = device.allocate(12);
+        DeviceMemory workspace = device.allocate(linear.workspaceBytes(1, DataType.FLOAT32))) {
+      onDevice.copyFrom(x, null);
+      CUstream_st stream = new CUstream_st((Pointer) null);
+      linear.forward(new Address(onDevice.address()), DataType.FLOAT32, new Address(y.address()), DataType.FLOAT32, 1,
+          new Address(workspace.address()), workspace.bytes(), stream);
+      float[] result = new float[3];
+      y.copyTo(result, null);
+      assertNull(layer.judge(x, 1, result));
     }
   }
 

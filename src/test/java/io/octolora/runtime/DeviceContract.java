@@ -207,7 +207,7 @@ abstract class DeviceContract {
   }
 
   /** Some memory as JavaCPP sees it. */
-  private static final class Address extends Pointer {
+  static final class Address extends Pointer {
     Address(long address) {
       this.address = address;
     }
