@@ -2,6 +2,8 @@
 //
 // Every argument the header rules out gives its status and a message with the numbers, keeps nothing and leaves the
 // library usable.
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <limits>
@@ -612,6 +614,12 @@ void info(octolora_device* device, int ordinal) {
   if (!std::memchr(info.name, 0, sizeof info.name) || !info.name[0]) fail("name is empty or has no end");
   if (!std::memchr(info.kernels, 0, sizeof info.kernels) || !info.kernels[0]) fail("kernels is empty or has no end");
   if ((info.compute_capability >= 80) != (ordinal >= 0)) fail("compute_capability = %d", info.compute_capability);
+  const char* wanted = std::getenv("OCTOLORA_CPU_ISA");
+  if (ordinal < 0 && wanted) {  // the processor may have less
+    const std::vector<std::string> sets = {"portable", "avx2", "avx512-vnni"};
+    const auto level = [&](const char* name) { return std::find(sets.begin(), sets.end(), name) - sets.begin(); };
+    if (level(info.kernels) > level(wanted)) fail("kernels %s, though OCTOLORA_CPU_ISA=%s", info.kernels, wanted);
+  }
   std::printf("%s: %s, %d units, %llu MiB, kernels %s\n", ordinal < 0 ? "cpu" : "cuda", info.name, info.units,
               static_cast<unsigned long long>(info.memory_bytes >> 20), info.kernels);
 }

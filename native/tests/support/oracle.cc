@@ -166,6 +166,12 @@ Expected evaluate(const Problem& p, const Arithmetic& arithmetic) {
     h_roundoff.push_back(!arithmetic.operands16 ? 0 : a.split ? kPair : bfloat ? 0x1p-8 : 0x1p-11);
   }
 
+  std::vector<double> w_absolutes(p.n);  // sum |w| of each channel
+  for (int n = 0; n < p.n; ++n) {
+    const int8_t* w = &p.w[static_cast<int64_t>(n) * p.k];
+    w_absolutes[n] = std::accumulate(w, w + p.k, 0.0, [](double sum, int8_t v) { return sum + std::abs(v); });
+  }
+
   for (int m = 0; m < p.m; ++m) {
     if (e.not_finite[m]) continue;
     const float* x = &p.x.value[static_cast<int64_t>(m) * p.k];
@@ -204,8 +210,7 @@ Expected evaluate(const Problem& p, const Arithmetic& arithmetic) {
     for (int n = 0; n < p.n; ++n) {
       const int64_t at = static_cast<int64_t>(m) * p.n + n;
       const int8_t* w = &p.w[static_cast<int64_t>(n) * p.k];
-      const double s_w = w_scale(p, n);
-      const double w_absolute = std::accumulate(w, w + p.k, 0.0, [](double sum, int8_t v) { return sum + std::abs(v); });
+      const double s_w = w_scale(p, n), w_absolute = w_absolutes[n];
       double y = 0, error = 0, terms = 0;  // terms: what the last sum adds, in absolute values
 
       if (w8a16) {
@@ -221,10 +226,8 @@ Expected evaluate(const Problem& p, const Arithmetic& arithmetic) {
       } else {
         double base = static_cast<double>(q.row_scale[m]) * s_w * q.sums[at];
         if (q.undefined[m]) {  // some code of -128 to 127 for every element
-          double absolute = 0;
-          for (int k = 0; k < p.k; ++k) absolute += 128.0 * std::abs(w[k]);
           base = 0;
-          error += q.row_scale[m] * std::fabs(s_w) * absolute;
+          error += q.row_scale[m] * std::fabs(s_w) * 128 * w_absolute;
         }
         double sum = 0, absolute = 0;
         for (int k = 0; outliers && k < p.k; ++k) {
