@@ -26,10 +26,10 @@ import org.openjdk.jmh.annotations.Warmup;
 /**
  * What a forward through Java costs beside the C call it makes, on the CPU with one thread, M = 1, N = K = 32.
  *
- * <p>{@code noRows} goes all the way through Java and JNI into the C function, which checks its arguments and returns: an
- * upper bound of the time above the C call. {@code oneRow} and {@code oneRowWithAdapter} are whole calls; the C call
- * alone is what {@code octolora_bench --device cpu --threads 1 --shape 1x32x32 --x f32} prints. {@code -prof gc} shows
- * the bytes allocated a call.
+ * <p>{@code noRows} goes all the way through Java and JNI, with a layer and its adapters held, into the C function, which
+ * checks its arguments and returns: an upper bound of the time above the C call. The others are whole calls on data in
+ * the first-level cache. {@code -prof gc} shows the bytes allocated a call: the profiler's own, spread over the calls,
+ * are some thousandths of a byte.
  */
 @State(Scope.Benchmark)
 @BenchmarkMode(Mode.AverageTime)
