@@ -217,6 +217,79 @@ void write_case(const Options& options, octolora_device* device) {
   expect_close(p, evaluate(p, arithmetic), runner.forward());
 }
 
+// Layers of the size that the tiles were made for: many tiles in every direction, more blocks of K and of ranks than the
+// pipelines have stages. The oracle judges some rows, at the edges of the tiles; where outlier columns tie the rows
+// together, all of them.
+void layer_case(const Options& options, octolora_device* device, const Spec& spec) {
+  const Problem p = make_problem(spec);
+  const Linear linear = make_linear(device, p);
+  Slots slots;
+  if (!p.adapters.empty()) {
+    slots = make_slots(linear.get(), capacities(p), any_split(p));
+    for (size_t i = 0; i < p.adapters.size(); ++i) {
+      const octolora_adapter_desc desc = describe(p.adapters[i]);
+      CHECK_OK(octolora_slots_set(slots.get(), static_cast<int32_t>(i), &desc, p.adapters[i].scale, nullptr));
+    }
+  }
+  Runner runner(device, options.cuda(), linear.get(), slots.get(), p);
+  const std::vector<uint8_t> y = runner.forward();
+  runner.expect_intact();
+  if (runner.forward() != y) fail("the same call gives other bits");
+
+  std::vector<int> rows;
+  for (int row = 0; row < p.m; ++row) {
+    const bool edge = row % 64 == 0 || row % 64 == 63 || row == p.m - 1;
+    if (p.m <= 64 || p.threshold > 0 || (edge && row % 192 <= 64)) rows.push_back(row);
+  }
+  Problem judged = p;
+  judged.m = static_cast<int>(rows.size());
+  judged.x = Typed(p.x.type, rows.size() * p.k);
+  const size_t y_row = static_cast<size_t>(p.n) * format(p.y_type).bytes;
+  std::vector<uint8_t> got;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    for (int k = 0; k < p.k; ++k) judged.x.set(i * p.k + k, p.x.value[static_cast<size_t>(rows[i]) * p.k + k]);
+    got.insert(got.end(), &y[rows[i] * y_row], &y[rows[i] * y_row] + y_row);
+  }
+  expect_close(judged, evaluate(judged, options.cuda() ? kCudaArithmetic : kCpuArithmetic), got);
+}
+
+std::vector<Spec> layer_specs(const Options& options) {
+  const auto layer = [&](int m, int n, int k, int32_t mode, Type x, Type y, std::vector<Spec::AdapterSpec> adapters,
+                         int outliers = -1) {
+    Spec s;
+    s.m = m, s.n = n, s.k = k;
+    s.mode = mode;
+    s.x_type = x, s.y_type = y;
+    s.bias = true;
+    s.adapters = std::move(adapters);
+    s.outlier_columns = outliers;
+    s.seed = options.seed + m + n + k;
+    return s;
+  };
+  const int32_t w8a8 = OCTOLORA_W8A8_DYNAMIC, w8a16 = OCTOLORA_W8A16;
+  const Type f32 = Type::f32, f16 = Type::f16, bf16 = Type::bf16;
+  std::vector<Spec> specs = {
+      layer(300, 400, 700, w8a8, bf16, bf16, {{16, bf16, bf16, 0.7f, false, true}, {70, f16, f16, 0.4f, false, false}}),
+      layer(200, 136, 400, w8a16, bf16, bf16, {{16, bf16, bf16, 1.f, false, false}}),
+  };
+  if (options.quick) return specs;
+  const std::vector<Spec> more = {
+      layer(2600, 3080, 1160, w8a8, bf16, bf16, {{16, bf16, bf16, 0.7f, false, false}, {40, f16, f16, 0.4f, false, true}}),
+      layer(700, 1160, 3100, w8a8, f16, f16, {{130, f32, f32, 1.f, false, false}}),
+      layer(700, 1160, 1024, w8a8, bf16, bf16, {{520, bf16, bf16, 1.f, false, false}, {33, f16, f16, -1.f, false, false}}),
+      layer(300, 264, 5000, w8a8, bf16, bf16, {}),
+      layer(1300, 2056, 520, w8a8, f32, f32, {{16, f32, f32, 1.f, true, false}}),
+      layer(8, 4096, 4096, w8a8, bf16, bf16, {{64, bf16, bf16, 1.f, false, false}}),
+      layer(50, 2050, 3001, w8a8, bf16, bf16, {{64, bf16, bf16, 1.f, false, false}}),
+      layer(400, 600, 1100, w8a8, bf16, bf16, {{16, bf16, bf16, 1.f, false, false}}, 70),
+      layer(1500, 2064, 1040, w8a16, bf16, bf16, {{16, bf16, bf16, 1.f, false, false}}),
+      layer(1500, 1032, 1000, w8a16, f16, f16, {{16, f32, f32, 1.f, false, false}}),
+      layer(16, 4096, 4096, w8a16, bf16, bf16, {{64, bf16, bf16, 1.f, false, false}}),
+  };
+  specs.insert(specs.end(), more.begin(), more.end());
+  return specs;
+}
+
 // More than 2^31 elements in y or in x, where a 32-bit index would wrap: a block of rows over and over, some of them
 // judged. The CPU runs the same with fewer repetitions.
 void many_rows(const Options& options, octolora_device* device, int32_t mode, int n, int k) {
@@ -287,6 +360,9 @@ void fill(Suite& suite, const Options& options) {
       suite.add(text("many rows, wide y, mode %d", mode), [=] { many_rows(options, device.get(), mode, 32800, 16); });
       suite.add(text("many rows, wide x, mode %d", mode), [=] { many_rows(options, device.get(), mode, 16, 32800); });
     }
+  }
+  for (const Spec& spec : layer_specs(options)) {
+    suite.add("layer " + spec.name(), [=] { layer_case(options, device.get(), spec); });
   }
   suite.add("quantized ties", [=] { quantized_case(options, device.get(), ties(), 0); });
   suite.add("write in pieces", [=] { write_case(options, device.get()); });
