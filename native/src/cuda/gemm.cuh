@@ -71,8 +71,17 @@ __device__ __forceinline__ void widen(uint32_t bytes, bool f16, uint32_t& low, u
   high = out[1];
 }
 
+// What a block may have where this is compiled for; a tile that needs more is not built there.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+constexpr int kSharedLimit = 99 * 1024;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kSharedLimit = 163 * 1024;
+#else
+constexpr int kSharedLimit = 227 * 1024;
+#endif
+
 template <class C>
-__global__ __launch_bounds__(C::kThreads) void gemm(const GemmArgs args) {
+__device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
   constexpr bool kInt8 = C::kInt8, kOutliers = C::kBase == Base::w8a8_outliers, kSums = C::kBase == Base::w8a8_sums;
   constexpr int kTilesM = C::kWarpM / 16, kTilesN = C::kWarpN / 8;
   extern __shared__ __align__(128) uint8_t memory[];
@@ -401,6 +410,11 @@ __global__ __launch_bounds__(C::kThreads) void gemm(const GemmArgs args) {
       }
     }
   }
+}
+
+template <class C>
+__global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ GemmArgs args) {
+  if constexpr (C::kSharedBytes <= kSharedLimit) multiply_tile<C>(args);
 }
 
 // One row of a tuned table: a kernel and the shapes it is for.

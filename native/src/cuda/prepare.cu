@@ -7,7 +7,7 @@
 //
 //   x [M,K] bf16, fp16 or fp32   q int8 [M,k_pitch]   rows {s_x, p} [M]   h 16-bit [M,up_columns]
 //
-// A cluster of blocks owns Rows rows and each of its blocks a slice of K, which stays in shared memory from the maximum
+// A cluster of blocks owns 16 rows and each of its blocks a slice of K, which stays in shared memory from the maximum
 // over the quantization to the down-projection: x is read from memory once. The blocks exchange maxima and partial sums of
 // x.A^T through distributed shared memory, in a fixed order, so the same input gives the same bits. Before sm_90 there are
 // no clusters, and where a slice does not fit, the block walks over several and reads x again for each step.
@@ -29,46 +29,41 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-// Columns of a that are multiplied at a time: as many as the registers hold. The 32 that high and low parts need together
-// come with 16 rows.
-__host__ __device__ constexpr int group_columns(int rows) { return rows == 32 ? 16 : 32; }
+constexpr int kRows = 16;   // of x, a cluster's: one mma tile
+constexpr int kGroup = 32;  // columns of a that are multiplied at a time; high and low parts of 16 ranks come together
+constexpr int kColumns = kGroup / 8;
 constexpr int kMaxCluster = 8;
 constexpr int kPowerLimit = 126;  // of log2 p: p and 1/p are normal numbers
 
 struct Plan {
-  int rows;     // rows of x a cluster owns: 16 or 32
-  int cluster;  // blocks in it
+  int cluster;  // blocks that share kRows rows
   int slice;    // elements of K in a block's shared memory, a multiple of 32
   int passes;   // slices a block walks over; 1: x is read once
 };
 
 __host__ __device__ constexpr int tile_pitch(int slice, int element_bytes) { return slice * element_bytes + 16; }  // shifts banks by row
 
-template <int Rows>
 struct Shared {
-  static constexpr int kGroup = group_columns(Rows);
-  float warps[kWarps / 2][Rows * kGroup];  // partial sums over the warps' k-steps
-  float block[2][Rows * kGroup];           // the block's sums, read by the cluster; two, so that one sync a group is enough
-  uint32_t below[Rows];                    // magnitude bits: maximum that sets the scale
-  uint32_t full[Rows];                     // ... of all of the row
-  RowScale rows[Rows];
-  float factor[Rows];  // divisor / a
-  int power[Rows];     // log2 p
+  float warps[kWarps / 2][kRows * kGroup];  // partial sums over the warps' k-steps
+  float block[2][kRows * kGroup];           // the block's sums, read by the cluster; two, so that one sync a group is enough
+  uint32_t below[kRows];                    // magnitude bits: maximum that sets the scale
+  uint32_t full[kRows];                     // ... of all of the row
+  RowScale rows[kRows];
+  float factor[kRows];  // divisor / a
+  int power[kRows];     // log2 p
 };
 
 // kPlain: x is measured and quantized as it is, dynamically, to 127 at most and without outlier columns, or not at all.
-template <class X, int Rows, bool kPlain>
-__global__ __launch_bounds__(kThreads, sizeof(X) == 2 ? 3 : 2) void prepare(const PrepareArgs args, const Plan plan, const bool vectors) {
-  static_assert(Rows == 16 || Rows == 32, "one or two mma tiles of 16 rows");
-  constexpr int kTiles = Rows / 16, kGroup = group_columns(Rows), kColumns = kGroup / 8;
+template <class X, bool kPlain>
+__global__ __launch_bounds__(kThreads, sizeof(X) == 2 && kPlain ? 3 : 2) void prepare(const PrepareArgs args, const Plan plan, const bool vectors) {
   constexpr int kVector = 16 / sizeof(X);
   extern __shared__ __align__(128) uint8_t memory[];
-  auto& shared = *reinterpret_cast<Shared<Rows>*>(memory);
-  uint8_t* const tile = memory + sizeof(Shared<Rows>);
+  auto& shared = *reinterpret_cast<Shared*>(memory);
+  uint8_t* const tile = memory + sizeof(Shared);
   const int pitch = tile_pitch(plan.slice, sizeof(X));
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int rank = static_cast<int>(ptx::cluster_rank());
-  const int first_row = static_cast<int>(blockIdx.x) / plan.cluster * Rows;
+  const int first_row = static_cast<int>(blockIdx.x) / plan.cluster * kRows;
   const X* const x = static_cast<const X*>(args.x);
   const bool w8a16 = args.spec.mode == Mode::w8a16;
 
@@ -80,7 +75,7 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 ? 3 : 2) void prepare(cons
     __syncthreads();
     if (vectors) {
       const int row_vectors = plan.slice / kVector;
-      for (int i = threadIdx.x; i < Rows * row_vectors; i += kThreads) {
+      for (int i = threadIdx.x; i < kRows * row_vectors; i += kThreads) {
         const int r = i / row_vectors, c = i % row_vectors * kVector;
         const bool present = first_row + r < args.m && start + c < args.k;
         const X* from = present ? x + static_cast<int64_t>(first_row + r) * args.k + start + c : x;
@@ -89,7 +84,7 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 ? 3 : 2) void prepare(cons
       ptx::copy_async_commit();
       ptx::copy_async_wait<0>();
     } else {
-      for (int i = threadIdx.x; i < Rows * plan.slice; i += kThreads) {
+      for (int i = threadIdx.x; i < kRows * plan.slice; i += kThreads) {
         const int r = i / plan.slice, c = i % plan.slice;
         const bool present = first_row + r < args.m && start + c < args.k;
         reinterpret_cast<X*>(tile + r * pitch)[c] =
@@ -106,7 +101,7 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 ? 3 : 2) void prepare(cons
   const auto measure_slice = [&] {
     const float threshold = args.spec.outlier_threshold;
     const uint32_t limit = threshold > 0 ? __float_as_uint(threshold) : ~0u;
-    for (int r = warp; r < Rows; r += kWarps) {
+    for (int r = warp; r < kRows; r += kWarps) {
       uint32_t below = 0, full = 0;
       for (int c = lane * kVector; c < plan.slice; c += 32 * kVector) {
         const uint4 bits = *reinterpret_cast<const uint4*>(tile + r * pitch + c * sizeof(X));
@@ -151,7 +146,7 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 ? 3 : 2) void prepare(cons
 
   const auto scale_rows = [&] {
     const int r = threadIdx.x;
-    if (r >= Rows) return;
+    if (r >= kRows) return;
     uint32_t below = 0, full = 0;
     for (int i = 0; i < plan.cluster; ++i) {
       below = max(below, ptx::load_cluster_u32(ptx::shared_address(&shared.below[r]), i));
@@ -181,7 +176,7 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 ? 3 : 2) void prepare(cons
   const auto quantize_slice = [&](int pass) {
     const int start = slice_start(pass);
     const int vectors_per_row = min(plan.slice, args.k_pitch - start) / 16;
-    for (int i = threadIdx.x; i < Rows * vectors_per_row; i += kThreads) {
+    for (int i = threadIdx.x; i < kRows * vectors_per_row; i += kThreads) {
       const int r = i / vectors_per_row, c = i % vectors_per_row * 16;
       if (first_row + r >= args.m) break;
       uint4 bits[sizeof(X)];
@@ -222,7 +217,7 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 ? 3 : 2) void prepare(cons
   // W8A16 where the GEMM cannot read x in place: 16-bit values copied, fp32 as three bf16 planes.
   const auto copy_slice = [&](int pass) {
     const int start = slice_start(pass);
-    for (int r = warp; r < Rows; r += kWarps) {
+    for (int r = warp; r < kRows; r += kWarps) {
       if (first_row + r >= args.m) break;
       const X* from = reinterpret_cast<const X*>(tile + r * pitch);
       for (int c = lane; c < plan.slice && start + c < args.k_pitch; c += 32) {
@@ -245,7 +240,7 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 ? 3 : 2) void prepare(cons
 
   // The block's part of kGroup columns of x.A^T, into shared.block.
   const auto multiply_down = [&](int group) {
-    float sum[kTiles][kColumns][4] = {};
+    float sum[kColumns][4] = {};
     bool f16[kGroup / kChunkRank];
 #pragma unroll
     for (int i = 0; i < kGroup / kChunkRank; ++i) {
@@ -269,8 +264,8 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 ? 3 : 2) void prepare(cons
 #pragma unroll
         for (int n = 0; n < kColumns; ++n) b[n] = ahead[n];
         fetch(ahead, step + kWarps);
-        const auto multiply_half = [&](int tile_row, int half) {
-          const uint8_t* const at = tile + tile_row * 16 * pitch + (step * 32 + half * 16) * sizeof(X);
+        const auto multiply_half = [&](int half) {
+          const uint8_t* const at = tile + (step * 32 + half * 16) * sizeof(X);
           if constexpr (sizeof(X) == 2) {
             constexpr bool x_f16 = std::is_same_v<X, __half>;
             uint32_t fragment[4];
@@ -280,16 +275,16 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 ? 3 : 2) void prepare(cons
               if (n >= 2 && !both) continue;
               const uint32_t b0 = half ? b[n].z : b[n].x, b1 = half ? b[n].w : b[n].y;
               if (f16[n / 2] == x_f16) {
-                if constexpr (x_f16) ptx::mma_f16(sum[tile_row][n], fragment, b0, b1);
-                else ptx::mma_bf16(sum[tile_row][n], fragment, b0, b1);
+                if constexpr (x_f16) ptx::mma_f16(sum[n], fragment, b0, b1);
+                else ptx::mma_bf16(sum[n], fragment, b0, b1);
               } else {
                 float2 f[4];
 #pragma unroll
                 for (int i = 0; i < 4; ++i) f[i] = decode16x2(fragment[i], x_f16);
                 const float2 low = decode16x2(b0, f16[n / 2]), high = decode16x2(b1, f16[n / 2]);
                 const float first[4] = {f[0].x, f[1].x, f[0].y, f[1].y}, second[4] = {f[2].x, f[3].x, f[2].y, f[3].y};
-                ptx::mma_tf32(sum[tile_row][n], first, low.x, low.y);
-                ptx::mma_tf32(sum[tile_row][n], second, high.x, high.y);
+                ptx::mma_tf32(sum[n], first, low.x, low.y);
+                ptx::mma_tf32(sum[n], second, high.x, high.y);
               }
             }
           } else {
@@ -311,8 +306,8 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 ? 3 : 2) void prepare(cons
               for (int n = 0; n < kColumns; ++n) {
                 if (n >= 2 && !both) continue;
                 const float2 rank = decode16x2(operand(n), f16[n / 2]);
-                ptx::mma_tf32(sum[tile_row][n], low, rank.x, rank.y);
-                ptx::mma_tf32(sum[tile_row][n], high, rank.x, rank.y);
+                ptx::mma_tf32(sum[n], low, rank.x, rank.y);
+                ptx::mma_tf32(sum[n], high, rank.x, rank.y);
               }
             };
             multiply_eight(0, [&](int n) { return half ? b[n].z : b[n].x; });
@@ -320,24 +315,16 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 ? 3 : 2) void prepare(cons
           }
         };
 #pragma unroll
-        for (int tile_row = 0; tile_row < kTiles; ++tile_row) {
-#pragma unroll
-          for (int half = 0; half < 2; ++half) multiply_half(tile_row, half);
-        }
+        for (int half = 0; half < 2; ++half) multiply_half(half);
       }
     }
     // Over the warps: the upper half hands its sums to the lower half, and the block adds up four.
     const auto each_sum = [&](auto&& visit) {
       const int g = lane / 4, t = lane % 4;
 #pragma unroll
-      for (int tile_row = 0; tile_row < kTiles; ++tile_row) {
+      for (int n = 0; n < kColumns; ++n) {
 #pragma unroll
-        for (int n = 0; n < kColumns; ++n) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            visit(sum[tile_row][n][i], (tile_row * 16 + g + i / 2 * 8) * kGroup + n * 8 + 2 * t + i % 2);
-          }
-        }
+        for (int i = 0; i < 4; ++i) visit(sum[n][i], (g + i / 2 * 8) * kGroup + n * 8 + 2 * t + i % 2);
       }
     };
     constexpr int kHalf = kWarps / 2;
@@ -347,7 +334,7 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 ? 3 : 2) void prepare(cons
     if (warp < kHalf) each_sum([&](float& value, int at) { shared.warps[warp][at] += value; });
     __syncthreads();
     float* const block = shared.block[group % 2];
-    for (int i = threadIdx.x; i < Rows * kGroup; i += kThreads) {
+    for (int i = threadIdx.x; i < kRows * kGroup; i += kThreads) {
       block[i] = (shared.warps[0][i] + shared.warps[1][i]) + (shared.warps[2][i] + shared.warps[3][i]);
     }
   };
@@ -362,7 +349,7 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 ? 3 : 2) void prepare(cons
       }
       return value;
     };
-    for (int i = threadIdx.x; i < Rows * kGroup; i += kThreads) {
+    for (int i = threadIdx.x; i < kRows * kGroup; i += kThreads) {
       const int r = i / kGroup, column = i % kGroup;
       if (r % plan.cluster != rank || first_row + r >= args.m || group * kGroup + column >= ad.down_columns) continue;
       const Chunk chunk = ad.chunks[(group * kGroup + column) / chunk_columns];
@@ -384,7 +371,7 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 ? 3 : 2) void prepare(cons
     }
   };
 
-  if (threadIdx.x < Rows) shared.below[threadIdx.x] = shared.full[threadIdx.x] = 0;
+  if (threadIdx.x < kRows) shared.below[threadIdx.x] = shared.full[threadIdx.x] = 0;
   for (int pass = 0; pass < plan.passes; ++pass) {
     load_slice(pass);
     measure_slice();
@@ -411,40 +398,39 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 ? 3 : 2) void prepare(cons
   ptx::cluster_sync();  // a block's shared memory outlives the reads of its peers
 }
 
-template <class X, int Rows>
-int shared_bytes(int slice) {
-  return static_cast<int>(sizeof(Shared<Rows>)) + Rows * tile_pitch(slice, sizeof(X));
-}
-
-// The smallest cluster whose blocks leave room for a second one on the multiprocessor and that fills the device; rows of
-// 32 halve the reads of A. Where nothing fits, 16 rows and as many passes as it takes. Split adapters take 16 rows.
 template <class X>
-Plan plan_for(int m, int k, bool split, const Limits& limits) {
-  const int max_cluster = limits.capability >= 90 ? kMaxCluster : 1;
-  const int comfortable = std::min(limits.shared_bytes, (limits.shared_bytes + 1024) / 2 - 2048);
-  for (const int budget : {comfortable, limits.shared_bytes}) {
-    for (const int rows : {32, 16}) {
-      if (rows == 32 && (m <= 16 || split)) continue;
-      for (int cluster = 1; cluster <= max_cluster; cluster *= 2) {
-        const int slice = round_up((k + cluster - 1) / cluster, 32);
-        const int bytes = rows == 32 ? shared_bytes<X, 32>(slice) : shared_bytes<X, 16>(slice);
-        const bool fills = (m + rows - 1) / rows * cluster >= limits.multiprocessors;
-        if (bytes <= budget && (fills || cluster == max_cluster || slice <= 256)) return {rows, cluster, slice, 1};
-      }
-    }
-  }
-  const int slice = (limits.shared_bytes - shared_bytes<X, 16>(0)) / 16 / static_cast<int>(sizeof(X)) / 32 * 32;
-  return {16, max_cluster, slice, (k + max_cluster * slice - 1) / (max_cluster * slice)};
+int shared_bytes(int slice) {
+  return static_cast<int>(sizeof(Shared)) + kRows * tile_pitch(slice, sizeof(X));
 }
 
-template <class X, int Rows>
+// The smallest cluster whose slices are short enough for several blocks on a multiprocessor and that fills the device.
+// Where a slice does not fit at all, as many passes as it takes. Measured on an H200, M = 4608, rank 16 and 128, us:
+//   K 3072    slice 3072  37   93     1536  34   82     768  47  129
+//   K 12288   slice 3072 111  280     1536 116  295
+//   K 4096    slice 4096  22   48     2048  21   45    1024  28   69     (M = 2048)
+// 32 rows a cluster read A half as often but took 33 and 101 at best for K = 3072.
+template <class X>
+Plan plan_for(int m, int k, const Limits& limits) {
+  constexpr int kShort = 4096 / sizeof(X);
+  const int max_cluster = limits.capability >= 90 ? kMaxCluster : 1;
+  for (int cluster = 1; cluster <= max_cluster; cluster *= 2) {
+    const int slice = round_up((k + cluster - 1) / cluster, 32);
+    const bool last = cluster == max_cluster || slice <= 256;
+    const bool fills = (m + kRows - 1) / kRows * cluster >= limits.multiprocessors;
+    if (shared_bytes<X>(slice) <= limits.shared_bytes && ((slice <= kShort && fills) || last)) return {cluster, slice, 1};
+  }
+  const int slice = (limits.shared_bytes - shared_bytes<X>(0)) / kRows / static_cast<int>(sizeof(X)) / 32 * 32;
+  return {max_cluster, slice, (k + max_cluster * slice - 1) / (max_cluster * slice)};
+}
+
+template <class X>
 void launch(const PrepareArgs& args, const Plan& plan, cudaStream_t stream) {
   const bool vectors =
       reinterpret_cast<uintptr_t>(args.x) % 16 == 0 && static_cast<int64_t>(args.k) * sizeof(X) % 16 == 0;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>((args.m + Rows - 1) / Rows * plan.cluster));
+  config.gridDim = dim3(static_cast<unsigned>((args.m + kRows - 1) / kRows * plan.cluster));
   config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes<X, Rows>(plan.slice));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes<X>(plan.slice));
   config.stream = stream;
   cudaLaunchAttribute cluster;
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -455,22 +441,15 @@ void launch(const PrepareArgs& args, const Plan& plan, cudaStream_t stream) {
   const bool plain = args.spec.mode == Mode::w8a16 ||
                      (args.spec.mode == Mode::dynamic && !args.spec.round_x_to_f16 && !(args.spec.outlier_threshold > 0) &&
                       args.spec.x_divisor <= 127.f);
-  OCTOLORA_CUDA(cudaLaunchKernelEx(&config, plain ? prepare<X, Rows, true> : prepare<X, Rows, false>, args, plan, vectors),
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&config, plain ? prepare<X, true> : prepare<X, false>, args, plan, vectors),
                 "prepare: M = %d, K = %d, down columns = %d", args.m, args.k, args.adapters.down_columns);
 }
 
 template <class X>
-void launch(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
-  const bool split = args.adapters.down_columns > args.adapters.chunk_count * kChunkRank;
-  const Plan plan = plan_for<X>(args.m, args.k, split, limits);
-  if (plan.rows == 32) launch<X, 32>(args, plan, stream);
-  else launch<X, 16>(args, plan, stream);
-}
-
-template <class X>
 void set_up(const Limits& limits) {
-  for (const auto kernel : {prepare<X, 16, false>, prepare<X, 16, true>, prepare<X, 32, false>, prepare<X, 32, true>}) {
-    OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
+  for (const auto kernel : {prepare<X, false>, prepare<X, true>}) {
+    OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       limits.shared_bytes),
                   "prepare: %d bytes of shared memory", limits.shared_bytes);
   }
 }
@@ -485,9 +464,9 @@ void set_up_prepare(const Limits& limits) {
 
 void launch_prepare(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
   switch (args.x_type) {
-    case Dtype::f32: return launch<float>(args, limits, stream);
-    case Dtype::f16: return launch<__half>(args, limits, stream);
-    case Dtype::bf16: return launch<__nv_bfloat16>(args, limits, stream);
+    case Dtype::f32: return launch<float>(args, plan_for<float>(args.m, args.k, limits), stream);
+    case Dtype::f16: return launch<__half>(args, plan_for<__half>(args.m, args.k, limits), stream);
+    case Dtype::bf16: return launch<__nv_bfloat16>(args, plan_for<__nv_bfloat16>(args.m, args.k, limits), stream);
   }
 }
 
