@@ -11,8 +11,8 @@ import org.jetbrains.annotations.Nullable;
 /**
  * A seeded layer with what it should compute, in double precision and in plain loops over the formulas of octolora.h.
  *
- * <p>x, A and B are small multiples of powers of two that fp16 and bf16 hold exactly, so that the choice of a 16-bit type
- * for a fp32 adapter is no source of error.
+ * <p>x, A and B are small multiples of powers of two that fp16 and bf16 hold exactly, so that the choice of a 16-bit
+ * type for a fp32 adapter is no source of error.
  */
 final class RandomLayer {
   /** Unit roundoff of fp32 and of bf16, the coarser of the types that x·Aᵀ may be kept in. */
@@ -132,12 +132,13 @@ final class RandomLayer {
           }
           ranks += adapter.rank;
         }
-        // Everything is added up in fp32 in some order: each bias, adapter and rank may be one more rounding of the whole
-        // sum.
+        // Everything is added up in fp32 in some order: each bias, adapter and rank may be one more rounding of the
+        // whole sum.
         bound += 2 * FP32 * (2 + adapters.size() + ranks) * size;
         double error = Math.abs(y[row * n + o] - want);
         if (!(error <= bound)) {
-          return "y[%d,%d] = %s, expected %s, off by %s, bound %s".formatted(row, o, y[row * n + o], want, error, bound);
+          return "y[%d,%d] = %s, expected %s, off by %s, bound %s"
+              .formatted(row, o, y[row * n + o], want, error, bound);
         }
       }
     }
