@@ -11,12 +11,13 @@ missing= debian= fedora= arch=
 lack() { # what, then its package on Debian, Fedora, Arch
   missing="$missing${missing:+, }$1" debian="$debian $2" fedora="$fedora $3" arch="$arch $4"
 }
+jdk="openjdk-17-jdk-headless java-17-openjdk-devel jdk17-openjdk"
 has() { command -v "$1" >/dev/null 2>&1; }
 
 if [ "$java_version" -lt 17 ]; then
-  lack "JDK 17+ (Maven runs on $java_version from $java_home)" openjdk-17-jdk-headless java-17-openjdk-devel jdk17-openjdk
+  lack "JDK 17+ (Maven runs on $java_version from $java_home)" $jdk
 elif ! [ -x "$java_home/bin/javac" ]; then
-  lack "javac ($java_home is a runtime without the compiler)" openjdk-17-jdk-headless java-17-openjdk-devel jdk17-openjdk
+  lack "javac ($java_home is a runtime without the compiler)" $jdk
 fi
 if [ "$native_skip" != true ]; then
   cmake_version=$(cmake --version 2>/dev/null | sed -n 's/^cmake version \([0-9]*\.[0-9]*\).*/\1/p')

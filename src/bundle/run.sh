@@ -6,8 +6,9 @@
 #   ./run.sh [--device cuda:0] [PART...]
 #
 #   native     the native tests
-#   sanitizer  the native tests on small shapes under compute-sanitizer: memcheck, racecheck, initcheck and synccheck, or
-#              those of them in TOOLS. Calls that fail on purpose, such as an allocation of 2^60 bytes, are no findings.
+#   sanitizer  the native tests on small shapes under compute-sanitizer: memcheck, racecheck, initcheck and synccheck,
+#              or those of them in TOOLS. Calls that fail on purpose, such as an allocation of 2^60 bytes, are no
+#              findings.
 #   java       the JUnit tests that need a GPU, under -Xcheck:jni
 #   verify     the command line on the recorded layers of real checkpoints
 #   bench      the native micro-benchmark; its arguments in BENCH_ARGS
@@ -71,7 +72,8 @@ sanitizer_part() {
   for tool in ${TOOLS:-memcheck racecheck initcheck synccheck}; do
     for test in "$here"/native/*_test; do
       step "sanitizer $tool $(basename "$test")" \
-        "${native[@]}" "$sanitizer" --tool "$tool" --report-api-errors no --error-exitcode 86 "$test" --device "$device" --quick
+        "${native[@]}" "$sanitizer" --tool "$tool" --report-api-errors no --error-exitcode 86 \
+        "$test" --device "$device" --quick
     done
   done
 }

@@ -36,12 +36,16 @@ class BuildTest {
   void benchmarksAndNativeLibraryHaveTheVersionOfTheJar() throws IOException {
     String version = first("pom.xml", "<artifactId>octolora</artifactId>\\s*<version>([^<]+)</version>");
     assertEquals(version, first("benchmarks/pom.xml", "<octolora.version>([^<]+)</octolora.version>"));
-    assertEquals(version, first("benchmarks/pom.xml", "<artifactId>octolora-benchmarks</artifactId>\\s*<version>([^<]+)<"));
+    assertEquals(version,
+        first("benchmarks/pom.xml", "<artifactId>octolora-benchmarks</artifactId>\\s*<version>([^<]+)<"));
     assertEquals(version.replace("-SNAPSHOT", ""),
         first("native/CMakeLists.txt", "project\\(octolora VERSION (\\S+)"));
   }
 
-  /** JavaCPP's jars, and those of its CUDA bindings, whatever their classifier; mixed versions fail when they are loaded. */
+  /**
+   * JavaCPP's jars, and those of its CUDA bindings, whatever their classifier; mixed versions fail when they are
+   * loaded.
+   */
   @Test
   void bindingsComeInOneVersion() {
     Pattern jar = Pattern.compile("(javacpp|cuda)-([0-9][0-9.-]*[0-9])(-[a-z].*)?\\.jar");

@@ -44,7 +44,9 @@ public final class AdapterSlots extends Forward {
     return capacity[Objects.checkIndex(slot, capacity.length)];
   }
 
-  /** Fills a slot in the precision that the slots were made for: {@code y += weight · delta.scale · ((x·Aᵀ)·Bᵀ + bias)}. */
+  /**
+   * Fills a slot in the precision that the slots were made for: {@code y += weight · delta.scale · ((x·Aᵀ)·Bᵀ + bias)}.
+   */
   public void set(int slot, LoraDelta delta, float weight, long stream) {
     set(slot, HostAdapter.of(delta, name, n, k), weight, stream);
   }

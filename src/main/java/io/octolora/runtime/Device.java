@@ -15,12 +15,12 @@ import org.jetbrains.annotations.Nullable;
 /**
  * A CUDA device or the CPU, and the way to everything that lives there.
  *
- * <p>Device pointers are addresses of the device's memory: CUDA memory, or plain host memory for the CPU. Pointers given
- * as {@code long} are used as they are; a wrong one ends the process, as in C. {@link DeviceMemory} knows its size and
- * is checked. Streams are CUDA streams; 0 is the default stream, and the only one of the CPU.
+ * <p>Device pointers are addresses of the device's memory: CUDA memory, or plain host memory for the CPU. Pointers
+ * given as {@code long} are used as they are; a wrong one ends the process, as in C. {@link DeviceMemory} knows its
+ * size and is checked. Streams are CUDA streams; 0 is the default stream, and the only one of the CPU.
  *
- * <p>The caller owns the device and what it makes, and closes both, in any order: a closed device takes no new work, and
- * its native half goes when the last object made on it does. All methods may be called from any thread. They throw
+ * <p>The caller owns the device and what it makes, and closes both, in any order: a closed device takes no new work,
+ * and its native half goes when the last object made on it does. All methods may be called from any thread. They throw
  * {@link IllegalStateException} after {@link #close()}, {@link OctoloraException} for what the device refuses, and
  * {@link NativeLibraryException} where the native library does not load. Defined by {@code octolora/octolora.h}.
  */
@@ -218,7 +218,8 @@ public final class Device implements AutoCloseable {
 
   /**
    * Enqueues a copy of bytes bytes: host to device, device to host or within the device, as the addresses say. A copy
-   * from or to pageable host memory may wait for the stream. The caller keeps both memories until the stream is past it.
+   * from or to pageable host memory may wait for the stream. The caller keeps both memories until the stream is past
+   * it.
    */
   public void copy(long to, long from, long bytes, long stream) {
     if (bytes < 0) {

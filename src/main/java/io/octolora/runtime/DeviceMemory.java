@@ -68,7 +68,8 @@ public final class DeviceMemory implements AutoCloseable {
     }
     int length = to.remaining();
     ByteBuffer direct = to.isDirect() ? to.slice() : ByteBuffer.allocateDirect(length);
-    transfer(length, stream, (onDevice, from, onStream) -> NativeOctolora.copyOut(onDevice, direct, from, length, onStream));
+    transfer(length, stream,
+        (onDevice, from, onStream) -> NativeOctolora.copyOut(onDevice, direct, from, length, onStream));
     if (!to.isDirect()) {
       to.slice().put(direct);
     }
@@ -77,7 +78,8 @@ public final class DeviceMemory implements AutoCloseable {
   /** Device to host. */
   public void copyTo(float[] to, @Nullable Stream stream) {
     long length = 4L * to.length;
-    transfer(length, stream, (onDevice, from, onStream) -> NativeOctolora.copyOut(onDevice, to, from, length, onStream));
+    transfer(length, stream,
+        (onDevice, from, onStream) -> NativeOctolora.copyOut(onDevice, to, from, length, onStream));
   }
 
   /** Device to host. */
@@ -89,7 +91,8 @@ public final class DeviceMemory implements AutoCloseable {
   /** Device to host. */
   public void copyTo(int[] to, @Nullable Stream stream) {
     long length = 4L * to.length;
-    transfer(length, stream, (onDevice, from, onStream) -> NativeOctolora.copyOut(onDevice, to, from, length, onStream));
+    transfer(length, stream,
+        (onDevice, from, onStream) -> NativeOctolora.copyOut(onDevice, to, from, length, onStream));
   }
 
   private interface Copy {

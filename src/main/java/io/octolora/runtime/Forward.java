@@ -10,11 +10,11 @@ import org.jetbrains.annotations.Nullable;
  * {@code y = base(x) + bias + Σ adapters} of one layer: an {@link Int8Linear} with what is attached to it, or the same
  * layer with the {@link AdapterSlots} of the caller.
  *
- * <p>x [rows, k] and y [rows, n] are dense, row-major, in memory of the layer's device, aligned to their element type and
- * do not overlap; 16-byte alignment of them and their rows is faster. The caller owns them and the workspace, which is
- * scratch, 256-byte aligned and not shared by calls that may run at the same time. A call enqueues on the stream and
- * returns; on the CPU it is done on return. It allocates nothing, in Java or below, and may be captured in a CUDA graph,
- * which must not outlive what it captured.
+ * <p>x [rows, k] and y [rows, n] are dense, row-major, in memory of the layer's device, aligned to their element type
+ * and do not overlap; 16-byte alignment of them and their rows is faster. The caller owns them and the workspace, which
+ * is scratch, 256-byte aligned and not shared by calls that may run at the same time. A call enqueues on the stream and
+ * returns; on the CPU it is done on return. It allocates nothing, in Java or below, and may be captured in a CUDA
+ * graph, which must not outlive what it captured.
  *
  * <p>The calls throw {@link IllegalStateException} after close, and {@link OctoloraException} naming the layer, the
  * argument and the numbers: {@link Status#WORKSPACE_TOO_SMALL} for a workspace below {@link #workspaceBytes},
@@ -133,7 +133,8 @@ public abstract sealed class Forward implements AutoCloseable permits Int8Linear
         try {
           long onStream = Stream.acquire(stream);
           try {
-            forward(xAddress, xType, yAddress, yType, rows, scratch, workspace == null ? 0 : workspace.bytes(), onStream);
+            forward(xAddress, xType, yAddress, yType, rows, scratch, workspace == null ? 0 : workspace.bytes(),
+                onStream);
           } finally {
             Stream.release(stream);
           }

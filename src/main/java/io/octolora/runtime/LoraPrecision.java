@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.octolora.runtime;
 
-/** How exactly an adapter's A, B and x·Aᵀ are kept on the device, in the order of the constants of {@code octolora.h}. */
+/**
+ * How exactly an adapter's A, B and x·Aᵀ are kept on the device, in the order of the constants of {@code octolora.h}.
+ */
 public enum LoraPrecision {
   /** One 16-bit number each. 16-bit factors are kept as they are, fp32 ones become the 16-bit type that loses least. */
   BITS_16,

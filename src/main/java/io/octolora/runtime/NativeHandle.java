@@ -6,11 +6,12 @@ import java.util.function.LongConsumer;
 import java.util.function.LongUnaryOperator;
 
 /**
- * Owns one native object. Calls hold it between {@link #acquire} and {@link #release}; {@link #close} keeps new calls out
- * and the last user out frees the object, once, whatever the order. What lives on another object (memory on a device,
- * slots on a linear) holds that one the same way until it is freed itself.
+ * Owns one native object. Calls hold it between {@link #acquire} and {@link #release}; {@link #close} keeps new calls
+ * out and the last user out frees the object, once, whatever the order. What lives on another object (memory on a
+ * device, slots on a linear) holds that one the same way until it is freed itself.
  *
- * <p>This guards against host threads alone: work already enqueued on a stream is waited for by the native destroy call.
+ * <p>This guards against host threads alone: work already enqueued on a stream is waited for by the native destroy
+ * call.
  */
 final class NativeHandle implements AutoCloseable {
   /** Frees a child; parent is alive during the call. */

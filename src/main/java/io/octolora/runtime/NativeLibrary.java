@@ -48,8 +48,8 @@ final class NativeLibrary {
         Loader.load(NativeOctolora.class);
       } catch (UnsatisfiedLinkError e) {
         throw new NativeLibraryException(
-            "no native library for %s on the class path (expected %s/libjnioctolora.so in the jar with that classifier), and"
-                    .formatted(Loader.getPlatform(), Loader.getPlatform())
+            ("no native library for %1$s on the class path (expected %1$s/libjnioctolora.so in the jar with that"
+                + " classifier), and").formatted(Loader.getPlatform())
                 + " -D" + PATH_PROPERTY + " names no folder that holds one: " + e.getMessage(),
             e);
       }

@@ -33,8 +33,8 @@ final class NativeOctolora {
   @Name("octolora_device_create") static native int deviceCreate(int ordinal, @Cast("octolora_device**") long[] device);
   @Name("octolora_device_destroy") static native void deviceDestroy(@Cast("octolora_device*") long device);
   @Name("octolora_java_device_info")
-  static native int deviceInfo(@Cast("const octolora_device*") long device, int[] numbers, @Cast("int64_t*") long[] memory,
-      byte[] name, byte[] kernels);
+  static native int deviceInfo(@Cast("const octolora_device*") long device, int[] numbers,
+      @Cast("int64_t*") long[] memory, byte[] name, byte[] kernels);
   @Name("octolora_device_set_threads")
   static native int deviceSetThreads(@Cast("octolora_device*") long device, int threads);
   @Name("octolora_device_memory_in_use")
@@ -45,11 +45,11 @@ final class NativeOctolora {
   @Name("octolora_device_free")
   static native int deviceFree(@Cast("octolora_device*") long device, @Cast("void*") long memory);
   @Name("octolora_device_copy")
-  static native int deviceCopy(@Cast("octolora_device*") long device, @Cast("void*") long to, @Cast("const void*") long from,
-      @Cast("size_t") long bytes, @Cast("CUstream_st*") long stream);
+  static native int deviceCopy(@Cast("octolora_device*") long device, @Cast("void*") long to,
+      @Cast("const void*") long from, @Cast("size_t") long bytes, @Cast("CUstream_st*") long stream);
 
-  // Direct buffers count from their position. Of an array the generated code hands over a copy that lasts as long as the
-  // call, so these wait for the stream.
+  // Direct buffers count from their position. Of an array the generated code hands over a copy that lasts as long as
+  // the call, so these wait for the stream.
   @Name("octolora_java_copy")
   static native int copyIn(@Cast("octolora_device*") long device, @Cast("void*") long to,
       @Cast("const void*") ByteBuffer from, @Cast("size_t") long bytes, @Cast("CUstream_st*") long stream);
@@ -80,22 +80,22 @@ final class NativeOctolora {
   static native int streamSynchronize(@Cast("octolora_device*") long device, @Cast("CUstream_st*") long stream);
 
   @Name("octolora_java_linear_create")
-  static native int linearCreate(@Cast("octolora_device*") long device, int n, int k, int mode, int roundX, float xScale,
-      float xDivisor, float outlierThreshold, @Cast("const void*") @Nullable ByteBuffer weight, int scaleCount,
-      @Const float[] scale, @Const float @Nullable [] bias, @Cast("octolora_linear**") long[] linear);
+  static native int linearCreate(@Cast("octolora_device*") long device, int n, int k, int mode, int roundX,
+      float xScale, float xDivisor, float outlierThreshold, @Cast("const void*") @Nullable ByteBuffer weight,
+      int scaleCount, @Const float[] scale, @Const float @Nullable [] bias, @Cast("octolora_linear**") long[] linear);
   @Name("octolora_linear_destroy") static native void linearDestroy(@Cast("octolora_linear*") long linear);
   @Name("octolora_linear_write")
   static native int linearWrite(@Cast("octolora_linear*") long linear, int firstRow, int rows,
       @Cast("const int8_t*") ByteBuffer weight);
 
   @Name("octolora_slots_create")
-  static native int slotsCreate(@Cast("octolora_linear*") long linear, int slotCount, @Const int[] capacity, int precision,
-      @Cast("octolora_slots**") long[] slots);
+  static native int slotsCreate(@Cast("octolora_linear*") long linear, int slotCount, @Const int[] capacity,
+      int precision, @Cast("octolora_slots**") long[] slots);
   @Name("octolora_slots_destroy") static native void slotsDestroy(@Cast("octolora_slots*") long slots);
   @Name("octolora_java_slots_set")
-  static native int slotsSet(@Cast("octolora_slots*") long slots, int slot, int rank, int aType, int bType, int precision,
-      @Cast("const void*") ByteBuffer a, @Cast("const void*") ByteBuffer b, @Const float @Nullable [] bias, float scale,
-      @Cast("CUstream_st*") long stream);
+  static native int slotsSet(@Cast("octolora_slots*") long slots, int slot, int rank, int aType, int bType,
+      int precision, @Cast("const void*") ByteBuffer a, @Cast("const void*") ByteBuffer b,
+      @Const float @Nullable [] bias, float scale, @Cast("CUstream_st*") long stream);
   @Name("octolora_slots_set_scale")
   static native int slotsSetScale(@Cast("octolora_slots*") long slots, int slot, float scale,
       @Cast("CUstream_st*") long stream);
@@ -103,12 +103,12 @@ final class NativeOctolora {
   static native int slotsClear(@Cast("octolora_slots*") long slots, int slot, @Cast("CUstream_st*") long stream);
 
   @Name("octolora_linear_workspace")
-  static native int linearWorkspace(@Cast("const octolora_linear*") long linear, @Cast("const octolora_slots*") long slots,
-      int rows, int xType, @Cast("size_t*") long[] bytes);
+  static native int linearWorkspace(@Cast("const octolora_linear*") long linear,
+      @Cast("const octolora_slots*") long slots, int rows, int xType, @Cast("size_t*") long[] bytes);
   @Name("octolora_linear_forward")
-  static native int linearForward(@Cast("const octolora_linear*") long linear, @Cast("const octolora_slots*") long slots,
-      @Cast("const void*") long x, int xType, @Cast("void*") long y, int yType, int rows, @Cast("void*") long workspace,
-      @Cast("size_t") long workspaceBytes, @Cast("CUstream_st*") long stream);
+  static native int linearForward(@Cast("const octolora_linear*") long linear,
+      @Cast("const octolora_slots*") long slots, @Cast("const void*") long x, int xType, @Cast("void*") long y,
+      int yType, int rows, @Cast("void*") long workspace, @Cast("size_t") long workspaceBytes, @Cast("CUstream_st*") long stream);
   @Name("octolora_linear_quantized")
   static native int linearQuantized(@Cast("const octolora_linear*") long linear, @Cast("const void*") long x, int xType,
       @Cast("int32_t*") long sums, @Cast("int8_t*") long codes, @Cast("float*") long rowScale, int rows,

@@ -45,8 +45,8 @@ class CheckpointLayersTest {
     try (Checkpoint base = open("base_bnb8"); Device device = Device.cpu()) {
       BaseLinear layer = base.linear(TO_FF);
       try (Int8Linear whole = device.load(layer);
-          Int8Linear pieces = Int8Linear.create(device.handle(), layer.name(), layer.n(), layer.k(), layer.quantization(),
-              layer.weight()::bytes, layer.scale(), layer.bias(), 1000)) {
+          Int8Linear pieces = Int8Linear.create(device.handle(), layer.name(), layer.n(), layer.k(),
+              layer.quantization(), layer.weight()::bytes, layer.scale(), layer.bias(), 1000)) {
         assertArrayEquals(whole.forward(x, ROWS), pieces.forward(x, ROWS));
       }
     }

@@ -30,17 +30,20 @@ class ModulePathJarTest {
     Assumptions.assumeTrue(Files.isDirectory(target), "not in the source tree");
     String own;
     try (Stream<Path> files = Files.list(target)) {
-      own = files.filter(file -> file.getFileName().toString().matches("octolora-[0-9.]+(-SNAPSHOT)?(-linux-x86_64)?\\.jar"))
+      String names = "octolora-[0-9.]+(-SNAPSHOT)?(-linux-x86_64)?\\.jar";
+      own = files.filter(file -> file.getFileName().toString().matches(names))
           .map(Path::toString).collect(Collectors.joining(File.pathSeparator));
     }
+    String used = "(jackson-core|picocli|javacpp)-[0-9.]+\\.jar";
     String libraries = Arrays.stream(System.getProperty("java.class.path").split(File.pathSeparator))
-        .filter(entry -> Path.of(entry).getFileName().toString().matches("(jackson-core|picocli|javacpp)-[0-9.]+\\.jar"))
+        .filter(entry -> Path.of(entry).getFileName().toString().matches(used))
         .collect(Collectors.joining(File.pathSeparator));
     Path output = folder.resolve("output");
     List<String> command = List.of(Path.of(System.getProperty("java.home"), "bin", "java").toString(),
         "-p", own + File.pathSeparator + libraries, "--add-modules", "io.octolora.natives",
         "--enable-native-access=io.octolora,org.bytedeco.javacpp", "-m", "io.octolora/io.octolora.cli.Main", "verify",
-        Fixtures.path("flux/base_bnb8").toString(), Fixtures.path("flux/adapters/r4/peft").toString(), "--device", "cpu");
+        Fixtures.path("flux/base_bnb8").toString(), Fixtures.path("flux/adapters/r4/peft").toString(), "--device",
+        "cpu");
     Process process = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(output.toFile()).start();
     if (!process.waitFor(120, TimeUnit.SECONDS)) {
       process.destroyForcibly();

@@ -55,7 +55,8 @@ class NativeHandleTest {
   @Test
   void aChildThatFailsLeavesNothing() {
     NativeHandle parent = handle("parent", 1);
-    assertThrows(ArithmeticException.class, () -> parent.child("child", address -> Math.floorDiv(address, 0L), (p, c) -> {}));
+    assertThrows(ArithmeticException.class,
+        () -> parent.child("child", address -> Math.floorDiv(address, 0L), (p, c) -> {}));
     parent.close();
     assertEquals(List.of("parent 1"), freed);
     assertThrows(IllegalStateException.class, () -> parent.child("child", address -> 2, (p, c) -> {}));

@@ -11,8 +11,8 @@ import org.jetbrains.annotations.Nullable;
 /**
  * A seeded layer with what it should compute, in double precision and in plain loops over the formulas of octolora.h.
  *
- * <p>x, A and B are small multiples of powers of two that fp16 and bf16 hold exactly, so that the choice of a 16-bit type
- * for a fp32 adapter is no source of error.
+ * <p>x, A and B are small multiples of powers of two that fp16 and bf16 hold exactly, so that the choice of a 16-bit
+ * type for a fp32 adapter is no source of error.
  */
 final class RandomLayer {
   /** Unit roundoff of fp32 and of bf16, the coarser of the types that x·Aᵀ may be kept in. */
@@ -101,7 +101,7 @@ final class RandomLayer {
         double roundings = 4; // the sum to fp32, times s_x, times s_w, and one for the order of the products
         if (quantization.mode() == Quantization.Mode.W8A16) {
           roundings = 2;
-          magnitude *= k * FP32 * Math.abs(scales);
+          magnitude *= 2 * k * FP32 * Math.abs(scales); // a tensor core truncates: twice the unit roundoff
         } else {
           scales *= step;
           magnitude = 0;
@@ -109,33 +109,36 @@ final class RandomLayer {
         base *= scales;
         double want = base;
         double bound = roundings * FP32 * Math.abs(base) + magnitude;
+        double size = Math.abs(base); // of everything that is summed up to y
+        int ranks = 0;
         if (bias != null) {
           want += bias[o];
+          size += Math.abs(bias[o]);
         }
         for (Adapter adapter : adapters) {
-          double delta = 0;
-          double slack = 0;
           for (int r = 0; r < adapter.rank; r++) {
             double h = 0;
-            double size = 0;
+            double terms = 0;
             for (int c = 0; c < k; c++) {
               double term = (double) x[row * k + c] * adapter.a[r * k + c];
               h += term;
-              size += Math.abs(term);
+              terms += Math.abs(term);
             }
-            double b = Math.abs(adapter.b[o * adapter.rank + r]);
-            delta += h * adapter.b[o * adapter.rank + r];
-            // the fp32 sum over k, h kept in 16 bits, the fp32 sum over the rank
-            slack += b * (k * FP32 * size + BF16 * Math.abs(h) + adapter.rank * FP32 * Math.abs(h));
+            double factor = (double) adapter.weight * adapter.b[o * adapter.rank + r];
+            want += factor * h;
+            size += Math.abs(factor * h);
+            // the fp32 sum over k, h in 16 bits, and fp32 products with the weight and the row's scale
+            bound += Math.abs(factor) * (2 * k * FP32 * terms + (BF16 + 4 * FP32) * Math.abs(h));
           }
-          want += adapter.weight * delta;
-          bound += Math.abs(adapter.weight) * (slack + 2 * FP32 * Math.abs(delta));
+          ranks += adapter.rank;
         }
-        // each of base, bias and the adapters joins by one fp32 addition
-        bound += (2 + adapters.size()) * FP32 * (Math.abs(want) + Math.abs(base));
+        // Everything is added up in fp32 in some order: each bias, adapter and rank may be one more rounding of the
+        // whole sum.
+        bound += 2 * FP32 * (2 + adapters.size() + ranks) * size;
         double error = Math.abs(y[row * n + o] - want);
         if (!(error <= bound)) {
-          return "y[%d,%d] = %s, expected %s, off by %s, bound %s".formatted(row, o, y[row * n + o], want, error, bound);
+          return "y[%d,%d] = %s, expected %s, off by %s, bound %s"
+              .formatted(row, o, y[row * n + o], want, error, bound);
         }
       }
     }

@@ -5,7 +5,9 @@ import io.octolora.OctoloraException;
 import java.nio.ByteBuffer;
 import java.util.List;
 
-/** Calls every native function at least once, failures included; run by {@link ChildProcessTest} in a JVM of its own. */
+/**
+ * Calls every native function at least once, failures included; run by {@link ChildProcessTest} in a JVM of its own.
+ */
 final class Workout {
   static final String DONE = "every native function called";
 
@@ -61,7 +63,8 @@ final class Workout {
           () -> device.allocate(1L << 60),
           () -> linear.forward(0, DataType.FLOAT32, 0, DataType.FLOAT32, -1, 0, 0, 0),
           () -> slots.set(7, other.rank(), other.a(), other.b(), 1, 0),
-          () -> device.load("wide", 1, 131072, DeviceContract.DYNAMIC, ByteBuffer.allocate(131072), new float[1], null))) {
+          () -> device.load("wide", 1, 131072, DeviceContract.DYNAMIC, ByteBuffer.allocate(131072), new float[1],
+              null))) {
         try {
           refused.run();
           throw new AssertionError("not refused");
