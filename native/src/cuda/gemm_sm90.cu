@@ -33,9 +33,10 @@ constexpr int kStoreColumns = 64;                      // 128 bytes of y
 constexpr int kStoreBytes = 64 * kStoreColumns * 2;    // a warpgroup's rows
 [[maybe_unused]] constexpr int kRasterPairs = 6;  // pairs of tiles along M that a wave walks together
 
-template <int BlockN_>
+template <int BlockN_, bool Outliers>
 struct Config {
   static constexpr int kBlockN = BlockN_;
+  static constexpr bool kOutliers = Outliers;
   static constexpr int kStageBytes = (kBlockM + kBlockN) * 128;
   static constexpr int kStages = kBlockN == 192 ? 4 : 6;
   static constexpr int kColumns = kStages * kStageBytes + kWarpgroups * 2 * kStoreBytes;  // {s_w, bias} of the tile
@@ -55,7 +56,65 @@ struct Params {
   int k_blocks, rank_blocks, up_columns, chunk_columns;
   int pairs_m, tiles_n;
   bool y_f16;
+  // Outlier columns: their list and number, the x and W they are gathered from.
+  const int32_t* outlier_list;
+  const int32_t* outlier_count;
+  const void* raw_x;  // [M,k]
+  Dtype raw_type;
+  const int8_t* weight;  // [N,k_pitch]
+  int k, k_pitch;
 };
+
+// value [16 x 8 columns a tile] += x_o . W_o^T over the outlier columns, for the rows row, row + 8 and the columns of
+// `first_column` that a lane holds. Outliers are few, so mma operands are gathered straight from memory; int8 is exact in
+// both 16-bit types, and fp32 x goes in as three bf16 pieces.
+template <int Tiles>
+__device__ __forceinline__ void add_outliers(float (&value)[Tiles][4], const Params& p, int count, int row, int first_column) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+  const bool f16 = p.raw_type == Dtype::f16;
+  const auto x_at = [&](int m, int column, int piece) -> uint32_t {
+    if (column < 0 || m >= p.m) return 0;
+    const int64_t at = static_cast<int64_t>(m) * p.k + column;
+    return p.raw_type == Dtype::f32 ? bf16_piece(static_cast<const float*>(p.raw_x)[at], piece)
+                                    : static_cast<const uint16_t*>(p.raw_x)[at];
+  };
+  for (int base = 0; base < count; base += 16) {
+    int column[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int at = base + i / 2 * 8 + 2 * t + i % 2;
+      column[i] = at < count ? p.outlier_list[at] : -1;
+    }
+    const int pieces = p.raw_type == Dtype::f32 ? 3 : 1;
+    uint32_t x[3][4];
+#pragma unroll
+    for (int piece = 0; piece < 3; ++piece) {
+      if (piece < pieces) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int m = row + i % 2 * 8;
+          x[piece][i] = x_at(m, column[i / 2 * 2], piece) | x_at(m, column[i / 2 * 2 + 1], piece) << 16;
+        }
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < Tiles; ++j) {
+      const int n = first_column + j * 8 + g;
+      const int8_t* const w = p.weight + static_cast<int64_t>(n) * p.k_pitch;
+      uint32_t bits[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) bits[i] = column[i] >= 0 && n < p.n ? encode16(w[column[i]], f16) : 0;
+      const uint32_t b0 = bits[0] | bits[1] << 16, b1 = bits[2] | bits[3] << 16;
+#pragma unroll
+      for (int piece = 0; piece < 3; ++piece) {
+        if (piece < pieces) {
+          if (f16) ptx::mma_f16(value[j], x[piece], b0, b1);
+          else ptx::mma_bf16(value[j], x[piece], b0, b1);
+        }
+      }
+    }
+  }
+}
 
 template <class C>
 __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Params p) {
@@ -140,7 +199,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       RowScale rows[2];
       for (int i = 0; i < 2; ++i) {
         rows[i] = first_row + 8 * i < p.m ? p.rows[first_row + 8 * i] : RowScale{1.f, 1.f};
-        rows[i].scale /= rows[i].power;
+        if (!C::kOutliers) rows[i].scale /= rows[i].power;  // outliers join before the division
       }
 
       const int my_column = at.y + static_cast<int>(threadIdx.x);
@@ -179,6 +238,15 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       // them do not fit a thread.
       constexpr int kQuarters = C::kBlockN / kStoreColumns;
       float value[kQuarters][32];
+      if constexpr (C::kOutliers) {
+        const int count = *p.outlier_count;
+        float tile[kRegisters / 4][4];
+#pragma unroll
+        for (int i = 0; i < kRegisters; ++i) tile[i / 4][i % 4] = static_cast<float>(sum[i]) * rows[i / 2 % 2].scale;
+        add_outliers(tile, p, count, first_row, at.y);
+#pragma unroll
+        for (int i = 0; i < kRegisters; ++i) sum[i] = __float_as_int(tile[i / 4][i % 4]);
+      }
 #pragma unroll
       for (int quarter = 0; quarter < kQuarters; ++quarter) {
 #pragma unroll
@@ -186,8 +254,9 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           const float2 scale = ptx::load_shared_pair(my_scales + (quarter * 8 + j) * 32);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            value[quarter][4 * j + i] =
-                static_cast<float>(sum[quarter * 32 + 4 * j + i]) * rows[i / 2].scale * (i % 2 ? scale.y : scale.x);
+            const int32_t bits = sum[quarter * 32 + 4 * j + i];
+            const float base = C::kOutliers ? __int_as_float(bits) / rows[i / 2].power : static_cast<float>(bits) * rows[i / 2].scale;
+            value[quarter][4 * j + i] = base * (i % 2 ? scale.y : scale.x);
           }
         }
       }
@@ -317,6 +386,13 @@ void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
   p.pairs_m = (args.m + kBlockM * kCluster - 1) / (kBlockM * kCluster);
   p.tiles_n = (args.n + C::kBlockN - 1) / C::kBlockN;
   p.y_f16 = args.y_type == Dtype::f16;
+  p.outlier_list = args.outliers.list;
+  p.outlier_count = args.outliers.count;
+  p.raw_x = args.raw_x;
+  p.raw_type = args.raw_type;
+  p.weight = args.weight;
+  p.k = args.k;
+  p.k_pitch = args.k_pitch;
 
   const int clusters = std::min(p.pairs_m * p.tiles_n, limits.multiprocessors / kCluster);
   cudaLaunchConfig_t config = {};
@@ -344,24 +420,36 @@ void set_up() {
 
 void set_up_gemm_sm90(const Limits& limits) {
   if (limits.capability != 90) return;
-  set_up<Config<192>>();
-  set_up<Config<128>>();
+  set_up<Config<192, false>>();
+  set_up<Config<128, false>>();
+  set_up<Config<192, true>>();
+  set_up<Config<128, true>>();
 }
 
 bool gemm_sm90_takes(const GemmArgs& args, const Limits& limits) {
-  return limits.capability == 90 && args.m > 64 && args.y_type != Dtype::f32 && !args.store_sums && !args.outliers.list &&
+  return limits.capability == 90 && args.m > 64 && args.y_type != Dtype::f32 && !args.store_sums &&
          args.n % 8 == 0 && reinterpret_cast<uintptr_t>(args.y) % 16 == 0;
 }
 
+namespace {
+
 // The width whose tiles fill the last wave best, weighed by what each reaches in its main loop.
-void launch_gemm_sm90(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+template <bool Outliers>
+void launch_widest(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
   const auto cost = [&](int block_n, double efficiency) {
     const int64_t tiles = static_cast<int64_t>((args.m + 2 * kBlockM - 1) / (2 * kBlockM)) * ((args.n + block_n - 1) / block_n);
     const int clusters = limits.multiprocessors / kCluster;
     return static_cast<double>((tiles + clusters - 1) / clusters) * block_n / efficiency;
   };
-  if (cost(192, 1.0) <= cost(128, 0.9)) launch<Config<192>>(args, limits, stream);
-  else launch<Config<128>>(args, limits, stream);
+  if (cost(192, 1.0) <= cost(128, 0.9)) launch<Config<192, Outliers>>(args, limits, stream);
+  else launch<Config<128, Outliers>>(args, limits, stream);
+}
+
+}  // namespace
+
+void launch_gemm_sm90(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+  if (args.outliers.list) launch_widest<true>(args, limits, stream);
+  else launch_widest<false>(args, limits, stream);
 }
 
 }  // namespace octolora::cuda

@@ -12,29 +12,38 @@
 namespace octolora::cuda {
 namespace {
 
-constexpr int kColumnsPerBlock = 256;
+constexpr int kMarkThreads = 128;
 constexpr int kCompactThreads = 1024;
 
-template <class X>
-__global__ __launch_bounds__(kColumnsPerBlock) void mark(const PrepareArgs args) {
-  const int column = blockIdx.x * kColumnsPerBlock + threadIdx.x;
+// A thread looks at Columns neighbouring columns of a band, which it reads in one load: 16 bytes where rows are aligned so.
+template <class X, int Columns>
+__global__ __launch_bounds__(kMarkThreads) void mark(const PrepareArgs args) {
+  static_assert(32 % Columns == 0, "32 / Columns lanes make a word");
+  struct alignas(sizeof(X) * Columns) Vector {
+    X x[Columns];
+  };
+  const int column = (blockIdx.x * kMarkThreads + threadIdx.x) * Columns;
   const int band = (args.m + kOutlierRowChunks - 1) / kOutlierRowChunks;
   const int first = blockIdx.y * band, last = min(args.m, first + band);
   const uint32_t limit = __float_as_uint(args.spec.outlier_threshold);
-  bool found = false;
+  uint32_t found = 0;
   if (column < args.k) {
-    const X* x = static_cast<const X*>(args.x) + column;
+    const X* const x = static_cast<const X*>(args.x) + column;
 #pragma unroll 8
     for (int m = first; m < last; ++m) {
-      const float value = to_float(x[static_cast<int64_t>(m) * args.k]);
-      const uint32_t magnitude = magnitude_bits(args.spec.round_x_to_f16 ? round_to_f16(value) : value);
-      found |= magnitude >= limit && magnitude <= kInfinityBits;
+      const Vector values = *reinterpret_cast<const Vector*>(x + static_cast<int64_t>(m) * args.k);
+#pragma unroll
+      for (int i = 0; i < Columns; ++i) {
+        const float value = to_float(values.x[i]);
+        const uint32_t magnitude = magnitude_bits(args.spec.round_x_to_f16 ? round_to_f16(value) : value);
+        found |= static_cast<uint32_t>(magnitude >= limit && magnitude <= kInfinityBits) << i;
+      }
     }
   }
-  const uint32_t bits = __ballot_sync(~0u, found);
-  const int word = column / 32;
-  if (threadIdx.x % 32 == 0 && word < args.outliers.words) {
-    args.outliers.partial[blockIdx.y * args.outliers.words + word] = bits;
+  found <<= column % 32;
+  for (int lanes = 1; lanes < 32 / Columns; lanes *= 2) found |= __shfl_xor_sync(~0u, found, lanes);
+  if (column % 32 == 0 && column / 32 < args.outliers.words) {
+    args.outliers.partial[blockIdx.y * args.outliers.words + column / 32] = found;
   }
 }
 
@@ -66,11 +75,19 @@ __global__ __launch_bounds__(kCompactThreads) void compact(const OutlierView vie
   }
 }
 
+template <class X, int Columns>
+void launch_mark(const PrepareArgs& args, cudaStream_t stream) {
+  constexpr int kBlockColumns = kMarkThreads * Columns;
+  const dim3 grid((args.k + kBlockColumns - 1) / kBlockColumns, kOutlierRowChunks);
+  mark<X, Columns><<<grid, kMarkThreads, 0, stream>>>(args);
+  OCTOLORA_CUDA(cudaGetLastError(), "mark outliers: M = %d, K = %d", args.m, args.k);
+}
+
 template <class X>
 void launch(const PrepareArgs& args, cudaStream_t stream) {
-  const dim3 grid((args.k + kColumnsPerBlock - 1) / kColumnsPerBlock, kOutlierRowChunks);
-  mark<X><<<grid, kColumnsPerBlock, 0, stream>>>(args);
-  OCTOLORA_CUDA(cudaGetLastError(), "mark outliers: M = %d, K = %d", args.m, args.k);
+  constexpr int kVector = 16 / sizeof(X);
+  if (reinterpret_cast<uintptr_t>(args.x) % 16 == 0 && args.k % kVector == 0) launch_mark<X, kVector>(args, stream);
+  else launch_mark<X, 1>(args, stream);
   compact<<<1, kCompactThreads, 0, stream>>>(args.outliers);
   OCTOLORA_CUDA(cudaGetLastError(), "list outliers: K = %d", args.k);
 }
