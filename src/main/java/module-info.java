@@ -11,6 +11,7 @@ module io.octolora {
   exports io.octolora.adapter;
   exports io.octolora.checkpoint;
   exports io.octolora.mapping;
+  exports io.octolora.quantize;
   exports io.octolora.runtime;
 
   // picocli sets the fields of the commands

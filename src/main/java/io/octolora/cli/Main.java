@@ -21,7 +21,7 @@ import picocli.CommandLine.Spec;
  * with one line on standard error.
  */
 @Command(name = "octolora", mixinStandardHelpOptions = true, versionProvider = Main.Version.class,
-    subcommands = {InspectCommand.class, VerifyCommand.class}, usageHelpWidth = 100,
+    subcommands = {InspectCommand.class, QuantizeCommand.class, VerifyCommand.class}, usageHelpWidth = 100,
     description = "Int8 linear layers with live LoRA adapters.",
     footer = {"", "Exit status: 0 all within bounds and mapped, 1 something is not, 2 bad usage or input."})
 public final class Main implements Callable<Integer> {
@@ -68,7 +68,7 @@ public final class Main implements Callable<Integer> {
 
   @Override
   public Integer call() {
-    throw new ParameterException(spec.commandLine(), "a command is needed: inspect or verify");
+    throw new ParameterException(spec.commandLine(), "a command is needed: inspect, quantize or verify");
   }
 
   private int fail(Throwable e, String message) {

@@ -52,8 +52,13 @@ record Terminal(PrintWriter out, PrintWriter err, boolean colours, boolean progr
 
   /** Replaces the progress line; gone with {@link #clearProgress}. */
   void progress(String what, int done, int total) {
+    progressLine("%d/%d  %s".formatted(done, total, what));
+  }
+
+  /** The same with any text. */
+  void progressLine(String text) {
     if (progress) {
-      err.print("\r\u001b[K" + Table.shorten("%d/%d  %s".formatted(done, total, Table.printable(what)), 100));
+      err.print("\r\u001b[K" + Table.shorten(Table.printable(text), 100));
       err.flush();
     }
   }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.octolora.internal;
 
-/** 16-bit floating-point numbers widened to float, which is always exact. */
+/** 16-bit floating-point numbers: widened to float, which is always exact, and rounded from it, half to even. */
 public final class Halves {
   private Halves() {}
 
@@ -21,5 +21,32 @@ public final class Halves {
   /** bfloat16: the upper half of an fp32. */
   public static float fromBfloat16(short half) {
     return Float.intBitsToFloat(half << 16);
+  }
+
+  /** The nearest binary16, half to even: from 65520 on infinity, below 2^-14 multiples of 2^-24. */
+  public static short toFloat16(float value) {
+    int bits = Float.floatToRawIntBits(value);
+    int sign = bits >>> 16 & 0x8000;
+    int magnitude = bits & 0x7fffffff;
+    if (magnitude > 0x7f800000) {
+      return (short) (sign | 0x7e00);
+    }
+    if (magnitude >= 0x477ff000) { // 65520
+      return (short) (sign | 0x7c00);
+    }
+    if (magnitude < 0x38800000) { // 2^-14
+      return (short) (sign | (int) Math.rint(Math.abs(value) * 0x1p24f));
+    }
+    int rounded = magnitude + 0xfff + (magnitude >>> 13 & 1);
+    return (short) (sign | rounded - 0x38000000 >>> 13);
+  }
+
+  /** The nearest bfloat16, half to even; NaN stays NaN. */
+  public static short toBfloat16(float value) {
+    int bits = Float.floatToRawIntBits(value);
+    if ((bits & 0x7fffffff) > 0x7f800000) {
+      return (short) (bits >>> 16 | 0x0040);
+    }
+    return (short) (bits + 0x7fff + (bits >>> 16 & 1) >>> 16);
   }
 }

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.octolora.quantize;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import io.octolora.checkpoint.ElementType;
+import io.octolora.internal.Halves;
+import java.util.Random;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
+import org.junit.jupiter.params.provider.MethodSource;
+
+class RowQuantizerTest {
+  private static final float[] ROW_A = {127, 0.5f, 1.5f, 2.5f, -2.5f, -126.5f, -127, 64};
+  private static final float[] ROW_B = {1, -0.5f, 0.25f, -0.75f, 0.126953125f, -1, 0, 0.3330078125f};
+
+  /** What the tools gave for the two rows: bitsandbytes' and Quanto's CPU code, and the formula of compressed-tensors. */
+  static Stream<Arguments> vectors() {
+    return Stream.of(
+        Arguments.of(TargetFormat.BITSANDBYTES, ElementType.F32, ROW_A, "127 0 2 2 -2 -126 -127 64", 127f),
+        Arguments.of(TargetFormat.BITSANDBYTES, ElementType.F32, ROW_B, "127 -64 32 -95 16 -127 0 42", 1f),
+        Arguments.of(TargetFormat.QUANTO, ElementType.F32, ROW_A, "127 0 2 2 -2 -126 -127 64", 1f),
+        Arguments.of(TargetFormat.QUANTO, ElementType.F32, ROW_B, "127 -64 32 -95 16 -127 0 42", 0.00787401572f),
+        Arguments.of(TargetFormat.QUANTO, ElementType.BF16, ROW_A, "127 0 2 2 -2 -126 -127 64", 1f),
+        Arguments.of(TargetFormat.QUANTO, ElementType.BF16, ROW_B, "127 -64 32 -96 16 -127 0 42", 0.00787353516f),
+        Arguments.of(TargetFormat.COMPRESSED_TENSORS, ElementType.F32, ROW_A, "127 1 2 3 -3 -127 -128 64",
+            0.996078432f),
+        Arguments.of(TargetFormat.COMPRESSED_TENSORS, ElementType.F32, ROW_B, "127 -64 32 -96 16 -127 0 42",
+            0.00784313772f));
+  }
+
+  @ParameterizedTest
+  @MethodSource("vectors")
+  void checkVectors(TargetFormat format, ElementType type, float[] row, String expected, float scale) {
+    byte[] codes = new byte[row.length];
+    float stored = RowQuantizer.of(format, type).quantize(row.clone(), 0, row.length, codes);
+    assertEquals(expected, text(codes));
+    assertEquals(scale, stored);
+  }
+
+  @Test
+  void aRowOfZeros() {
+    for (ElementType type : new ElementType[] {ElementType.F32, ElementType.F16, ElementType.BF16}) {
+      for (TargetFormat format : TargetFormat.values()) {
+        byte[] codes = {1, 1};
+        float stored = RowQuantizer.of(format, type).quantize(new float[] {0, -0f}, 0, 2, codes);
+        assertArrayEquals(new byte[2], codes);
+        // compressed-tensors puts the type's epsilon in place of a scale of 0
+        float epsilon = type == ElementType.F32 ? 0x1p-23f : type == ElementType.F16 ? 0x1p-10f : 0x1p-7f;
+        assertEquals(format == TargetFormat.COMPRESSED_TENSORS ? epsilon : 0, stored, format + " " + type);
+      }
+    }
+  }
+
+  @Test
+  void valuesWithoutACode() {
+    for (TargetFormat format : TargetFormat.values()) {
+      RowQuantizer quantizer = RowQuantizer.of(format, ElementType.F32);
+      for (float bad : new float[] {Float.NaN, Float.POSITIVE_INFINITY, Float.NEGATIVE_INFINITY}) {
+        assertEquals(Float.NaN, quantizer.quantize(new float[] {1, bad, 2}, 0, 3, new byte[3]), format + " " + bad);
+      }
+    }
+    // 65520 is the least number that fp16 rounds to infinity
+    RowQuantizer bitsandbytes = RowQuantizer.of(TargetFormat.BITSANDBYTES, ElementType.F32);
+    assertEquals(Float.NaN, bitsandbytes.quantize(new float[] {65520}, 0, 1, new byte[1]));
+    assertEquals(65504, bitsandbytes.quantize(new float[] {Math.nextDown(65520f)}, 0, 1, new byte[1]));
+  }
+
+  @Test
+  void theCastToFp16ComesFirst() {
+    // fp16 has steps of 2^-10 from 1 on: 1 + 2^-11 is a tie and becomes 1, so both have the absmax 1
+    byte[] codes = new byte[2];
+    RowQuantizer quantizer = RowQuantizer.of(TargetFormat.BITSANDBYTES, ElementType.F32);
+    assertEquals(1, quantizer.quantize(new float[] {1 + 0x1p-11f, -1}, 0, 2, codes));
+    assertArrayEquals(new byte[] {127, -127}, codes);
+  }
+
+  @Test
+  void onlyTheGivenPartIsTouched() {
+    float[] values = {9, 1, 2, 9};
+    byte[] codes = {5, 5, 5, 5};
+    assertEquals(2, RowQuantizer.of(TargetFormat.BITSANDBYTES, ElementType.F32).quantize(values, 1, 2, codes));
+    assertArrayEquals(new byte[] {5, 64, 127, 5}, codes); // 63.5 to even
+  }
+
+  /**
+   * A code is the nearest integer to w / s up to the roundings on the way: with u the unit roundoff of the arithmetic
+   * (2^-24, 2^-11, 2^-8), the scale, the quotient and for bitsandbytes the reciprocal and the factor are each off by
+   * at most two u of 128, so |w - s·q| is at most s·(1/2 + 128·5u); the scale itself may also end the range half a
+   * step early (a quotient of 127.5 is cut to 127, another half step).
+   */
+  @Test
+  void codesStandForTheWeights() {
+    Random random = new Random(4);
+    for (ElementType type : new ElementType[] {ElementType.F32, ElementType.F16, ElementType.BF16}) {
+      for (TargetFormat format : TargetFormat.values()) {
+        for (int trial = 0; trial < 200; trial++) {
+          float[] row = new float[1 + random.nextInt(64)];
+          double size = Math.scalb(1.0, random.nextInt(12) - 8);
+          for (int i = 0; i < row.length; i++) {
+            row[i] = round((float) (random.nextGaussian() * size), type);
+          }
+          byte[] codes = new byte[row.length];
+          float stored = RowQuantizer.of(format, type).quantize(row.clone(), 0, row.length, codes);
+          double step = format == TargetFormat.BITSANDBYTES ? stored / 127.0 : stored;
+          double u = format == TargetFormat.BITSANDBYTES || type == ElementType.F16 ? 0x1p-11
+              : type == ElementType.BF16 ? 0x1p-8 : 0x1p-24;
+          for (int i = 0; i < row.length; i++) {
+            double half = Math.abs(codes[i]) >= 127 ? 1 : 0.5;
+            double error = Math.abs(row[i] - step * codes[i]);
+            assertTrue(error <= step * (half + 128 * 5 * u) + 0x1p-24, "%s %s: %s as %d x %s, error %s".formatted(
+                format, type, row[i], codes[i], step, error));
+          }
+        }
+      }
+    }
+  }
+
+  private static float round(float value, ElementType type) {
+    return switch (type) {
+      case F16 -> Halves.fromFloat16(Halves.toFloat16(value));
+      case BF16 -> Halves.fromBfloat16(Halves.toBfloat16(value));
+      default -> value;
+    };
+  }
+
+  private static String text(byte[] codes) {
+    StringBuilder text = new StringBuilder();
+    for (byte code : codes) {
+      text.append(text.length() == 0 ? "" : " ").append(code);
+    }
+    return text.toString();
+  }
+}
