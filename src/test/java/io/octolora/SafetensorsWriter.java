@@ -17,6 +17,7 @@ import java.util.stream.IntStream;
 /** Writes safetensors files for tests: valid ones tensor by tensor, broken ones from a header's text. */
 public final class SafetensorsWriter {
   private final List<String> entries = new ArrayList<>();
+  private final List<String> metadata = new ArrayList<>();
   private final ByteArrayOutputStream data = new ByteArrayOutputStream();
 
   /** A tensor whose bytes are given. */
@@ -56,12 +57,16 @@ public final class SafetensorsWriter {
   }
 
   public SafetensorsWriter metadata(String key, String value) {
-    entries.add("\"__metadata__\":{%s:%s}".formatted(quote(key), quote(value)));
+    metadata.add(quote(key) + ":" + quote(value));
     return this;
   }
 
   public Path write(Path file) throws IOException {
-    return raw(file, entries.stream().collect(Collectors.joining(",", "{", "}")), data.toByteArray());
+    List<String> header = new ArrayList<>(entries);
+    if (!metadata.isEmpty()) {
+      header.add("\"__metadata__\":{" + String.join(",", metadata) + "}");
+    }
+    return raw(file, header.stream().collect(Collectors.joining(",", "{", "}")), data.toByteArray());
   }
 
   /** Header length, the header as it is, the data as it is. */

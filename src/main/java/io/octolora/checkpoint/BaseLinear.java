@@ -64,15 +64,16 @@ public final class BaseLinear {
     return quantization;
   }
 
-  /** [n, k], row-major: I8 codes, or the float weight of an unquantized layer. */
+  /** [n, k], row-major: I8 codes, unpacked where the file packs them, or the float weight of an unquantized layer. */
   public Tensor weight() {
     return weight;
   }
 
   /**
-   * Real units per code: {@code W[row, column] = scale[row] · code}. A new array of n numbers, finite and not negative.
-   * bitsandbytes: {@code SCB / 127}, one division rounded to fp32 (bitsandbytes multiplies by its fp32 constant for
-   * 1/127, which differs by at most one unit in the last place). Quanto: the stored scale, widened.
+   * Real units per code: {@code W[row, column] = scale[row] · code}. A new array of n numbers, or of one for the whole
+   * matrix; finite and not negative. bitsandbytes: {@code SCB / 127}, one division rounded to fp32 (bitsandbytes
+   * multiplies by its fp32 constant for 1/127, which differs by at most one unit in the last place). Others: the stored
+   * scale, widened.
    *
    * @throws IllegalStateException if the layer is not quantized, or the checkpoint is closed
    * @throws FormatException if a stored value is negative, infinite or NaN

@@ -49,6 +49,11 @@ public record Quantization(
     return new Quantization(Mode.W8A8_DYNAMIC, true, 0, 127, outlierThreshold);
   }
 
+  /** Dynamic per row, {@code s_x = max |x| / divisor}, x as it is. */
+  public static Quantization dynamic(float divisor) {
+    return new Quantization(Mode.W8A8_DYNAMIC, false, 0, divisor, 0);
+  }
+
   /** One scale for all of x: {@code q = clamp(rne(x / xScale), -128, 127)}. */
   public static Quantization fixed(float xScale) {
     return new Quantization(Mode.W8A8_STATIC, false, xScale, 0, 0);

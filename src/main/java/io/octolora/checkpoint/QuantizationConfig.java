@@ -26,6 +26,7 @@ final class QuantizationConfig {
   private final boolean diffusers;
   private final List<String> skipped;
   private final List<PythonPattern> skippedPatterns = new ArrayList<>();
+  private final @Nullable CompressedTensorsConfig compressedTensors;
 
   private QuantizationConfig(String where, @Nullable Map<String, Object> fields,
       @Nullable Map<String, Object> quantoMap, boolean diffusers) {
@@ -34,6 +35,8 @@ final class QuantizationConfig {
     this.quantoMap = quantoMap;
     this.diffusers = diffusers;
     this.skipped = names(method().equals("bitsandbytes") ? "llm_int8_skip_modules" : "modules_to_not_convert");
+    this.compressedTensors =
+        fields != null && method().equals("compressed-tensors") ? new CompressedTensorsConfig(fields, where) : null;
     if (method().equals("bitsandbytes") && !diffusers) {
       for (String item : skipped) {
         skippedPatterns.add(PythonPattern.compile(item, where + ": llm_int8_skip_modules"));
@@ -65,8 +68,15 @@ final class QuantizationConfig {
     return switch (method()) {
       case "bitsandbytes" -> isTrue("load_in_8bit") || isTrue("_load_in_8bit");
       case "quanto" -> "int8".equals(fields.get("weights_dtype")) || "int8".equals(fields.get("weights"));
+      case "compressed-tensors" -> true;
+      case "torchao" -> String.valueOf(fields.get("quant_type")).contains("Int8");
       default -> quantoMap != null && !quantoMap.isEmpty();
     };
+  }
+
+  /** null unless compressed-tensors is the method. */
+  @Nullable CompressedTensorsConfig compressedTensors() {
+    return compressedTensors;
   }
 
   /** Columns of x with a value at or above it are outliers; 0 is off. */
@@ -113,12 +123,19 @@ final class QuantizationConfig {
     if (quantoMap != null) {
       return !quantoMap.containsKey(module);
     }
+    if (compressedTensors != null) {
+      return compressedTensors.skips(module);
+    }
     if (skipped.isEmpty()) {
       return null;
     }
     String leaf = module.substring(module.lastIndexOf('.') + 1);
     if (method().equals("quanto")) {
       return skipped.contains(leaf);
+    }
+    if (method().equals("torchao")) {
+      String parameter = module + ".weight";
+      return skipped.stream().anyMatch(item -> parameter.contains(item + ".") || parameter.equals(item));
     }
     if (method().equals("bitsandbytes") && diffusers) {
       return skipped.stream().anyMatch(item -> leaf.equals(item) || module.contains(item + ".") || module.equals(item));

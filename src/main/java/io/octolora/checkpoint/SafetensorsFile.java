@@ -161,9 +161,7 @@ public final class SafetensorsFile implements AutoCloseable {
    * megabytes around a few wanted bytes.
    */
   ByteBuffer copy(long position, int length) {
-    if (windows == null) {
-      throw new IllegalStateException(file + " is closed");
-    }
+    requireOpen();
     ByteBuffer buffer = ByteBuffer.allocate(length).order(ByteOrder.LITTLE_ENDIAN);
     try {
       readFully(channel, position, buffer, file);
@@ -172,6 +170,12 @@ public final class SafetensorsFile implements AutoCloseable {
       return bytes(position, length); // an interrupt of some thread closed the channel; the mapping outlives it
     } catch (IOException e) {
       throw new UncheckedIOException("%s: reading %d bytes from byte %d".formatted(file, length, position), e);
+    }
+  }
+
+  void requireOpen() {
+    if (windows == null) {
+      throw new IllegalStateException(file + " is closed");
     }
   }
 
@@ -202,8 +206,8 @@ public final class SafetensorsFile implements AutoCloseable {
   private static void refuseForeign(Path file, ByteBuffer start) {
     int magic = start.getInt(0);
     String what = null;
-    if (magic == 0x46554747) {
-      what = "a GGUF file";
+    if (magic == GgufHeader.MAGIC) {
+      throw GgufHeader.refusal(file);
     } else if (magic == 0x04034b50) {
       what = "a zip archive, as torch.save writes pickles";
     } else if ((magic & 0xff) == 0x80 && (magic >> 8 & 0xff) <= 5) {

@@ -2,17 +2,21 @@
 package io.octolora.checkpoint;
 
 import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
 import java.nio.ShortBuffer;
 import java.nio.file.Path;
 import java.util.Arrays;
+import java.util.Objects;
+import org.jetbrains.annotations.Nullable;
 import io.octolora.FormatException;
 import io.octolora.Status;
 import io.octolora.internal.Halves;
 
 /**
  * One tensor of a safetensors file: dense, row-major, little-endian, read through a memory mapping of the file. Nothing
- * is copied until asked for. The data belongs to the {@link SafetensorsFile}: after its {@code close()} reading throws
+ * is copied until asked for. Some formats store a matrix in another shape than it is used in (packed, or as factors of
+ * factors); then it is a {@linkplain #derived derived} tensor, computed from others where it is read. The data belongs to the {@link SafetensorsFile}: after its {@code close()} reading throws
  * IllegalStateException, while buffers handed out before stay valid. Safe for use by several threads.
  */
 public final class Tensor {
@@ -23,10 +27,23 @@ public final class Tensor {
   private final long elementCount;
   private final long position;
   private final long byteSize;
+  private final @Nullable Reader reader;
+
+  /** Computes bytes of a {@linkplain #derived derived} tensor. */
+  @FunctionalInterface
+  public interface Reader {
+    /** A new little-endian buffer of bytes offset to offset + length - 1; the range lies in the tensor. */
+    ByteBuffer read(long offset, int length);
+  }
 
   /** @param position of the first byte, from the start of the file */
   Tensor(SafetensorsFile source, String name, ElementType type, long[] shape, long elementCount, long position,
       long byteSize) {
+    this(source, name, type, shape, elementCount, position, byteSize, null);
+  }
+
+  private Tensor(SafetensorsFile source, String name, ElementType type, long[] shape, long elementCount, long position,
+      long byteSize, @Nullable Reader reader) {
     this.source = source;
     this.name = name;
     this.type = type;
@@ -34,6 +51,25 @@ public final class Tensor {
     this.elementCount = elementCount;
     this.position = position;
     this.byteSize = byteSize;
+    this.reader = reader;
+  }
+
+  /**
+   * A tensor that is in no file as such, but follows from tensors of one.
+   *
+   * @param from a tensor that it follows from, for the file's name and whether that is still open
+   * @param name for messages, in the style of the file's names
+   * @param type of whole bytes
+   * @param shape at least one element, below 2<sup>63</sup> bytes
+   * @param reader reads the data each time that some is asked for
+   */
+  public static Tensor derived(Tensor from, String name, ElementType type, long[] shape, Reader reader) {
+    long count = 1;
+    for (long dimension : shape) {
+      count = Math.multiplyExact(count, dimension);
+    }
+    return new Tensor(from.source, name, type, shape.clone(), count, 0, Math.multiplyExact(count, type.bits() / 8),
+        Objects.requireNonNull(reader, "reader"));
   }
 
   public Path file() {
@@ -83,7 +119,24 @@ public final class Tensor {
     if (offset < 0 || length < 0 || offset > byteSize - length) {
       throw new IndexOutOfBoundsException("%s: bytes %d + %d of %d".formatted(this, offset, length, byteSize));
     }
-    return source.bytes(position + offset, length);
+    if (reader == null) {
+      return source.bytes(position + offset, length);
+    }
+    return direct(derivedBytes(offset, length)).asReadOnlyBuffer().order(ByteOrder.LITTLE_ENDIAN);
+  }
+
+  /** A little-endian buffer in heap memory where that can be had. */
+  private ByteBuffer copy(long offset, int length) {
+    return reader == null ? source.copy(position + offset, length) : derivedBytes(offset, length);
+  }
+
+  private ByteBuffer derivedBytes(long offset, int length) {
+    source.requireOpen();
+    return reader.read(offset, length).order(ByteOrder.LITTLE_ENDIAN);
+  }
+
+  private static ByteBuffer direct(ByteBuffer bytes) {
+    return bytes.isDirect() ? bytes : ByteBuffer.allocateDirect(bytes.remaining()).put(bytes).flip();
   }
 
   /**
@@ -129,7 +182,7 @@ public final class Tensor {
     int chunk = 1 << 18; // elements, to keep the intermediate copy small
     for (int done = 0; done < count; done += chunk) {
       int length = Math.min(chunk, count - done);
-      ByteBuffer bytes = source.copy(position + (first + done) * width, length * width);
+      ByteBuffer bytes = copy((first + done) * width, length * width);
       switch (type) {
         case F32 -> {
           FloatBuffer values = bytes.asFloatBuffer();
@@ -162,7 +215,7 @@ public final class Tensor {
     if (elementCount != 1) {
       throw new FormatException("%s: %d elements, expected 1".formatted(this, elementCount));
     }
-    ByteBuffer bytes = source.copy(position, (int) byteSize);
+    ByteBuffer bytes = copy(0, (int) byteSize);
     return switch (type) {
       case F64 -> bytes.getDouble(0);
       case F32 -> bytes.getFloat(0);

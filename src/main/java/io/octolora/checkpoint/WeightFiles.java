@@ -2,7 +2,6 @@
 package io.octolora.checkpoint;
 
 import io.octolora.FormatException;
-import io.octolora.Status;
 import io.octolora.internal.Json;
 import io.octolora.internal.Pickles;
 import java.io.IOException;
@@ -26,6 +25,7 @@ final class WeightFiles implements AutoCloseable {
   private final Map<String, Tensor> tensors = new LinkedHashMap<>();
   private final List<String> notes;
   private final @Nullable Path folder;
+  private Map<String, Object> indexMetadata = Map.of();
 
   /** @param folder where config.json is looked for, or null if the file stands alone */
   private WeightFiles(@Nullable Path folder, List<String> notes) {
@@ -63,6 +63,14 @@ final class WeightFiles implements AutoCloseable {
     return files;
   }
 
+  /** The text maps of the files' headers, then that of the index. */
+  List<Map<String, ?>> metadata() {
+    List<Map<String, ?>> all = new ArrayList<>();
+    files.forEach(file -> all.add(file.metadata()));
+    all.add(indexMetadata);
+    return all;
+  }
+
   /** An optional JSON object beside the weights; null if there is none. */
   @Nullable Map<String, Object> json(String name) throws IOException {
     Path file = folder == null ? null : folder.resolve(name);
@@ -97,8 +105,7 @@ final class WeightFiles implements AutoCloseable {
     for (String name : names) {
       Pickles.refuse(folder.resolve(name));
       if (name.endsWith(".gguf")) {
-        throw new FormatException(Status.UNSUPPORTED,
-            "%s: a GGUF file, expected safetensors".formatted(folder.resolve(name)));
+        throw GgufHeader.refusal(folder.resolve(name));
       }
     }
     throw new FormatException("%s: no %s, no %s and no index of theirs%s".formatted(folder, SINGLE_NAMES.get(0),
@@ -107,7 +114,11 @@ final class WeightFiles implements AutoCloseable {
   }
 
   private void openShards(Path index) throws IOException {
-    Map<String, Object> weightMap = Json.object(Json.readObject(index).get("weight_map"), index + ": weight_map");
+    Map<String, Object> json = Json.readObject(index);
+    if (json.get("metadata") != null) {
+      indexMetadata = Json.object(json.get("metadata"), index + ": metadata");
+    }
+    Map<String, Object> weightMap = Json.object(json.get("weight_map"), index + ": weight_map");
     Map<String, SafetensorsFile> shards = new LinkedHashMap<>();
     for (Map.Entry<String, Object> entry : weightMap.entrySet()) {
       String where = "%s: weight_map %s".formatted(index, entry.getKey());

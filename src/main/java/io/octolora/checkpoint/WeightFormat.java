@@ -4,9 +4,29 @@ package io.octolora.checkpoint;
 /** How the weight of one linear layer is stored. */
 public enum WeightFormat {
   /** bitsandbytes LLM.int8(): int8 {@code weight} and the absolute maximum of each row, {@code SCB}. */
-  BITSANDBYTES_INT8,
+  BITSANDBYTES_INT8("bitsandbytes int8"),
   /** Quanto qint8: int8 {@code weight._data} and the step of each row, {@code weight._scale}. */
-  QUANTO_QINT8,
+  QUANTO_QINT8("Quanto qint8"),
+  /** torchao Int8Tensor: int8 {@code _weight_qdata} and the step of each row or of all, {@code _weight_scale}. */
+  TORCHAO_INT8("torchao int8"),
+  /**
+   * compressed-tensors: int8 {@code weight} (int-quantized), or {@code weight_packed} (pack-quantized), and the step of
+   * each row or of all, {@code weight_scale}.
+   */
+  COMPRESSED_TENSORS_INT8("compressed-tensors int8"),
+  /** ComfyUI int8_tensorwise: int8 {@code weight} and the step of each row or of all, {@code weight_scale}. */
+  COMFYUI_INT8("ComfyUI int8"),
   /** fp32, fp16 or bf16: not quantized. */
-  FLOAT
+  FLOAT("not quantized");
+
+  private final String label;
+
+  WeightFormat(String label) {
+    this.label = label;
+  }
+
+  /** The name for people, such as "bitsandbytes int8". */
+  public String label() {
+    return label;
+  }
 }

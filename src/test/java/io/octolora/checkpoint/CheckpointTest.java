@@ -312,16 +312,7 @@ class CheckpointTest {
 
   static Stream<Arguments> foreignFormats() {
     return Stream.of(
-        damaged("torchao", new SafetensorsWriter().codes("m._weight_qdata", 2, 3), "m._weight_qdata", "torchao"),
-        damaged("torchao, colon", new SafetensorsWriter().codes("m.weight:qdata", 2, 3), "torchao"),
-        damaged("torchao, colon and underscore", new SafetensorsWriter().codes("m.weight:_data", 2, 3), "torchao"),
-        damaged("compressed-tensors", new SafetensorsWriter().codes("m.weight", 2, 3).ramp("m.weight_scale", 1, 2, 1),
-            "m.weight_scale", "compressed-tensors int-quantized"),
-        damaged("pack-quantized", new SafetensorsWriter().codes("m.weight_packed", 2, 3), "pack-quantized"),
-        damaged("ComfyUI", new SafetensorsWriter().codes("m.weight", 2, 3).ramp("m.weight_scale", 1, 2, 1)
-            .bytes("m.comfy_quant", "U8", new long[] {2}, "{}".getBytes()), "m.comfy_quant", "ComfyUI"),
-        damaged("ComfyUI by metadata", new SafetensorsWriter().codes("m.weight", 2, 3).ramp("m.weight_scale", 1, 2, 1)
-            .metadata("_quantization_metadata", "{}"), "m.weight", "ComfyUI"),
+        damaged("torchao before Int8Tensor", new SafetensorsWriter().codes("m.weight:_data", 2, 3), "torchao"),
         damaged("GPTQ", new SafetensorsWriter().codes("m.qweight", 2, 3), "m.qweight", "GPTQ or AWQ"),
         damaged("bitsandbytes 4-bit", new SafetensorsWriter().bytes("m.weight", "U8", new long[] {3, 1}, new byte[3])
             .ramp("m.weight.absmax", 1, 1), "m.weight.absmax", "4-bit"),
