@@ -7,6 +7,7 @@ import com.fasterxml.jackson.core.util.DefaultPrettyPrinter;
 import io.octolora.checkpoint.BaseLinear;
 import io.octolora.checkpoint.Checkpoint;
 import io.octolora.checkpoint.Quantization;
+import io.octolora.checkpoint.WeightFormat;
 import java.io.IOException;
 import java.util.Locale;
 import java.util.TreeSet;
@@ -18,12 +19,16 @@ final class CheckpointText {
 
   /** "37 linears: bitsandbytes int8 (36), BF16 (1), outlier threshold 6". */
   static String describe(Checkpoint base) {
-    TreeSet<Float> thresholds = base.linears().values().stream().map(BaseLinear::quantization)
-        .filter(how -> how != null && how.mode() == Quantization.Mode.W8A8_DYNAMIC)
-        .map(Quantization::outlierThreshold).collect(Collectors.toCollection(TreeSet::new));
+    TreeSet<Float> thresholds = base.linears().values().stream().filter(CheckpointText::hasThreshold)
+        .map(linear -> linear.quantization().outlierThreshold()).collect(Collectors.toCollection(TreeSet::new));
     String text = "%d linears: %s".formatted(base.linears().size(), base.format());
     return thresholds.isEmpty() ? text : text + ", outlier threshold "
         + thresholds.stream().map(MappingView::number).collect(Collectors.joining(" and "));
+  }
+
+  /** Whether the format knows outlier columns: bitsandbytes does, and 0 turns them off. */
+  static boolean hasThreshold(BaseLinear linear) {
+    return linear.format() == WeightFormat.BITSANDBYTES_INT8;
   }
 
   /** A generator that leaves the terminal's writer open. */

@@ -43,6 +43,10 @@ final class MappingView {
     return adapter;
   }
 
+  MappingReport report() {
+    return report;
+  }
+
   /** In the checkpoint's order. */
   Set<String> modules() {
     return map == null ? Set.of() : map.modules();
@@ -85,9 +89,14 @@ final class MappingView {
     }
     for (MappingReport.Entry entry : report.unmapped()) {
       terminal.out().println(terminal.paint(Tone.BAD, "landed nowhere: ") + Table.printable(entry.key() + ": "
-          + entry.why() + (entry.nearest().isEmpty() ? "" : "; nearest: " + String.join(", ", entry.nearest()))));
+          + explanation(entry)));
     }
     report.notes().forEach(note -> terminal.out().println("note: " + Table.printable(note)));
+  }
+
+  /** Why a key landed nowhere, and what is near. */
+  static String explanation(MappingReport.Entry entry) {
+    return entry.why() + (entry.nearest().isEmpty() ? "" : "; nearest: " + String.join(", ", entry.nearest()));
   }
 
   /** What follows the name of a pair in the keys it was made of, such as ".lora_A.weight" and ".alpha". */

@@ -3,11 +3,11 @@ package io.octolora.cli;
 
 import com.fasterxml.jackson.core.JsonGenerator;
 import io.octolora.FormatException;
+import io.octolora.Status;
 import io.octolora.adapter.LoraAdapter;
 import io.octolora.checkpoint.BaseLinear;
 import io.octolora.checkpoint.Checkpoint;
 import io.octolora.checkpoint.Quantization;
-import io.octolora.checkpoint.WeightFormat;
 import io.octolora.cli.Terminal.Tone;
 import io.octolora.cli.Verification.Recorded;
 import io.octolora.cli.Verification.Result;
@@ -77,53 +77,19 @@ final class VerifyCommand implements Callable<Integer> {
       description = "Seed of made-up activations (default: ${DEFAULT-VALUE}).")
   private long seed;
 
+  @Option(names = "--report", paramLabel = "FILE.html",
+      description = "Also write a page for a browser: errors, what the adapters change, outlier columns.")
+  private @Nullable Path report;
+
+  @Option(names = "--base", paramLabel = "MODEL",
+      description = "The model before it was quantized: the report then shows what int8 costs.")
+  private @Nullable Path original;
+
   @Option(names = {"-v", "--verbose"}, description = "Also one line for every adapter key.")
   private boolean verbose;
 
   @Option(names = "--json", description = "Print one JSON object instead of tables.")
   private boolean json;
-
-  /** Everything that the tables and the JSON tell. */
-  private record Outcome(Checkpoint base, Device device, List<AdapterArgument> arguments, List<MappingView> views,
-      @Nullable Recording recording, List<Result> results, Map<String, String> skipped) {
-    boolean mapped() {
-      return views.stream().allMatch(MappingView::complete);
-    }
-
-    long within() {
-      return results.stream().filter(Result::withinBounds).count();
-    }
-
-    boolean ok() {
-      return mapped() && !results.isEmpty() && within() == results.size();
-    }
-
-    String verdict() {
-      List<String> parts = new ArrayList<>();
-      long outside = results.size() - within();
-      if (results.isEmpty()) {
-        parts.add("no layer was run");
-      } else {
-        parts.add("%d of %d layers %s on %s".formatted(outside == 0 ? results.size() : outside, results.size(),
-            outside == 0 ? "within bounds" : "outside the bounds", device.info().id()));
-        double oracle = results.stream().mapToDouble(r -> r.oracle().maxRatio()).max().orElseThrow();
-        double recorded = results.stream().filter(r -> r.recorded() != null)
-            .mapToDouble(r -> r.recorded().maxRatio()).max().orElse(-1);
-        parts.add("at most %s of the oracle's bound".formatted(ratio(oracle))
-            + (recorded < 0 ? "" : ", %s of the recording's".formatted(ratio(recorded))));
-        if (oracle <= 1 && recorded > 1) {
-          parts.add("the recording was made with other adapters, scales, threshold or weights");
-        }
-      }
-      if (!views.isEmpty()) {
-        parts.add(mapped() ? "every adapter key landed" : "adapter keys landed nowhere");
-      }
-      if (!skipped.isEmpty()) {
-        parts.add("not int8 and so not run: " + skipped.size());
-      }
-      return String.join("; ", parts);
-    }
-  }
 
   @Override
   public Integer call() throws IOException {
@@ -132,6 +98,9 @@ final class VerifyCommand implements Callable<Integer> {
     }
     if (rows < 1 || rows > MAX_ROWS) {
       throw usage("--rows %d: expected 1 to %d".formatted(rows, MAX_ROWS));
+    }
+    if (original != null && report == null) {
+      throw usage("--base %s: the comparison is part of the report, which --report asks for".formatted(original));
     }
     List<AdapterArgument> arguments = new ArrayList<>();
     for (String text : adapters) {
@@ -147,22 +116,27 @@ final class VerifyCommand implements Callable<Integer> {
         views.add(MappingView.of(base, opened.add(LoraAdapter.open(argument.path()))));
       }
       Recording recording = golden == null ? null : opened.add(Recording.open(golden));
-      if (threshold != null && base.linears().values().stream().noneMatch(VerifyCommand::hasThreshold)) {
+      if (threshold != null && base.linears().values().stream().noneMatch(CheckpointText::hasThreshold)) {
         throw usage("--threshold %s: %s has no layer with an outlier threshold (%s)".formatted(threshold, checkpoint,
             base.format()));
       }
+      Checkpoint unquantized = original == null ? null : opened.add(Checkpoint.open(original));
       Device on = opened.add(open(device));
       Map<String, String> skipped = new LinkedHashMap<>();
       List<BaseLinear> layers = layers(base, views, recording, skipped);
-      Outcome outcome = new Outcome(base, on, arguments, views, recording, new ArrayList<>(), skipped);
+      VerifyOutcome outcome = new VerifyOutcome(base, on, arguments, views, recording, unquantized,
+          new ArrayList<>(), new LinkedHashMap<>(), skipped);
       if (!json) {
         printInputs(outcome);
       }
       for (BaseLinear layer : layers) {
         main.terminal.progress(layer.name(), outcome.results().size() + 1, layers.size());
-        outcome.results().add(run(outcome, layer));
+        run(outcome, layer);
       }
       main.terminal.clearProgress();
+      if (report != null) {
+        HtmlReport.write(report, outcome, inputs(outcome));
+      }
       if (json) {
         write(outcome);
       } else {
@@ -192,7 +166,7 @@ final class VerifyCommand implements Callable<Integer> {
     return layers;
   }
 
-  private Result run(Outcome outcome, BaseLinear linear) {
+  private void run(VerifyOutcome outcome, BaseLinear linear) {
     List<Weighted> active = new ArrayList<>();
     for (int i = 0; i < outcome.views().size(); i++) {
       for (LoraDelta delta : outcome.views().get(i).deltas(linear.name())) {
@@ -201,23 +175,50 @@ final class VerifyCommand implements Callable<Integer> {
     }
     Device on = outcome.device();
     Quantization how = linear.quantization();
-    if (threshold != null && hasThreshold(linear)) {
+    if (threshold != null && CheckpointText.hasThreshold(linear)) {
       how = how.withOutlierThreshold(threshold);
     }
     Recording.Layer layer = outcome.recording() == null ? null : outcome.recording().layers().get(linear.name());
+    FloatFormat format = layer == null ? FloatFormat.BFLOAT16 : layer.xFormat();
+    float[] x;
+    Recorded recorded = null;
+    int count = rows;
     if (layer == null) {
-      FloatFormat format = FloatFormat.BFLOAT16;
-      float[] x = Activations.random(seed + linear.name().hashCode(), rows, linear.k(), format);
-      return Verification.check(on, linear, how, active, x, rows, format, format, null);
+      x = Activations.random(seed + linear.name().hashCode(), rows, linear.k(), format);
+    } else {
+      requireFits(layer, linear);
+      x = layer.x().toFloats();
+      count = layer.rows();
+      recorded = new Recorded(layer.tool(), layer.y().toFloats(), factorFormats(layer, active.size()));
     }
-    float[] x = layer.x().toFloats();
-    requireFits(layer, linear);
-    Recorded recorded = new Recorded(layer.tool(), layer.y().toFloats(), factorFormats(layer, active.size()));
-    return Verification.check(on, linear, how, active, x, layer.rows(), layer.xFormat(), layer.xFormat(), recorded);
+    outcome.results().add(Verification.check(on, linear, how, active, x, count, format, format, recorded));
+    if (report != null) {
+      outcome.figures().put(linear.name(), LayerFigures.of(linear, how, active, x, count, format,
+          Verification.arithmetic(on), originalOf(outcome, linear)));
+    }
+  }
+
+  /** The layer before it was quantized; null where nobody gave it, or it is not in there. */
+  private @Nullable BaseLinear originalOf(VerifyOutcome outcome, BaseLinear linear) {
+    BaseLinear before = outcome.original() == null ? null : outcome.original().linears().get(linear.name());
+    if (before == null) {
+      return null;
+    }
+    if (before.quantized() || before.n() != linear.n() || before.k() != linear.k()) {
+      throw new FormatException("%s: %s, expected the unquantized layer [%d, %d]".formatted(original, before,
+          linear.n(), linear.k()));
+    }
+    return before;
   }
 
   private void requireFits(Recording.Layer layer, BaseLinear linear) {
-    BaseTool tool = linear.format() == WeightFormat.BITSANDBYTES_INT8 ? BaseTool.BITSANDBYTES : BaseTool.QUANTO;
+    BaseTool tool = switch (linear.format()) {
+      case BITSANDBYTES_INT8 -> BaseTool.BITSANDBYTES;
+      case QUANTO_QINT8 -> BaseTool.QUANTO;
+      default -> throw new FormatException(Status.UNSUPPORTED,
+          "%s: %s is %s; recordings are understood of bitsandbytes and Quanto layers".formatted(golden,
+              layer.module(), linear.format().label()));
+    };
     if (layer.tool() != tool) {
       throw new FormatException("%s: %s was recorded from %s, but %s holds %s".formatted(golden, layer.module(),
           layer.tool() == null ? "an unquantized layer" : layer.tool(), checkpoint, linear.format()));
@@ -244,11 +245,6 @@ final class VerifyCommand implements Callable<Integer> {
     return formats.subList(0, count);
   }
 
-  private static boolean hasThreshold(BaseLinear linear) {
-    Quantization how = linear.quantization();
-    return how != null && how.mode() == Quantization.Mode.W8A8_DYNAMIC;
-  }
-
   private Device open(@Nullable String name) {
     if (name == null) {
       return Device.best();
@@ -268,16 +264,27 @@ final class VerifyCommand implements Callable<Integer> {
 
   // ---- Tables
 
-  private void printInputs(Outcome outcome) {
-    Terminal terminal = main.terminal;
-    line("checkpoint", checkpoint + "  " + CheckpointText.describe(outcome.base())
+  /** What was run, by title. */
+  private Map<String, String> inputs(VerifyOutcome outcome) {
+    Map<String, String> inputs = new LinkedHashMap<>();
+    inputs.put("checkpoint", checkpoint + "  " + CheckpointText.describe(outcome.base())
         + (threshold == null ? "" : ", here " + MappingView.number(threshold)));
-    line("device", outcome.device() + cudaAbsence(outcome.device()).map(why -> "; CUDA is absent: " + why).orElse(""));
+    inputs.put("device", outcome.device()
+        + cudaAbsence(outcome.device()).map(why -> "; CUDA is absent: " + why).orElse(""));
     if (outcome.recording() != null) {
-      line("recording", golden + "  " + describe(outcome.recording()));
+      inputs.put("recording", golden + "  " + describe(outcome.recording()));
     } else {
-      line("activations", "made up: %d rows, seed %d, bf16, with outlier columns".formatted(rows, seed));
+      inputs.put("activations", "made up: %d rows, seed %d, bf16, with outlier columns".formatted(rows, seed));
     }
+    if (outcome.original() != null) {
+      inputs.put("unquantized", original + "  " + CheckpointText.describe(outcome.original()));
+    }
+    return inputs;
+  }
+
+  private void printInputs(VerifyOutcome outcome) {
+    Terminal terminal = main.terminal;
+    inputs(outcome).forEach(this::line);
     for (int i = 0; i < outcome.views().size(); i++) {
       AdapterArgument argument = outcome.arguments().get(i);
       terminal.out().println();
@@ -295,7 +302,7 @@ final class VerifyCommand implements Callable<Integer> {
     main.terminal.out().println(main.terminal.paint(Tone.TITLE, "%-12s".formatted(title)) + Table.printable(text));
   }
 
-  private void printResults(Outcome outcome) {
+  private void printResults(VerifyOutcome outcome) {
     Terminal terminal = main.terminal;
     boolean recorded = outcome.recording() != null;
     List<String> columns = new ArrayList<>(List.of("MODULE", ">N", ">K", ">ROWS", ">RANK", ">FROM ORACLE", ">/ BOUND"));
@@ -305,12 +312,12 @@ final class VerifyCommand implements Callable<Integer> {
       List<Object> cells = new ArrayList<>(List.of(result.module(), result.n(), result.k(), result.rows(),
           result.ranks().isEmpty() ? "-" : result.ranks().stream().map(String::valueOf)
               .collect(Collectors.joining("+"))));
-      cells.add(error(result.oracle().maxError()));
-      cells.add(ratio(result.oracle().maxRatio()));
+      cells.add(Numbers.error(result.oracle().maxError()));
+      cells.add(Numbers.ratio(result.oracle().maxRatio()));
       if (recorded) {
         Deviation fromRecorded = result.recorded();
-        cells.add(fromRecorded == null ? "-" : error(fromRecorded.maxError()));
-        cells.add(fromRecorded == null ? "-" : ratio(fromRecorded.maxRatio()));
+        cells.add(fromRecorded == null ? "-" : Numbers.error(fromRecorded.maxError()));
+        cells.add(fromRecorded == null ? "-" : Numbers.ratio(fromRecorded.maxRatio()));
       }
       cells.add(result.withinBounds() ? "ok" : "OUTSIDE");
       table.add(cells.toArray());
@@ -321,16 +328,11 @@ final class VerifyCommand implements Callable<Integer> {
       }
       terminal.out().println();
     }
+    if (report != null) {
+      line("report", report.toString());
+    }
     terminal.out().println((outcome.ok() ? terminal.paint(Tone.GOOD, "OK") : terminal.paint(Tone.BAD, "FAILED")) + ": "
         + outcome.verdict());
-  }
-
-  private static String error(double value) {
-    return "%.2e".formatted(value);
-  }
-
-  private static String ratio(double value) {
-    return value < 100 ? "%.3f".formatted(value) : "%.2e".formatted(value);
   }
 
   private static String describe(Recording recording) {
@@ -345,7 +347,7 @@ final class VerifyCommand implements Callable<Integer> {
 
   // ---- JSON
 
-  private void write(Outcome outcome) throws IOException {
+  private void write(VerifyOutcome outcome) throws IOException {
     try (JsonGenerator out = CheckpointText.generator(main.terminal)) {
       out.writeStartObject();
       out.writeStringField("command", "verify");
