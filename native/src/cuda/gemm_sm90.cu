@@ -420,6 +420,7 @@ void set_up() {
 
 void set_up_gemm_sm90(const Limits& limits) {
   if (limits.capability != 90) return;
+  encoder();  // a driver without it fails here, not in a forward
   set_up<Config<192, false>>();
   set_up<Config<128, false>>();
   set_up<Config<192, true>>();
