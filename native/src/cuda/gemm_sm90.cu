@@ -36,7 +36,7 @@ constexpr int kStoreBytes = 64 * kStoreColumns * 2;    // a warpgroup's rows
 template <int BlockN_, bool Outliers>
 struct Config {
   static constexpr int kBlockN = BlockN_;
-  static constexpr bool kOutliers = Outliers;
+  [[maybe_unused]] static constexpr bool kOutliers = Outliers;
   static constexpr int kStageBytes = (kBlockM + kBlockN) * 128;
   static constexpr int kStages = kBlockN == 192 ? 4 : 6;
   static constexpr int kColumns = kStages * kStageBytes + kWarpgroups * 2 * kStoreBytes;  // {s_w, bias} of the tile
