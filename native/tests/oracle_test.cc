@@ -21,6 +21,17 @@ bool any_split(const Problem& p) {
   return split;
 }
 
+// None where there are no adapters.
+Slots filled_slots(octolora_linear* linear, const Problem& p) {
+  if (p.adapters.empty()) return nullptr;
+  Slots slots = make_slots(linear, capacities(p), any_split(p));
+  for (size_t i = 0; i < p.adapters.size(); ++i) {
+    const octolora_adapter_desc desc = describe(p.adapters[i]);
+    CHECK_OK(octolora_slots_set(slots.get(), static_cast<int32_t>(i), &desc, p.adapters[i].scale, nullptr));
+  }
+  return slots;
+}
+
 // Rows in which y is finite, byte for byte.
 void expect_same_rows(const Problem& p, const Expected& want, const std::vector<uint8_t>& a,
                       const std::vector<uint8_t>& b, const char* what) {
@@ -42,14 +53,7 @@ void forward_case(const Options& options, octolora_device* device, const Spec& s
   const uint64_t before = memory_in_use(device);
   {
     const Linear linear = make_linear(device, p);
-    Slots slots;
-    if (!p.adapters.empty()) {
-      slots = make_slots(linear.get(), capacities(p), any_split(p));
-      for (size_t i = 0; i < p.adapters.size(); ++i) {
-        const octolora_adapter_desc desc = describe(p.adapters[i]);
-        CHECK_OK(octolora_slots_set(slots.get(), static_cast<int32_t>(i), &desc, p.adapters[i].scale, nullptr));
-      }
-    }
+    const Slots slots = filled_slots(linear.get(), p);
     Runner runner(device, options.cuda(), linear.get(), slots.get(), p, spec.x_offset, spec.y_offset);
     const uint64_t ready = memory_in_use(device);
     const std::vector<uint8_t> y = runner.forward();
@@ -223,14 +227,7 @@ void write_case(const Options& options, octolora_device* device) {
 void layer_case(const Options& options, octolora_device* device, const Spec& spec) {
   const Problem p = make_problem(spec);
   const Linear linear = make_linear(device, p);
-  Slots slots;
-  if (!p.adapters.empty()) {
-    slots = make_slots(linear.get(), capacities(p), any_split(p));
-    for (size_t i = 0; i < p.adapters.size(); ++i) {
-      const octolora_adapter_desc desc = describe(p.adapters[i]);
-      CHECK_OK(octolora_slots_set(slots.get(), static_cast<int32_t>(i), &desc, p.adapters[i].scale, nullptr));
-    }
-  }
+  const Slots slots = filled_slots(linear.get(), p);
   Runner runner(device, options.cuda(), linear.get(), slots.get(), p);
   const std::vector<uint8_t> y = runner.forward();
   runner.expect_intact();

@@ -86,7 +86,7 @@ typedef struct octolora_device_info {
   int32_t units;              /* multiprocessors; threads on the CPU */
   uint64_t memory_bytes;      /* total memory of the device; 0 when unknown */
   char name[128];             /* "NVIDIA H200", "AMD EPYC ..." */
-  char kernels[32];           /* what runs there: "sm_80", "sm_90a", "avx512-vnni", "avx2", "portable" */
+  char kernels[32];           /* "wgmma s8, mma.sync s8", "mma.sync s8", "avx512-vnni", "avx2", "portable" */
 } octolora_device_info;
 
 /* count: usable CUDA devices. Without one: OCTOLORA_NO_DEVICE, count 0, and octolora_last_error() says why. */

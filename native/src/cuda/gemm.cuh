@@ -40,6 +40,7 @@ struct Config {
   static constexpr int kStoreBytes = BlockM * (BlockN * 4 + 16);
   static constexpr int kPipelineBytes = kStages * kStageBytes > kStoreBytes ? kStages * kStageBytes : kStoreBytes;
   static constexpr int kSharedBytes = kPipelineBytes + BlockM * 8 + BlockN * 8;
+  static constexpr int kBlocks = 2 * (kSharedBytes + 1024) <= 228 * 1024 ? 2 : 1;  // on one multiprocessor
   static_assert(WarpM % 16 == 0 && WarpN % 16 == 0, "ldmatrix.x4 brings 16 rows of either operand");
   static_assert(BlockM % WarpM == 0 && BlockN % WarpN == 0 && kStages >= 2);
 };
@@ -112,16 +113,16 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
   // Rows first, first + 1, ... of a matrix of `total` rows, `width` of their `pitch` bytes filled.
   struct Rows {
     const uint8_t* from;  // this thread's first chunk
-    int64_t step;         // to its next row
+    int step;             // to its next row
     int present;          // how many of its rows exist
-    int64_t width;
+    int width;
   };
-  const auto rows_of = [&](const void* matrix, int64_t pitch, int64_t width, int first, int total) {
-    const auto* from = static_cast<const uint8_t*>(matrix) + (first + row) * pitch + chunk * 16;
+  const auto rows_of = [&](const void* matrix, int pitch, int width, int first, int total) {
+    const auto* from = static_cast<const uint8_t*>(matrix) + static_cast<int64_t>(first + row) * pitch + chunk * 16;
     return Rows{from, kRowStep * pitch, (total - first - row + kRowStep - 1) / kRowStep, width};
   };
   // Part `part` of `parts` of a tile of `count` rows, from byte `offset` of each row on.
-  const auto load_rows = [&](auto count, const Rows& rows, uint32_t to, int64_t offset, int part, auto parts) {
+  const auto load_rows = [&](auto count, const Rows& rows, uint32_t to, int offset, int part, auto parts) {
     constexpr int kCopies = decltype(count)::value * 8 / C::kThreads, kParts = decltype(parts)::value;
     static_assert(decltype(count)::value * 8 % C::kThreads == 0);
     const bool within = offset + chunk * 16 < rows.width;
@@ -135,31 +136,33 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
   const std::integral_constant<int, C::kBlockM> rows_m;
   const std::integral_constant<int, C::kBlockN> rows_n;
   const std::integral_constant<int, 4> quarters;
-  const int64_t x_bytes = args.x_pitch * (kInt8 ? 1 : 2);
-  const Rows x_rows = rows_of(args.x, x_bytes, x_bytes, m0, args.m);
+  const int x_bytes = static_cast<int>(args.x_pitch) * (kInt8 ? 1 : 2);
+  Rows x_rows = rows_of(args.x, x_bytes, x_bytes, m0, args.m);
   const Rows w_rows = rows_of(args.weight, args.k_pitch, args.k_pitch, n0, args.n);
 
   // A quarter of a block: they are issued between the k-steps of the block that multiplies meanwhile.
-  const auto load_quarter = [&](int block, int stage, int quarter) {
-    const uint32_t x_tile = pipeline + stage * C::kStageBytes, w_tile = x_tile + C::kXBytes;
-    if (block < k_blocks) {
-      int64_t offset = static_cast<int64_t>(block) * kBlockK;
-      if constexpr (kInt8) {
-        load_rows(rows_m, x_rows, x_tile, offset, quarter, quarters);
-      } else {
-        const int per_plane = k_blocks / args.planes, plane = block / per_plane;
-        offset -= static_cast<int64_t>(plane) * per_plane * kBlockK;
-        Rows rows = x_rows;
-        rows.from += plane * (args.m * x_bytes);
-        for (int half = 0; half < 2; ++half) {
-          load_rows(rows_m, rows, x_tile + half * C::kBlockM * 128, offset * 2 + half * 128, quarter, quarters);
-        }
+  int next = 0, next_stage = 0, next_k = 0;
+  const auto fetch_quarter = [&](int quarter) {
+    const uint32_t x_tile = pipeline + next_stage * C::kStageBytes, w_tile = x_tile + C::kXBytes;
+    if (next < k_blocks) {
+      for (int part = 0; part < C::kXTiles; ++part) {
+        load_rows(rows_m, x_rows, x_tile + part * C::kBlockM * 128, next_k * C::kXTiles + part * 128, quarter, quarters);
       }
-      load_rows(rows_n, w_rows, w_tile, offset, quarter, quarters);
-    } else {
-      const int64_t offset = static_cast<int64_t>(block - k_blocks) * kBlockRank * 2, pitch = args.adapters.up_columns * 2;
+      load_rows(rows_n, w_rows, w_tile, next_k, quarter, quarters);
+    } else if (next < blocks) {
+      const int offset = (next - k_blocks) * kBlockRank * 2, pitch = args.adapters.up_columns * 2;
       load_rows(rows_m, rows_of(args.h, pitch, pitch, m0, args.m), x_tile, offset, quarter, quarters);
       load_rows(rows_n, rows_of(args.adapters.b, pitch, pitch, n0, args.n), w_tile, offset, quarter, quarters);
+    }
+    if (quarter == 3) {
+      ptx::copy_async_commit();
+      ++next;
+      next_stage = next_stage + 1 == C::kStages ? 0 : next_stage + 1;
+      next_k += kBlockK;
+      if (!kInt8 && next_k >= args.k) {  // the next plane of x meets W from its first column on
+        next_k = 0;
+        x_rows.from += static_cast<int64_t>(args.m) * x_bytes;
+      }
     }
   };
 
@@ -186,16 +189,6 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
     column_bias[i] = present && args.bias ? args.bias[n0 + i] : 0.f;
   }
 
-  int next = 0, next_stage = 0;
-  // The next block's fetch, a quarter at a time; the last one closes it.
-  const auto fetch_quarter = [&](int quarter) {
-    if (next < blocks) load_quarter(next, next_stage, quarter);
-    if (quarter == 3) {
-      ptx::copy_async_commit();
-      ++next;
-      next_stage = next_stage + 1 == C::kStages ? 0 : next_stage + 1;
-    }
-  };
   const auto fetch = [&] {
 #pragma unroll
     for (int quarter = 0; quarter < 4; ++quarter) fetch_quarter(quarter);
@@ -224,24 +217,27 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
       }
     }
   };
-  // One k-step of 16 values with x in fragments[i] and two n-tiles in each w.
-  const auto multiply16 = [&](uint32_t (&x)[kTilesM][4], uint32_t (&w)[kTilesN / 2][4], bool f16) {
+  // One k-step of 16 values: all of the x fragments with a pair of n-tiles.
+  const auto multiply16 = [&](const uint32_t (&x)[kTilesM][4], const uint32_t (&w)[4], int pair, bool f16) {
 #pragma unroll
-    for (int i = 0; i < kTilesM; ++i) {
+    for (int j = 0; j < 2; ++j) {
 #pragma unroll
-      for (int j = 0; j < kTilesN; ++j) {
-        if (f16) ptx::mma_f16(value[i][j], x[i], w[j / 2][j % 2 * 2], w[j / 2][j % 2 * 2 + 1]);
-        else ptx::mma_bf16(value[i][j], x[i], w[j / 2][j % 2 * 2], w[j / 2][j % 2 * 2 + 1]);
+      for (int i = 0; i < kTilesM; ++i) {
+        if (f16) ptx::mma_f16(value[i][2 * pair + j], x[i], w[2 * j], w[2 * j + 1]);
+        else ptx::mma_bf16(value[i][2 * pair + j], x[i], w[2 * j], w[2 * j + 1]);
       }
     }
   };
   const auto multiply_tile16 = [&](uint32_t x_tile, uint32_t w_tile, int step, bool f16) {
-    uint32_t x[kTilesM][4], w[kTilesN / 2][4];
+    uint32_t x[kTilesM][4];
 #pragma unroll
     for (int i = 0; i < kTilesM; ++i) x_fragment(x[i], x_tile, i, step);
 #pragma unroll
-    for (int j = 0; j < kTilesN / 2; ++j) w_fragment(w[j], w_tile, j, step);
-    multiply16(x, w, f16);
+    for (int j = 0; j < kTilesN / 2; ++j) {
+      uint32_t w[4];
+      w_fragment(w, w_tile, j, step);
+      multiply16(x, w, j, f16);
+    }
   };
 
   if constexpr (kInt8) {
@@ -276,22 +272,21 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
       const uint32_t x_tile = advance(), w_tile = x_tile + C::kXBytes;
 #pragma unroll
       for (int step = 0; step < 4; ++step) {  // 32 values of K: 32 bytes of W, 64 bytes of x
-        uint32_t bytes[kTilesN / 2][4];
-#pragma unroll
-        for (int j = 0; j < kTilesN / 2; ++j) w_fragment(bytes[j], w_tile, j, step);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          uint32_t x[kTilesM][4], w[kTilesN / 2][4];
+          uint32_t x[kTilesM][4];
 #pragma unroll
           for (int i = 0; i < kTilesM; ++i) {
             x_fragment(x[i], x_tile + step / 2 * C::kBlockM * 128, i, step % 2 * 2 + half);
           }
 #pragma unroll
           for (int j = 0; j < kTilesN / 2; ++j) {
-            widen(bytes[j][half], kF16, w[j][0], w[j][1]);
-            widen(bytes[j][half + 2], kF16, w[j][2], w[j][3]);
+            uint32_t bytes[4], w[4];
+            w_fragment(bytes, w_tile, j, step);
+            widen(bytes[half], kF16, w[0], w[1]);
+            widen(bytes[half + 2], kF16, w[2], w[3]);
+            multiply16(x, w, j, kF16);
           }
-          multiply16(x, w, kF16);
         }
         fetch_quarter(step);
       }
@@ -413,7 +408,7 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
 }
 
 template <class C>
-__global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ GemmArgs args) {
+__global__ __launch_bounds__(C::kThreads, C::kBlocks) void gemm(const __grid_constant__ GemmArgs args) {
   if constexpr (C::kSharedBytes <= kSharedLimit) multiply_tile<C>(args);
 }
 

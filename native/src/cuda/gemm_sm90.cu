@@ -33,10 +33,9 @@ constexpr int kStoreColumns = 64;                      // 128 bytes of y
 constexpr int kStoreBytes = 64 * kStoreColumns * 2;    // a warpgroup's rows
 [[maybe_unused]] constexpr int kRasterPairs = 6;  // pairs of tiles along M that a wave walks together
 
-template <int BlockN_, bool Outliers>
+template <int BlockN_>
 struct Config {
   static constexpr int kBlockN = BlockN_;
-  static constexpr bool kOutliers = Outliers;
   static constexpr int kStageBytes = (kBlockM + kBlockN) * 128;
   static constexpr int kStages = kBlockN == 192 ? 4 : 6;
   static constexpr int kColumns = kStages * kStageBytes + kWarpgroups * 2 * kStoreBytes;  // {s_w, bias} of the tile
@@ -116,7 +115,7 @@ __device__ __forceinline__ void add_outliers(float (&value)[Tiles][4], const Par
   }
 }
 
-template <class C>
+template <class C, bool kOutliers>
 __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) uint8_t memory[];
@@ -199,7 +198,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       RowScale rows[2];
       for (int i = 0; i < 2; ++i) {
         rows[i] = first_row + 8 * i < p.m ? p.rows[first_row + 8 * i] : RowScale{1.f, 1.f};
-        if (!C::kOutliers) rows[i].scale /= rows[i].power;  // outliers join before the division
+        if (!kOutliers) rows[i].scale /= rows[i].power;  // outliers join before the division
       }
 
       const int my_column = at.y + static_cast<int>(threadIdx.x);
@@ -238,7 +237,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       // them do not fit a thread.
       constexpr int kQuarters = C::kBlockN / kStoreColumns;
       float value[kQuarters][32];
-      if constexpr (C::kOutliers) {
+      if constexpr (kOutliers) {
         const int count = *p.outlier_count;
         float tile[kRegisters / 4][4];
 #pragma unroll
@@ -255,7 +254,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const int32_t bits = sum[quarter * 32 + 4 * j + i];
-            const float base = C::kOutliers ? __int_as_float(bits) / rows[i / 2].power : static_cast<float>(bits) * rows[i / 2].scale;
+            const float base = kOutliers ? __int_as_float(bits) / rows[i / 2].power : static_cast<float>(bits) * rows[i / 2].scale;
             value[quarter][4 * j + i] = base * (i % 2 ? scale.y : scale.x);
           }
         }
@@ -359,7 +358,7 @@ CUtensorMap map_of(const void* matrix, int64_t width, int64_t rows, int64_t pitc
   return map;
 }
 
-template <class C>
+template <class C, bool kOutliers>
 void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
   Params p{};
   const int up = args.adapters.up_columns;
@@ -406,24 +405,26 @@ void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  OCTOLORA_CUDA(cudaLaunchKernelEx(&config, gemm<C>, p), "sm_90 gemm tile %dx%d: M = %d, N = %d, K = %d, up columns = %d", kBlockM,
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&config, gemm<C, kOutliers>, p), "sm_90 gemm tile %dx%d: M = %d, N = %d, K = %d, up columns = %d", kBlockM,
                 C::kBlockN, args.m, args.n, args.k, up);
 }
 
 template <class C>
 void set_up() {
-  OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(gemm<C>), cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes),
-                "sm_90 gemm tile %dx%d: %d bytes of shared memory", kBlockM, C::kBlockN, C::kSharedBytes);
+  for (const auto kernel : {gemm<C, false>, gemm<C, true>}) {
+    OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       C::kSharedBytes),
+                  "sm_90 gemm tile %dx%d: %d bytes of shared memory", kBlockM, C::kBlockN, C::kSharedBytes);
+  }
 }
 
 }  // namespace
 
 void set_up_gemm_sm90(const Limits& limits) {
   if (limits.capability != 90) return;
-  set_up<Config<192, false>>();
-  set_up<Config<128, false>>();
-  set_up<Config<192, true>>();
-  set_up<Config<128, true>>();
+  encoder();  // a driver without it fails here, not in a forward
+  set_up<Config<192>>();
+  set_up<Config<128>>();
 }
 
 bool gemm_sm90_takes(const GemmArgs& args, const Limits& limits) {
@@ -434,15 +435,15 @@ bool gemm_sm90_takes(const GemmArgs& args, const Limits& limits) {
 namespace {
 
 // The width whose tiles fill the last wave best, weighed by what each reaches in its main loop.
-template <bool Outliers>
+template <bool kOutliers>
 void launch_widest(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
   const auto cost = [&](int block_n, double efficiency) {
     const int64_t tiles = static_cast<int64_t>((args.m + 2 * kBlockM - 1) / (2 * kBlockM)) * ((args.n + block_n - 1) / block_n);
     const int clusters = limits.multiprocessors / kCluster;
     return static_cast<double>((tiles + clusters - 1) / clusters) * block_n / efficiency;
   };
-  if (cost(192, 1.0) <= cost(128, 0.9)) launch<Config<192, Outliers>>(args, limits, stream);
-  else launch<Config<128, Outliers>>(args, limits, stream);
+  if (cost(192, 1.0) <= cost(128, 0.9)) launch<Config<192>, kOutliers>(args, limits, stream);
+  else launch<Config<128>, kOutliers>(args, limits, stream);
 }
 
 }  // namespace

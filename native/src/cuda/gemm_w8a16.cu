@@ -20,7 +20,7 @@ struct Table {
       gemm::tuned<Tile<B, 32, 64, 16, 32, 4>>(32, 0),
       gemm::tuned<Tile<B, 64, 128, 32, 64, 3>>(64, 0),
       gemm::tuned<Tile<B, 128, 256, 64, 64, 3>>(INT_MAX, 100),
-      gemm::tuned<Tile<B, 128, 128, 64, 32, 2>>(INT_MAX, 0),
+      gemm::tuned<Tile<B, 128, 128, 64, 64, 2>>(INT_MAX, 0),
   };
   static constexpr int kRows = sizeof kTuned / sizeof kTuned[0];
 };

@@ -65,7 +65,7 @@ struct OutlierView {
   int32_t* count = nullptr;
   int words = 0;
 };
-constexpr int kOutlierRowChunks = 32;
+constexpr int kOutlierRowChunks = 128;  // bands of rows, enough blocks to fill a device
 
 struct PrepareArgs {
   const void* x = nullptr;  // [M,K]

@@ -49,17 +49,20 @@ __global__ __launch_bounds__(kMarkThreads) void mark(const PrepareArgs args) {
 
 __global__ __launch_bounds__(kCompactThreads) void compact(const OutlierView view) {
   __shared__ int counts[kCompactThreads / 32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  for (int word = warp; word < view.words; word += kCompactThreads / 32) {
+    uint32_t bits = 0;
+#pragma unroll
+    for (int band = 0; band < kOutlierRowChunks; band += 32) bits |= view.partial[(band + lane) * view.words + word];
+    bits = __reduce_or_sync(~0u, bits);
+    if (lane == 0) view.flags[word] = bits;
+  }
+  __syncthreads();
   const int span = (view.words + kCompactThreads - 1) / kCompactThreads;
   const int first = threadIdx.x * span, last = min(view.words, first + span);
   int count = 0;
-  for (int word = first; word < last; ++word) {
-    uint32_t bits = 0;
-    for (int band = 0; band < kOutlierRowChunks; ++band) bits |= view.partial[band * view.words + word];
-    view.flags[word] = bits;
-    count += __popc(bits);
-  }
+  for (int word = first; word < last; ++word) count += __popc(view.flags[word]);
   // Exclusive prefix sum over the block.
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int before = count;
   for (int offset = 1; offset < 32; offset *= 2) {
     const int other = __shfl_up_sync(~0u, before, offset);

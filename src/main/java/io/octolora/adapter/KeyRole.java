@@ -7,7 +7,7 @@ import java.util.List;
  * What one tensor of an adapter file is, told from the end of its name.
  *
  * @param module the name without that end
- * @param why what it is, if it is no part of a plain low-rank pair
+ * @param why what it is, if it is no part of a plain low-rank pair; for {@link Kind#FACTOR} that factor's name
  */
 record KeyRole(Kind kind, String module, String why) {
   enum Kind {
@@ -19,16 +19,22 @@ record KeyRole(Kind kind, String module, String why) {
     B_BIAS,
     /** Scale times rank, one number. */
     ALPHA,
+    /** One of the factors of LoHa or LoKr. */
+    FACTOR,
     /** Something of an adapter that is more than a low-rank pair. */
     UNSUPPORTED,
     /** Nothing that only adapters have. */
     UNKNOWN
   }
 
-  /** An end of a name; a longer one stands before a shorter one that it ends with. */
-  private record End(String text, Kind kind, String why) {
+  /**
+   * An end of a name; a longer one stands before a shorter one that it ends with.
+   *
+   * @param kept how many of its first characters belong to the module's name
+   */
+  private record End(String text, Kind kind, String why, int kept) {
     KeyRole of(String key) {
-      return new KeyRole(kind, key.substring(0, key.length() - text.length()), why);
+      return new KeyRole(kind, key.substring(0, key.length() - text.length() + kept), why);
     }
   }
 
@@ -47,25 +53,32 @@ record KeyRole(Kind kind, String module, String why) {
       end(".lora.up.weight", Kind.B),
       end(".lora_linear_layer.down.weight", Kind.A),
       end(".lora_linear_layer.up.weight", Kind.B),
+      // attention processors: to_q_lora of early diffusers, qkv_lora1 of XLabs
+      processor("_lora", ".down.weight", Kind.A),
+      processor("_lora", ".up.weight", Kind.B),
+      processor("_lora1", ".down.weight", Kind.A),
+      processor("_lora1", ".up.weight", Kind.B),
+      processor("_lora2", ".down.weight", Kind.A),
+      processor("_lora2", ".up.weight", Kind.B),
       end(".alpha", Kind.ALPHA),
       unsupported(".lora_magnitude_vector.default.weight", "a DoRA magnitude"),
       unsupported(".lora_magnitude_vector.weight", "a DoRA magnitude"),
       unsupported(".lora_magnitude_vector.default", "a DoRA magnitude"),
       unsupported(".lora_magnitude_vector", "a DoRA magnitude"),
       unsupported(".dora_scale", "a DoRA magnitude"),
-      unsupported(".hada_w1_a", "part of LoHa, a Hadamard product of pairs"),
-      unsupported(".hada_w1_b", "part of LoHa, a Hadamard product of pairs"),
-      unsupported(".hada_w2_a", "part of LoHa, a Hadamard product of pairs"),
-      unsupported(".hada_w2_b", "part of LoHa, a Hadamard product of pairs"),
-      unsupported(".hada_t1", "part of LoHa, a Hadamard product of pairs"),
-      unsupported(".hada_t2", "part of LoHa, a Hadamard product of pairs"),
-      unsupported(".lokr_w1", "part of LoKr, a Kronecker product"),
-      unsupported(".lokr_w1_a", "part of LoKr, a Kronecker product"),
-      unsupported(".lokr_w1_b", "part of LoKr, a Kronecker product"),
-      unsupported(".lokr_w2", "part of LoKr, a Kronecker product"),
-      unsupported(".lokr_w2_a", "part of LoKr, a Kronecker product"),
-      unsupported(".lokr_w2_b", "part of LoKr, a Kronecker product"),
-      unsupported(".lokr_t2", "part of LoKr, a Kronecker product"),
+      factor("hada_w1_a"),
+      factor("hada_w1_b"),
+      factor("hada_w2_a"),
+      factor("hada_w2_b"),
+      unsupported(".hada_t1", "the core of a LoHa convolution"),
+      unsupported(".hada_t2", "the core of a LoHa convolution"),
+      factor("lokr_w1"),
+      factor("lokr_w1_a"),
+      factor("lokr_w1_b"),
+      factor("lokr_w2"),
+      factor("lokr_w2_a"),
+      factor("lokr_w2_b"),
+      unsupported(".lokr_t2", "the core of a LoKr convolution"),
       unsupported(".oft_blocks", "an orthogonal (OFT) adapter"),
       unsupported(".oft_diag", "an orthogonal (OFT) adapter"),
       unsupported(".diff", "a full weight difference"),
@@ -87,11 +100,6 @@ record KeyRole(Kind kind, String module, String why) {
       whole(".scale", "a replacement of the base module's scale"));
 
   static KeyRole of(String key) {
-    int processor = key.indexOf(".processor.");
-    if (processor >= 0 && key.indexOf("_lora", processor) >= 0) {
-      return new KeyRole(Kind.UNSUPPORTED, key, "named by attention processors (XLabs, early diffusers), "
-          + "which are not supported");
-    }
     for (End end : ENDS) {
       if (fits(key, end)) {
         return end.of(key);
@@ -110,14 +118,22 @@ record KeyRole(Kind kind, String module, String why) {
   }
 
   private static End end(String text, Kind kind) {
-    return new End(text, kind, "");
+    return new End(text, kind, "", 0);
+  }
+
+  private static End processor(String kept, String text, Kind kind) {
+    return new End(kept + text, kind, "", kept.length());
+  }
+
+  private static End factor(String name) {
+    return new End("." + name, Kind.FACTOR, name, 0);
   }
 
   private static End unsupported(String text, String why) {
-    return new End(text, Kind.UNSUPPORTED, why);
+    return new End(text, Kind.UNSUPPORTED, why, 0);
   }
 
   private static End whole(String text, String why) {
-    return new End(text, Kind.UNKNOWN, why);
+    return new End(text, Kind.UNKNOWN, why, 0);
   }
 }

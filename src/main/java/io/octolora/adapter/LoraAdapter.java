@@ -16,13 +16,15 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
+import java.util.TreeSet;
 import java.util.stream.Stream;
 import org.jetbrains.annotations.Nullable;
 
 /**
  * The low-rank pairs of an adapter, under the file's own names: a folder of PEFT, or a safetensors file with the names
- * of diffusers, sd-scripts (kohya), or FLUX's original code as ComfyUI and ai-toolkit write them. Which base modules
- * the names mean is the business of {@link io.octolora.mapping.ModuleMap}.
+ * of one of the families in {@link AdapterFormat}; a file whose names speak for two of them is refused with both
+ * readings. LoHa and LoKr are pairs too where that is exact and of less rank than the layer. Which base modules the
+ * names mean is the business of {@link io.octolora.mapping.ModuleMap}.
  *
  * <p>Every tensor of the file is either a part of one of {@link #pairs()} or listed in {@link #unsupported()}. Each
  * pair has its own scale: from {@code adapter_config.json} or the header's {@code lora_adapter_metadata} where there
@@ -36,21 +38,21 @@ public final class LoraAdapter implements AutoCloseable {
   /** Of pipelines of diffusers; one of them may have a configuration in the header and another none. */
   private static final Set<String> COMPONENTS =
       Set.of("transformer", "unet", "text_encoder", "text_encoder_2", "text_encoder_3");
-  private static final List<String> FLATTENED_PREFIXES =
-      List.of("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lora_transformer_", "lycoris_");
 
   private final Path path;
   private final SafetensorsFile file;
   private final AdapterFormat format;
+  private final String recognition;
   private final List<LoraPair> pairs;
   private final List<UnsupportedKey> unsupported;
   private final List<String> notes;
 
-  private LoraAdapter(Path path, SafetensorsFile file, AdapterFormat format, List<LoraPair> pairs,
-      List<UnsupportedKey> unsupported, List<String> notes) {
+  private LoraAdapter(Path path, SafetensorsFile file, AdapterFormat format, String recognition,
+      List<LoraPair> pairs, List<UnsupportedKey> unsupported, List<String> notes) {
     this.path = path;
     this.file = file;
     this.format = format;
+    this.recognition = recognition;
     this.pairs = List.copyOf(pairs);
     this.unsupported = List.copyOf(unsupported);
     this.notes = List.copyOf(notes);
@@ -82,6 +84,11 @@ public final class LoraAdapter implements AutoCloseable {
 
   public AdapterFormat format() {
     return format;
+  }
+
+  /** What was seen in the names and which family that makes it, in a sentence for people. */
+  public String recognition() {
+    return recognition;
   }
 
   /** Ordered by name, blocks in numeric order; unmodifiable. */
@@ -170,6 +177,9 @@ public final class LoraAdapter implements AutoCloseable {
     @Nullable Tensor b;
     @Nullable Tensor bias;
     @Nullable Tensor alpha;
+    /** Of LoHa and LoKr, by the ends of their names. */
+    final Map<String, Tensor> factors = new LinkedHashMap<>();
+    @Nullable FactorProduct product;
     final List<String> keys = new ArrayList<>();
     /** Of single keys; any makes the whole module unsupported. */
     final Map<String, String> problems = new LinkedHashMap<>();
@@ -182,7 +192,9 @@ public final class LoraAdapter implements AutoCloseable {
     private final Map<String, Parts> modules = new TreeMap<>(Names.NATURAL);
     private final List<LoraPair> pairs = new ArrayList<>();
     private final Map<String, UnsupportedKey> unsupported = new TreeMap<>(Names.NATURAL);
+    private final List<String> withoutEffect = new ArrayList<>();
     private boolean sawAdapter;
+    private String recognition = "";
 
     Reader(Path path, SafetensorsFile file, Map<String, LoraConfig> configs) {
       this.path = path;
@@ -207,7 +219,11 @@ public final class LoraAdapter implements AutoCloseable {
       }
       List<String> notes = new ArrayList<>();
       configs.values().forEach(config -> notes.addAll(config.notes()));
-      return new LoraAdapter(path, file, format, pairs, new ArrayList<>(unsupported.values()), notes);
+      if (!withoutEffect.isEmpty()) {
+        notes.add("%d modules have scale 0 and change nothing, as their alpha is 0: %s%s".formatted(
+            withoutEffect.size(), withoutEffect.get(0), withoutEffect.size() > 1 ? ", ..." : ""));
+      }
+      return new LoraAdapter(path, file, format, recognition, pairs, new ArrayList<>(unsupported.values()), notes);
     }
 
     private void sort(Tensor tensor) {
@@ -220,6 +236,7 @@ public final class LoraAdapter implements AutoCloseable {
         case B -> parts.b;
         case B_BIAS -> parts.bias;
         case ALPHA -> parts.alpha;
+        case FACTOR -> parts.factors.get(role.why());
         case UNSUPPORTED, UNKNOWN -> null;
       };
       if (before != null) {
@@ -231,31 +248,49 @@ public final class LoraAdapter implements AutoCloseable {
         case B -> parts.b = tensor;
         case B_BIAS -> parts.bias = tensor;
         case ALPHA -> parts.alpha = tensor;
+        case FACTOR -> parts.factors.put(role.why(), tensor);
         case UNSUPPORTED, UNKNOWN -> parts.problems.put(tensor.name(), role.why());
       }
     }
 
+    /** The family that every telling key may belong to. */
     private AdapterFormat format() {
-      AdapterFormat format = AdapterFormat.DIFFUSERS;
-      for (String module : modules.keySet()) {
-        String tail = strip(strip(module, PEFT_PREFIX), "diffusion_model.");
-        if (tail.startsWith("double_blocks.") || tail.startsWith("single_blocks.")) {
-          return AdapterFormat.BFL;
+      List<AdapterFormat> candidates = List.of();
+      String evidence = null;
+      int telling = 0;
+      for (String key : new TreeSet<>(file.tensors().keySet())) {
+        List<AdapterFormat> families = AdapterFormat.of(key);
+        if (families.isEmpty()) {
+          continue;
         }
-        if (FLATTENED_PREFIXES.stream().anyMatch(module::startsWith)) {
-          return AdapterFormat.KOHYA;
+        telling++;
+        if (evidence == null) {
+          candidates = families;
+          evidence = key;
+          continue;
         }
-        if (module.startsWith(PEFT_PREFIX)) {
-          format = AdapterFormat.PEFT;
+        List<AdapterFormat> common = candidates.stream().filter(families::contains).toList();
+        if (common.isEmpty()) {
+          throw new FormatException("%s: read as %s by %s, as %s by %s; expected the names of one family".formatted(
+              file.file(), candidates.get(0), evidence, families.get(0), key));
         }
+        evidence = common.equals(candidates) ? evidence : key;
+        candidates = common;
       }
+      AdapterFormat format = evidence == null ? AdapterFormat.DIFFUSERS : candidates.get(0);
+      recognition = "%s: %s; %s".formatted(format, evidence == null ? "no key has the sign of another family"
+          : "%d of %d keys are named like %s".formatted(telling, file.tensors().size(), evidence), format.rule());
       return format;
     }
 
     private void read(String module, Parts parts) {
       String why = parts.problems.isEmpty() ? problem(module, parts) : null;
       if (parts.problems.isEmpty() && why == null) {
-        pairs.add(new LoraPair(module, parts.a, parts.b, parts.bias, scale(module, parts), parts.keys));
+        LoraPair pair = new LoraPair(module, parts.a, parts.b, parts.bias, scale(module, parts), parts.keys);
+        pairs.add(pair);
+        if (pair.scale() == 0) {
+          withoutEffect.add(module);
+        }
         return;
       }
       for (String key : parts.keys) {
@@ -271,6 +306,9 @@ public final class LoraAdapter implements AutoCloseable {
 
     /** What keeps the parts from being a pair; null if nothing does. */
     private @Nullable String problem(String module, Parts parts) {
+      if (!parts.factors.isEmpty()) {
+        return factorProblem(module, parts);
+      }
       if (parts.a == null || parts.b == null) {
         return "its module has no %s".formatted(parts.a == null && parts.b == null ? "low-rank pair"
             : parts.a == null ? "down-projection (A)" : "up-projection (B)");
@@ -298,6 +336,20 @@ public final class LoraAdapter implements AutoCloseable {
       return null;
     }
 
+    /** Turns the factors of LoHa and LoKr into A and B. */
+    private @Nullable String factorProblem(String module, Parts parts) {
+      if (parts.a != null || parts.b != null || parts.bias != null) {
+        return "its module has factors of LoHa or LoKr, %s, beside a low-rank pair".formatted(parts.factors.keySet());
+      }
+      parts.product = new FactorProduct(module, parts.factors);
+      if (parts.product.why() != null) {
+        return parts.product.why();
+      }
+      parts.a = parts.product.a();
+      parts.b = parts.product.b();
+      return config(module) != null ? "a configuration of LoRA says nothing about LoHa and LoKr" : alphaProblem(parts);
+    }
+
     private static @Nullable String shapeProblem(Parts parts) {
       for (Tensor factor : List.of(parts.a, parts.b)) {
         if (!factor.type().isFloat()) {
@@ -316,6 +368,10 @@ public final class LoraAdapter implements AutoCloseable {
           || parts.bias.dimension(0) != parts.b.dimension(0))) {
         return "%s is no vector of B's %d rows".formatted(parts.bias, parts.b.dimension(0));
       }
+      return alphaProblem(parts);
+    }
+
+    private static @Nullable String alphaProblem(Parts parts) {
       if (parts.alpha != null) {
         if (parts.alpha.dimensions() > 1 || parts.alpha.elementCount() != 1) {
           return "%s is no single number".formatted(parts.alpha);
@@ -333,7 +389,8 @@ public final class LoraAdapter implements AutoCloseable {
       if (config != null) {
         return config.scale(path(module));
       }
-      return parts.alpha == null ? 1 : alpha(parts.alpha) / parts.a.dimension(0);
+      long rank = parts.product == null ? parts.a.dimension(0) : parts.product.dimension();
+      return parts.alpha == null || rank == 0 ? 1 : alpha(parts.alpha) / rank;
     }
 
     private static double alpha(Tensor alpha) {

@@ -16,8 +16,9 @@ import java.util.TreeMap;
 
 /**
  * The files of a base model: one safetensors file, an index with its shards, or a folder of transformers, diffusers or
- * optimum-quanto with its {@code config.json}. Each module's format is read from its tensors: one of {@link WeightFormat}.
- * A file whose tensors speak for two int8 formats is refused with both readings. Nothing is copied or converted. Safe for use by several threads.
+ * optimum-quanto with its {@code config.json}. Each module's format is read from its tensors: one of
+ * {@link WeightFormat}. Files whose tensors speak for two int8 formats are refused with both readings. Nothing is
+ * copied or converted, except that packed codes are unpacked where they are read. Safe for use by several threads.
  */
 public final class Checkpoint implements AutoCloseable {
   private final Path path;

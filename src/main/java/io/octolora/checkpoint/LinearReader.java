@@ -73,7 +73,7 @@ final class LinearReader {
     this.tensors = weights.tensors();
     this.config = config;
     this.comfy = ComfyLayers.read(weights);
-    this.torchao = TorchaoLayers.read(weights);
+    this.torchao = TorchaoLayers.read(path, weights);
     this.notes = notes;
   }
 

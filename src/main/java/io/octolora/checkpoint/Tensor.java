@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.octolora.checkpoint;
 
+import java.lang.ref.SoftReference;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
@@ -8,6 +9,8 @@ import java.nio.ShortBuffer;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.Objects;
+import java.util.concurrent.atomic.AtomicReference;
+import java.util.function.Supplier;
 import org.jetbrains.annotations.Nullable;
 import io.octolora.FormatException;
 import io.octolora.Status;
@@ -15,9 +18,10 @@ import io.octolora.internal.Halves;
 
 /**
  * One tensor of a safetensors file: dense, row-major, little-endian, read through a memory mapping of the file. Nothing
- * is copied until asked for. Some formats store a matrix in another shape than it is used in (packed, or as factors of
- * factors); then it is a {@linkplain #derived derived} tensor, computed from others where it is read. The data belongs to the {@link SafetensorsFile}: after its {@code close()} reading throws
- * IllegalStateException, while buffers handed out before stay valid. Safe for use by several threads.
+ * is copied until asked for. Where a matrix is used in another form than it is stored in (packed codes, factors of
+ * factors), it is a {@linkplain #derived derived} tensor, computed from others where it is read. The data belongs to
+ * the {@link SafetensorsFile}: after its {@code close()} reading throws IllegalStateException, while buffers handed out
+ * before stay valid. Safe for use by several threads.
  */
 public final class Tensor {
   private final SafetensorsFile source;
@@ -70,6 +74,23 @@ public final class Tensor {
     }
     return new Tensor(from.source, name, type, shape.clone(), count, 0, Math.multiplyExact(count, type.bits() / 8),
         Objects.requireNonNull(reader, "reader"));
+  }
+
+  /**
+   * A {@link #derived} tensor that is computed whole when some of it is first read, and kept as long as memory allows.
+   *
+   * @param data gives all elements, little-endian, in a new direct buffer from position 0 to its limit
+   */
+  public static Tensor computed(Tensor from, String name, ElementType type, long[] shape, Supplier<ByteBuffer> data) {
+    AtomicReference<SoftReference<ByteBuffer>> kept = new AtomicReference<>(new SoftReference<>(null));
+    return derived(from, name, type, shape, (offset, length) -> {
+      ByteBuffer whole = kept.get().get();
+      if (whole == null) {
+        whole = data.get();
+        kept.set(new SoftReference<>(whole));
+      }
+      return whole.slice(Math.toIntExact(offset), length);
+    });
   }
 
   public Path file() {

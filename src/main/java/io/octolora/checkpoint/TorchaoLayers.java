@@ -4,6 +4,7 @@ package io.octolora.checkpoint;
 import io.octolora.FormatException;
 import io.octolora.Status;
 import io.octolora.internal.Json;
+import java.nio.file.Path;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -22,24 +23,25 @@ final class TorchaoLayers {
 
   private TorchaoLayers() {}
 
-  static TorchaoLayers read(WeightFiles weights) {
+  static TorchaoLayers read(Path path, WeightFiles weights) {
     TorchaoLayers torchao = new TorchaoLayers();
     for (Map<String, ?> metadata : weights.metadata()) {
       if (metadata.get("tensor_names") instanceof String text) {
-        if (!(Json.parse(text, "tensor_names") instanceof List<?> names)) {
-          throw new FormatException("tensor_names: %s, expected a list of names".formatted(Json.describe(text)));
+        String where = path + ": tensor_names";
+        if (!(Json.parse(text, where) instanceof List<?> names)) {
+          throw new FormatException("%s: %s, expected a list of names".formatted(where, Json.describe(text)));
         }
-        names.forEach(name -> torchao.add(String.valueOf(name), metadata.get(String.valueOf(name))));
+        names.forEach(name -> torchao.add(path, String.valueOf(name), metadata.get(String.valueOf(name))));
       }
     }
     return torchao;
   }
 
-  private void add(String name, @Nullable Object text) {
+  private void add(Path path, String name, @Nullable Object text) {
     if (!(text instanceof String json)) {
       return; // reported where the tensor itself turns up
     }
-    String where = "torchao's metadata of " + name;
+    String where = path + ": torchao's metadata of " + name;
     Map<String, Object> entry = Json.object(Json.parse(json, where), where);
     Object type = entry.get("_type");
     if ("Tensor".equals(type)) {

@@ -28,8 +28,11 @@ public record MappingReport(List<Entry> entries, List<String> notes) {
    * @param landings the modules it serves; empty if it landed nowhere
    * @param why why it landed nowhere, or null
    * @param nearest modules of the base whose names come closest, best first; empty if it landed
+   * @param rule how the adapter's family of names was read: what {@link io.octolora.adapter.AdapterFormat#rule} says
+   * @param remedy what would accept the adapter all the same, or null if the tensor landed
    */
-  public record Entry(String key, List<Landing> landings, @Nullable String why, List<String> nearest) {
+  public record Entry(String key, List<Landing> landings, @Nullable String why, List<String> nearest, String rule,
+      @Nullable String remedy) {
     public Entry {
       landings = List.copyOf(landings);
       nearest = List.copyOf(nearest);
@@ -43,6 +46,13 @@ public record MappingReport(List<Entry> entries, List<String> notes) {
    * @param rowBegin first of the rows of B (and the bias) that the module takes
    * @param rankBegin first of the ranks (rows of A, columns of B) that the module takes
    * @param halvesSwapped whether the module takes the second half of those rows of B before the first
+   * @param moduleRow first of the module's rows that they change; above 0 where the base stores several layers as one
    */
-  public record Landing(String module, int rowBegin, int rowEnd, int rankBegin, int rankEnd, boolean halvesSwapped) {}
+  public record Landing(String module, int rowBegin, int rowEnd, int rankBegin, int rankEnd, boolean halvesSwapped,
+      int moduleRow) {
+    /** Of a pair that changes the module from its first row on. */
+    public Landing(String module, int rowBegin, int rowEnd, int rankBegin, int rankEnd, boolean halvesSwapped) {
+      this(module, rowBegin, rowEnd, rankBegin, rankEnd, halvesSwapped, 0);
+    }
+  }
 }

@@ -15,12 +15,15 @@ import io.octolora.mapping.MappingReport.Landing;
 import java.nio.ByteBuffer;
 import java.util.ArrayList;
 import java.util.Collections;
+import java.util.Comparator;
 import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
+import java.util.regex.Pattern;
+import java.util.stream.IntStream;
 import org.jetbrains.annotations.Nullable;
 
 /**
@@ -30,6 +33,9 @@ import org.jetbrains.annotations.Nullable;
  * <p>A pair whose name means several modules (FLUX's fused {@code qkv} and {@code linear1}) is split by B's rows. Each
  * part takes all of A, unless B is zero outside equal diagonal blocks: then it takes its own block of ranks, which is
  * the same product for less work. The scale is that of the whole pair in both cases.
+ *
+ * <p>The other way round, pairs of layers that the base stores as one matrix ({@code qkv_proj}, {@code gate_up_proj},
+ * FLUX's original {@code qkv}) are joined into one delta of that matrix; layers without a pair have zeros in it.
  */
 public final class ModuleMap {
   private final Checkpoint base;
@@ -122,28 +128,46 @@ public final class ModuleMap {
   /** Places the pairs one after the other. */
   private static final class Mapper {
     private static final int NEAREST = 3;
+    private static final Pattern TEXT_ENCODER = Pattern.compile("^(lora_te|text_(encoder|model))|\\.text_encoder");
+    private static final String LENIENT = "ModuleMap.lenient";
+    /** Remedies. */
+    private static final String OTHER_NAME = "rename it to a module of the base if it means one, or leave it out with "
+        + LENIENT;
+    private static final String AMBIGUOUS = "give it a name that means one of them, or leave it out with " + LENIENT;
+    private static final String TAKEN = "remove one of the two, or leave this one out with " + LENIENT;
+    private static final String OTHER_MODEL = "it was made for a layer of another size: no option makes it fit, "
+        + LENIENT + " leaves it out";
 
     private final Checkpoint base;
     private final LoraAdapter adapter;
     private final ModuleTable table;
     private final Map<String, LoraDelta> deltas = new HashMap<>();
-    /** Module to the adapter's name that filled it. */
-    private final Map<String, String> filledBy = new HashMap<>();
+    /** By module, its pieces that are filled and by which name of the adapter. */
+    private final Map<String, Map<ModuleTable.Piece, String>> filledBy = new HashMap<>();
+    /** By module that holds several layers, the pairs of single ones. */
+    private final Map<String, List<Part>> fused = new LinkedHashMap<>();
     private final Map<String, List<String>> nearest = new HashMap<>();
     private final Map<String, Entry> entries = new TreeMap<>(Names.NATURAL);
     private final List<String> notes;
+    private final String rule;
+
+    /** A pair for one or more of the layers that a module holds. */
+    private record Part(LoraPair pair, ModuleTable.Piece piece) {}
 
     Mapper(Checkpoint base, LoraAdapter adapter) {
       this.base = base;
       this.adapter = adapter;
       this.table = new ModuleTable(base.linears());
       this.notes = new ArrayList<>(adapter.notes());
+      this.rule = adapter.format().rule();
     }
 
     ModuleMap map() {
       adapter.pairs().forEach(this::place);
+      fused.forEach(this::join);
       for (UnsupportedKey key : adapter.unsupported()) {
-        entries.put(key.key(), new Entry(key.key(), List.of(), key.why(), nearest(key.module())));
+        entries.put(key.key(), new Entry(key.key(), List.of(), key.why(), nearest(key.module()), rule,
+            "leave its module out with " + LENIENT));
       }
       Map<String, LoraDelta> ordered = new LinkedHashMap<>();
       for (String module : table.modules()) {
@@ -156,33 +180,78 @@ public final class ModuleMap {
 
     private void place(LoraPair pair) {
       Set<ModuleTable.Target> targets = table.find(pair.name());
-      String why = null;
-      List<Landing> landings = List.of();
       if (targets.isEmpty()) {
-        why = "the base has no such linear layer";
+        refuse(pair, "the base has no such linear layer", OTHER_NAME);
       } else if (targets.size() > 1) {
-        why = "it could be " + String.join(" or ", targets.stream().map(ModuleTable.Target::describe).toList());
+        refuse(pair, "it could be " + String.join(" or ", targets.stream().map(ModuleTable.Target::describe).toList()),
+            AMBIGUOUS);
       } else {
-        ModuleTable.Target target = targets.iterator().next();
-        why = misfit(pair, target);
-        if (why == null) {
-          landings = land(pair, target);
+        place(pair, targets.iterator().next());
+      }
+    }
+
+    private void place(LoraPair pair, ModuleTable.Target target) {
+      List<ModuleTable.Piece> pieces = target.pieces();
+      String taken = taken(pair, pieces);
+      if (taken != null) {
+        refuse(pair, taken, TAKEN);
+      } else if (pieces.size() == 1 && !pieces.get(0).whole()) {
+        fused.computeIfAbsent(pieces.get(0).module().name(), module -> new ArrayList<>())
+            .add(new Part(pair, pieces.get(0)));
+        claim(pair, pieces);
+      } else {
+        String why = misfit(pair, target);
+        if (why != null) {
+          refuse(pair, why, OTHER_MODEL);
+        } else {
+          claim(pair, pieces);
+          accept(pair, land(pair, target));
         }
       }
-      for (String key : pair.keys()) {
-        entries.put(key, new Entry(key, landings, why, why == null ? List.of() : nearest(pair.name())));
+    }
+
+    private void accept(LoraPair pair, List<Landing> landings) {
+      pair.keys().forEach(key -> entries.put(key, new Entry(key, landings, null, List.of(), rule, null)));
+    }
+
+    private void refuse(LoraPair pair, String why, String remedy) {
+      pair.keys().forEach(key ->
+          entries.put(key, new Entry(key, List.of(), why, nearest(pair.name()), rule, remedy(pair.name(), remedy))));
+    }
+
+    private static String remedy(String name, String otherwise) {
+      return TEXT_ENCODER.matcher(name).find() && otherwise.equals(OTHER_NAME)
+          ? "it is a text encoder's: map it on that checkpoint, and here leave it out with " + LENIENT : otherwise;
+    }
+
+    /** Each layer takes one pair, be it a module or a part of one. */
+    private @Nullable String taken(LoraPair pair, List<ModuleTable.Piece> pieces) {
+      for (ModuleTable.Piece piece : pieces) {
+        for (Map.Entry<ModuleTable.Piece, String> other
+            : filledBy.getOrDefault(piece.module().name(), Map.of()).entrySet()) {
+          if (piece.whole() || other.getKey().whole()
+              || piece.from() < other.getKey().to() && other.getKey().from() < piece.to()) {
+            return "%s is also the place of %s".formatted(piece.describe(), other.getValue());
+          }
+        }
       }
+      return null;
+    }
+
+    private void claim(LoraPair pair, List<ModuleTable.Piece> pieces) {
+      pieces.forEach(piece -> filledBy.computeIfAbsent(piece.module().name(), module -> new HashMap<>())
+          .put(piece, pair.name()));
     }
 
     private @Nullable String misfit(LoraPair pair, ModuleTable.Target target) {
       long rows = 0;
-      for (BaseLinear part : target.parts()) {
-        rows += part.n();
-        if (pair.in() != part.k()) {
-          return "A takes %d inputs, %s has %d".formatted(pair.in(), part.name(), part.k());
+      for (ModuleTable.Piece piece : target.pieces()) {
+        if (!piece.whole()) {
+          return "it means parts of several matrices: %s".formatted(target.describe());
         }
-        if (filledBy.containsKey(part.name())) {
-          return "%s is also the place of %s".formatted(part.name(), filledBy.get(part.name()));
+        rows += piece.module().n();
+        if (pair.in() != piece.module().k()) {
+          return "A takes %d inputs, %s has %d".formatted(pair.in(), piece.module().name(), piece.module().k());
         }
       }
       if (pair.out() != rows) {
@@ -193,8 +262,50 @@ public final class ModuleMap {
           : null;
     }
 
+    /** One delta from all pairs of the layers that the base stores as one matrix. */
+    private void join(String module, List<Part> parts) {
+      ModuleTable.Fused matrix = parts.get(0).piece.fused();
+      int n = matrix.module().n();
+      int[] known = new int[matrix.parts().size()];
+      for (Part part : parts) {
+        if (part.piece.to() - part.piece.from() == 1) {
+          known[part.piece.from()] = part.pair.out();
+        }
+      }
+      int[] rows = matrix.rows(known);
+      List<JoinedPairs.Member> members = new ArrayList<>();
+      parts.sort(Comparator.comparingInt(part -> part.piece.from()));
+      for (Part part : parts) {
+        String why = null;
+        int firstRow = 0;
+        if (part.pair.in() != matrix.module().k()) {
+          why = "A takes %d inputs, %s has %d".formatted(part.pair.in(), module, matrix.module().k());
+        } else if (rows == null) {
+          why = "B gives %d outputs; the %d rows of %s are no %s of such sizes".formatted(part.pair.out(), n, module,
+              matrix.parts());
+        } else {
+          int count = IntStream.range(part.piece.from(), part.piece.to()).map(i -> rows[i]).sum();
+          firstRow = IntStream.range(0, part.piece.from()).map(i -> rows[i]).sum();
+          if (part.pair.out() != count) {
+            why = "B gives %d outputs, %s has %d".formatted(part.pair.out(), part.piece.describe(), count);
+          }
+        }
+        if (why != null) {
+          refuse(part.pair, why, OTHER_MODEL);
+        } else {
+          members.add(new JoinedPairs.Member(part.pair, firstRow));
+        }
+      }
+      if (!members.isEmpty()) {
+        JoinedPairs joined = new JoinedPairs(module, n, members);
+        deltas.put(module, joined.delta());
+        members.forEach(member -> accept(member.pair(), List.of(new Landing(module, 0, member.pair().out(), 0,
+            member.pair().rank(), false, member.firstRow()))));
+      }
+    }
+
     private List<Landing> land(LoraPair pair, ModuleTable.Target target) {
-      List<BaseLinear> parts = target.parts();
+      List<BaseLinear> parts = target.pieces().stream().map(ModuleTable.Piece::module).toList();
       boolean diagonal = parts.size() > 1 && isBlockDiagonal(pair, parts);
       if (diagonal) {
         noteSplitQkv(pair, parts.size());
@@ -212,7 +323,6 @@ public final class ModuleMap {
             new Factor(pair.b(), row, part.n(), rank, ranks, rotation),
             pair.scale(),
             bias == null ? null : new Factor(bias, row, part.n(), 0, 1, rotation)));
-        filledBy.put(part.name(), pair.name());
         landings.add(new Landing(part.name(), row, row + part.n(), rank, rank + ranks, target.halvesSwapped()));
         row += part.n();
       }
@@ -271,7 +381,8 @@ public final class ModuleMap {
         Set<ModuleTable.Target> targets = table.find(unknown);
         return targets.isEmpty()
             ? Names.nearest(ModuleTable.bare(unknown), table.modules(), NEAREST)
-            : targets.stream().flatMap(target -> target.parts().stream()).map(BaseLinear::name).distinct().toList();
+            : targets.stream().flatMap(target -> target.pieces().stream()).map(piece -> piece.module().name()).distinct()
+                .toList();
       });
     }
   }

@@ -9,7 +9,7 @@ package io.octolora.runtime;
  * @param units multiprocessors; threads on the CPU
  * @param memoryBytes total memory of the device in bytes; 0 when unknown
  * @param name such as {@code "NVIDIA H200"}
- * @param kernels what runs there, such as {@code "sm_90a"}, {@code "avx512-vnni"} or {@code "portable"}
+ * @param kernels what runs there, such as {@code "wgmma s8, mma.sync s8"}, {@code "avx512-vnni"} or {@code "portable"}
  */
 public record DeviceInfo(
     int ordinal, int computeCapability, int units, long memoryBytes, String name, String kernels) {

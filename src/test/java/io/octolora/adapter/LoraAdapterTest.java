@@ -392,8 +392,8 @@ class LoraAdapterTest {
   }
 
   @ParameterizedTest
-  @CsvSource({"unet.a.attn1.processor.to_q_lora.down.weight, attention processors",
-      "double_blocks.0.processor.qkv_lora1.down.weight, attention processors", "m.lora_C.weight, no name of a known",
+  @CsvSource({"unet.a.attn1.processor.to_q_lora.down.weight, no up-projection (B)",
+      "double_blocks.0.processor.qkv_lora3.down.weight, no name of a known", "m.lora_C.weight, no name of a known",
       "lora_te_something, no name of a known"})
   void unknownNamesAreListed(String key, String why) throws IOException {
     Path file = pair(new SafetensorsWriter(), "m", 2).ramp(key, 1, 4).write(folder.resolve("x.safetensors"));

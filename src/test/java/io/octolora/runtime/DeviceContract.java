@@ -25,6 +25,7 @@ import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import java.util.concurrent.TimeUnit;
 import java.util.stream.Stream;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.Pointer;
@@ -440,11 +441,12 @@ abstract class DeviceContract {
         for (int i = 0; i < 8; i++) {
           calls.add(threads.submit(caller));
         }
-        running.await();
+        boolean all = running.await(60, TimeUnit.SECONDS);
         linear.close();
         for (Future<Integer> one : calls) {
-          assertTrue(one.get() > 0);
+          assertTrue(one.get() > 0); // throws what stopped a caller
         }
+        assertTrue(all, "a caller did not come through its first call within 60 s");
         assertEquals(before, device.memoryInUse(), "after round " + round);
       }
     } finally {

@@ -15,9 +15,9 @@ import org.jetbrains.annotations.Nullable;
  * type for a fp32 adapter is no source of error.
  */
 final class RandomLayer {
-  /** Unit roundoff of fp32 and of bf16, the coarser of the types that x·Aᵀ may be kept in. */
+  /** Unit roundoff, half the distance from 1 to the next number, of fp32 and of bf16, the coarser type of x·Aᵀ. */
   private static final double FP32 = 0x1p-24;
-  private static final double BF16 = 0x1p-9;
+  private static final double BF16 = 0x1p-8;
 
   record Adapter(int rank, float[] a, float[] b, float weight) {}
 
