@@ -13,7 +13,6 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
-import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import org.jetbrains.annotations.Nullable;
 
@@ -53,10 +52,6 @@ final class LinearReader {
     FOREIGN_ENDS.put(".weight._shift", "Quanto with fewer than 8 bits");
     FOREIGN_ENDS.put(".weight._data._data", "Quanto with fewer than 8 bits");
   }
-
-  /** Usual names of embedding tables, which quantizers leave alone without being told. */
-  private static final Pattern EMBEDDING =
-      Pattern.compile("(.*\\.)?(embed[^.]*|[^.]*embeddings?|wte|wpe|emb|shared|relative_attention_bias)");
 
   private final Path path;
   private final Map<String, Tensor> tensors;
@@ -432,7 +427,7 @@ final class LinearReader {
     List<String> shouldBeInt8 = new ArrayList<>();
     for (BaseLinear linear : linears.values()) {
       Boolean skipped = config.skips(linear.name());
-      boolean embedding = !linear.quantized() && EMBEDDING.matcher(linear.name()).matches();
+      boolean embedding = !linear.quantized() && Names.isEmbedding(linear.name());
       if (skipped != null && skipped == linear.quantized() && !embedding) {
         (skipped ? shouldBeFloat : shouldBeInt8).add(linear.name());
       }

@@ -24,8 +24,8 @@ import java.util.stream.IntStream;
 import org.jetbrains.annotations.Nullable;
 
 /**
- * One page, HTML that is also well-formed XML, without scripts and without anything from elsewhere. Charts are SVG without text, so that they stretch to
- * any width; what they say in words and numbers stands beside them in HTML.
+ * One page, HTML that is also well-formed XML, without scripts and without anything from elsewhere. Charts are SVG
+ * without text, so that they stretch to any width; what they say in words and numbers stands beside them in HTML.
  */
 final class HtmlReport {
   /** Rows of a chart before the rest is folded away. */
@@ -82,7 +82,8 @@ final class HtmlReport {
 
   private void header() {
     boolean ok = outcome.ok();
-    add("<header>\n<p class=\"kicker\">octolora verify</p>\n<h1><span class=\"pill %s\">%s</span> %s</h1>\n<p>%s.</p>\n",
+    add("<header>\n<p class=\"kicker\">octolora verify</p>\n"
+        + "<h1><span class=\"pill %s\">%s</span> %s</h1>\n<p>%s.</p>\n",
         ok ? "good" : "bad", ok ? "✓ OK" : "✕ FAILED",
         headline(),
         capitalized(outcome.verdict()));
@@ -142,7 +143,8 @@ final class HtmlReport {
       return;
     }
     double worst = Math.max(worst(result -> result.oracle().maxRatio()), worst(HtmlReport::recordedRatio));
-    Axis axis = worst <= 1 ? Axis.linear(1) : Axis.logarithmic(-3, (int) Math.ceil(Math.log10(Math.min(worst, 1e12))));
+    Axis axis = worst <= 1 ? Axis.linear(1)
+        : Axis.logarithmic(-3, 1 + 2 * (int) Math.floor(Math.log10(Math.min(worst, 1e12)) / 2));
     section("Errors", "How far each layer is from where it should be, in units of what roundings of the number formats "
         + "can explain. Left of the red line is within bounds. The worst layers come first.");
     add("<ul class=\"legend\"><li><i class=\"a\"></i>from the oracle</li>%s</ul>\n",
@@ -301,6 +303,8 @@ final class HtmlReport {
           view.adapter().format(), MappingView.number(outcome.arguments().get(i).scale()), view.summary());
       list(view.report().unmapped(), entry -> "<code>%s</code> landed nowhere: %s".formatted(
           breakable(entry.key()).html(), escape(MappingView.explanation(entry))));
+      list(List.copyOf(view.advice().entrySet()), line -> "<b>%s</b>: %s".formatted(
+          escape(capitalized(line.getKey())), escape(line.getValue())));
       list(view.report().notes(), note -> escape("Note: " + note));
     }
     add("</section>\n");
@@ -366,7 +370,7 @@ final class HtmlReport {
       return new Axis(false, 0, last, false);
     }
 
-    /** From 10^first to 10^last. */
+    /** From 10^first to 10^last, an even number of decades if there are more than five. */
     static Axis logarithmic(int first, int last) {
       return new Axis(true, first, last, false);
     }
@@ -384,7 +388,7 @@ final class HtmlReport {
     String ticks() {
       StringBuilder ticks = new StringBuilder();
       int count = logarithmic ? (int) (last - first) : 4;
-      int step = count > 6 ? 2 : 1; // labels keep apart from each other on a phone
+      int step = count > 5 ? 2 : 1; // labels keep apart from each other on a phone
       for (int i = 0; i <= count; i += step) {
         double place = first + (last - first) * i / count;
         double value = logarithmic ? Math.pow(10, place) : place;

@@ -34,6 +34,10 @@ final class InspectCommand implements Callable<Integer> {
   @Parameters(index = "1..*", paramLabel = "ADAPTER", description = "LoRA files or PEFT folders.")
   private List<Path> adapters = new ArrayList<>();
 
+  @Option(names = "--lenient",
+      description = "Accept that keys which land nowhere are left out, as long as some of each adapter land.")
+  private boolean lenient;
+
   @Option(names = {"-v", "--verbose"}, description = "One line for every layer and every key.")
   private boolean verbose;
 
@@ -48,7 +52,7 @@ final class InspectCommand implements Callable<Integer> {
       boolean complete = true;
       for (Path path : adapters) {
         LoraAdapter adapter = opened.add(LoraAdapter.open(path));
-        MappingView view = MappingView.of(base, adapter);
+        MappingView view = MappingView.of(base, adapter, lenient);
         views.add(view);
         titles.add("%s (%s)".formatted(path, adapter.format()));
         complete &= view.complete();
@@ -72,12 +76,13 @@ final class InspectCommand implements Callable<Integer> {
       terminal.out().println();
       terminal.out().println(terminal.paint(Tone.TITLE, "adapter     ") + Table.printable(titles.get(i)) + "  "
           + views.get(i).summary());
+      terminal.out().println("recognized  " + Table.printable(views.get(i).adapter().recognition()));
       views.get(i).print(terminal, verbose);
     }
     if (!views.isEmpty()) {
       terminal.out().println();
-      terminal.out().println(complete ? terminal.paint(Tone.GOOD, "OK") + ": every key landed"
-          : terminal.paint(Tone.BAD, "FAILED") + ": keys landed nowhere and would be dropped");
+      terminal.out().println((complete ? terminal.paint(Tone.GOOD, "OK") : terminal.paint(Tone.BAD, "FAILED")) + ": "
+          + MappingView.verdict(views));
     }
   }
 

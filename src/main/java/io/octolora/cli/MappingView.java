@@ -11,10 +11,13 @@ import io.octolora.mapping.MappingException;
 import io.octolora.mapping.MappingReport;
 import io.octolora.mapping.ModuleMap;
 import java.io.IOException;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
+import java.util.Map;
 import java.util.Set;
 import java.util.TreeSet;
+import java.util.stream.Collectors;
 import org.jetbrains.annotations.Nullable;
 
 /** Shows a person or a program where every key of an adapter landed. */
@@ -22,20 +25,26 @@ final class MappingView {
   private final LoraAdapter adapter;
   private final @Nullable ModuleMap map;
   private final MappingReport report;
+  private final boolean lenient;
 
-  private MappingView(LoraAdapter adapter, @Nullable ModuleMap map, MappingReport report) {
+  private MappingView(LoraAdapter adapter, @Nullable ModuleMap map, MappingReport report, boolean lenient) {
+    this.lenient = lenient;
     this.adapter = adapter;
     this.map = map;
     this.report = report;
   }
 
-  /** Maps what fits, be it nothing. */
-  static MappingView of(Checkpoint base, LoraAdapter adapter) {
+  /**
+   * Maps what fits, be it nothing.
+   *
+   * @param lenient whether the user accepts that keys are left out
+   */
+  static MappingView of(Checkpoint base, LoraAdapter adapter, boolean lenient) {
     try {
       ModuleMap map = ModuleMap.lenient(base, adapter);
-      return new MappingView(adapter, map, map.report());
+      return new MappingView(adapter, map, map.report(), lenient);
     } catch (MappingException e) {
-      return new MappingView(adapter, null, e.report());
+      return new MappingView(adapter, null, e.report(), lenient);
     }
   }
 
@@ -63,8 +72,20 @@ final class MappingView {
     return "%d of %d keys landed on %d modules".formatted(keys - report.unmapped().size(), keys, modules().size());
   }
 
+  /** Whether every key landed, or those that did not may be left out; an adapter without effect never is. */
   boolean complete() {
-    return report.unmapped().isEmpty() && !modules().isEmpty();
+    return (lenient || report.unmapped().isEmpty()) && !modules().isEmpty();
+  }
+
+  /** Of several adapters: "every adapter key landed", or what did not. */
+  static String verdict(List<MappingView> views) {
+    int lost = views.stream().mapToInt(view -> view.report.unmapped().size()).sum();
+    if (lost == 0) {
+      return views.stream().allMatch(MappingView::complete) ? "every adapter key landed" : "an adapter has no effect";
+    }
+    return views.stream().allMatch(MappingView::complete) ? "%d adapter keys left out, as asked".formatted(lost)
+        : "%d adapter keys landed nowhere and would be dropped%s".formatted(lost,
+            views.stream().noneMatch(view -> view.modules().isEmpty()) ? " (--lenient accepts that)" : "");
   }
 
   /** A line for each module and low-rank pair; with verbose also one for each key. */
@@ -91,12 +112,28 @@ final class MappingView {
       terminal.out().println(terminal.paint(Tone.BAD, "landed nowhere: ") + Table.printable(entry.key() + ": "
           + explanation(entry)));
     }
+    advice().forEach((title, text) -> terminal.out().println(terminal.paint(Tone.WARNING, title + ": ")
+        + Table.printable(text)));
     report.notes().forEach(note -> terminal.out().println("note: " + Table.printable(note)));
   }
 
   /** Why a key landed nowhere, and what is near. */
   static String explanation(MappingReport.Entry entry) {
     return entry.why() + (entry.nearest().isEmpty() ? "" : "; nearest: " + String.join(", ", entry.nearest()));
+  }
+
+  /** For keys that landed nowhere: how names were read, and what would accept them; titles with texts. */
+  Map<String, String> advice() {
+    Map<String, String> advice = new LinkedHashMap<>();
+    Map<String, Long> remedies = report.unmapped().stream().filter(entry -> entry.remedy() != null)
+        .collect(Collectors.groupingBy(MappingReport.Entry::remedy, LinkedHashMap::new, Collectors.counting()));
+    if (!report.unmapped().isEmpty()) {
+      advice.put("names were read as " + adapter.format(), report.unmapped().stream().map(MappingReport.Entry::rule)
+          .distinct().collect(Collectors.joining("; ")));
+    }
+    remedies.forEach((remedy, keys) -> advice.merge("to fix %d %s".formatted(keys, keys == 1 ? "key" : "keys"), remedy,
+        (one, other) -> one + "; or for as many others: " + other));
+    return advice;
   }
 
   /** What follows the name of a pair in the keys it was made of, such as ".lora_A.weight" and ".alpha". */
@@ -117,9 +154,10 @@ final class MappingView {
     for (MappingReport.Entry entry : report.entries()) {
       terminal.out().println(Table.printable(entry.key()));
       for (MappingReport.Landing landing : entry.landings()) {
-        terminal.out().println("  lands on %s, rows %d..%d%s, ranks %d..%d".formatted(
+        terminal.out().println("  lands on %s, rows %d..%d%s, ranks %d..%d%s".formatted(
             Table.printable(landing.module()), landing.rowBegin(), landing.rowEnd(),
-            landing.halvesSwapped() ? " with halves swapped" : "", landing.rankBegin(), landing.rankEnd()));
+            landing.halvesSwapped() ? " with halves swapped" : "", landing.rankBegin(), landing.rankEnd(),
+            landing.moduleRow() == 0 ? "" : ", from the module's row %d on".formatted(landing.moduleRow())));
       }
     }
   }
@@ -128,6 +166,7 @@ final class MappingView {
     json.writeStartObject();
     json.writeStringField("path", adapter.path().toString());
     json.writeStringField("format", adapter.format().name().toLowerCase(Locale.ROOT));
+    json.writeStringField("recognition", adapter.recognition());
     json.writeNumberField("weight", weight);
     json.writeNumberField("keys", report.entries().size());
     json.writeNumberField("mapped", report.entries().size() - report.unmapped().size());
@@ -159,6 +198,8 @@ final class MappingView {
         json.writeString(near);
       }
       json.writeEndArray();
+      json.writeStringField("rule", entry.rule());
+      json.writeStringField("remedy", entry.remedy());
       json.writeEndObject();
     }
     json.writeEndArray();

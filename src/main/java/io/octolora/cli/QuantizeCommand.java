@@ -32,7 +32,8 @@ import picocli.CommandLine.Spec;
         "Tensors are read and written piece by piece: memory does not grow with them. Until all is written the result "
         + "is OUT.partial; --resume goes on with what an interrupted run left there."})
 final class QuantizeCommand implements Callable<Integer> {
-  private static final Pattern SIZE = Pattern.compile("(\\d+(?:\\.\\d+)?)\\s*([KMGT]?)(i?)B?", Pattern.CASE_INSENSITIVE);
+  private static final Pattern SIZE =
+      Pattern.compile("(\\d+(?:\\.\\d+)?)\\s*([KMGT]?)(i?)B?", Pattern.CASE_INSENSITIVE);
   private static final float DEFAULT_THRESHOLD = 6;
 
   @ParentCommand

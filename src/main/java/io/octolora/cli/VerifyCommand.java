@@ -85,6 +85,10 @@ final class VerifyCommand implements Callable<Integer> {
       description = "The model before it was quantized: the report then shows what int8 costs.")
   private @Nullable Path original;
 
+  @Option(names = "--lenient",
+      description = "Accept that keys which land nowhere are left out, as long as some of each adapter land.")
+  private boolean lenient;
+
   @Option(names = {"-v", "--verbose"}, description = "Also one line for every adapter key.")
   private boolean verbose;
 
@@ -113,7 +117,7 @@ final class VerifyCommand implements Callable<Integer> {
     try (Checkpoint base = Checkpoint.open(checkpoint); Closeables opened = new Closeables()) {
       List<MappingView> views = new ArrayList<>();
       for (AdapterArgument argument : arguments) {
-        views.add(MappingView.of(base, opened.add(LoraAdapter.open(argument.path()))));
+        views.add(MappingView.of(base, opened.add(LoraAdapter.open(argument.path())), lenient));
       }
       Recording recording = golden == null ? null : opened.add(Recording.open(golden));
       if (threshold != null && base.linears().values().stream().noneMatch(CheckpointText::hasThreshold)) {
@@ -224,8 +228,8 @@ final class VerifyCommand implements Callable<Integer> {
           layer.tool() == null ? "an unquantized layer" : layer.tool(), checkpoint, linear.format()));
     }
     if (tool == BaseTool.QUANTO && linear.quantization().mode() != Quantization.Mode.W8A16) {
-      throw new FormatException("%s: %s has calibrated activations; recordings are understood of weight-only Quanto layers"
-          .formatted(golden, layer.module()));
+      throw new FormatException(("%s: %s has calibrated activations; recordings are understood of weight-only Quanto "
+          + "layers").formatted(golden, layer.module()));
     }
     long k = layer.x().dimension(layer.x().dimensions() - 1);
     long n = layer.y().dimension(layer.y().dimensions() - 1);

@@ -49,7 +49,7 @@ record VerifyOutcome(Checkpoint base, Device device, List<AdapterArgument> argum
       }
     }
     if (!views.isEmpty()) {
-      parts.add(mapped() ? "every adapter key landed" : "adapter keys landed nowhere");
+      parts.add(MappingView.verdict(views));
     }
     if (!skipped.isEmpty()) {
       parts.add("not int8 and so not run: " + skipped.size());

@@ -5,13 +5,23 @@ import java.util.ArrayList;
 import java.util.Collection;
 import java.util.Comparator;
 import java.util.List;
+import java.util.regex.Pattern;
 
 /** Order of module names and likeness between them. */
 public final class Names {
   /** By characters, but runs of digits by their number: blocks.2 before blocks.10. */
   public static final Comparator<String> NATURAL = Names::compareNatural;
 
+  /** Usual names of embedding tables, which quantizers leave alone without being told. */
+  private static final Pattern EMBEDDING =
+      Pattern.compile("(.*\\.)?(embed[^.]*|[^.]*embeddings?|wte|wpe|emb|shared|relative_attention_bias)");
+
   private Names() {}
+
+  /** Whether a module with a weight of two dimensions is an embedding table by its name, not a linear layer. */
+  public static boolean isEmbedding(String module) {
+    return EMBEDDING.matcher(module).matches();
+  }
 
   /**
    * The candidates closest to a name, best first: those where one is a dotted end of the other, then by edit distance;

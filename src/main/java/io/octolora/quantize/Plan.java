@@ -65,7 +65,7 @@ final class Plan {
     }
     for (BaseLinear linear : linears.values()) {
       String module = linear.name();
-      if (SkipRule.isEmbedding(module) || skip.skips(module)) {
+      if (Names.isEmbedding(module) || skip.skips(module)) {
         skipped.add(module);
       } else {
         quantized.add(module);

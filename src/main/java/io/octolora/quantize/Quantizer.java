@@ -102,8 +102,12 @@ public final class Quantizer {
    * @throws OctoloraException if something is in the way: a full target, or another or interrupted run
    */
   public static Result run(Path in, Path out, Options options, boolean resume, Progress progress) throws IOException {
+    Path target = out.toAbsolutePath().normalize();
+    if (target.getFileName() == null) {
+      throw refused("%s is no name for a new folder".formatted(out));
+    }
     try (Checkpoint checkpoint = Checkpoint.open(in)) {
-      return new Quantizer(Source.of(checkpoint), out.toAbsolutePath().normalize(), options).run(resume, progress);
+      return new Quantizer(Source.of(checkpoint), target, options).run(resume, progress);
     }
   }
 

@@ -10,14 +10,10 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.function.Predicate;
-import java.util.regex.Pattern;
 import org.jetbrains.annotations.Nullable;
 
 /** Which layers stay as they are: the rules by which the format's own tools read their skip lists. */
 final class SkipRule {
-  /** Embedding tables have weights of two dimensions too; these names tell them from linear layers. */
-  private static final Pattern EMBEDDING =
-      Pattern.compile("(.*\\.)?(embed[^.]*|[^.]*embeddings?|wte|wpe|emb|shared|relative_attention_bias)");
   /** Output embeddings, which transformers leaves alone unless it is given a list. */
   private static final Set<String> HEADS = Set.of("lm_head", "embed_out");
   /** Models of transformers with modules that stay in fp32, list or not: the feed-forward output of T5. */
@@ -54,10 +50,6 @@ final class SkipRule {
         : any(patterns, SkipRule::transformersBitsandbytes);
     String kept = KEPT.get(modelType);
     return new SkipRule(kept == null ? listed : listed.or(module -> leaf(module).equals(kept)), written);
-  }
-
-  static boolean isEmbedding(String module) {
-    return EMBEDDING.matcher(module).matches();
   }
 
   boolean skips(String module) {

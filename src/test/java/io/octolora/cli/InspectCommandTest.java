@@ -2,19 +2,26 @@
 package io.octolora.cli;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.octolora.Fixtures;
+import io.octolora.SafetensorsWriter;
 import io.octolora.internal.Json;
+import java.io.IOException;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
 
 class InspectCommandTest {
   private static final Path BASE = Fixtures.path("flux/base_bnb8");
+
+  @TempDir
+  Path folder;
 
   @Test
   void checkpointAlone() {
@@ -50,7 +57,7 @@ class InspectCommandTest {
     Cli cli = Cli.run("inspect", BASE, Fixtures.path("flux/adapters/" + adapter)).expect(0)
         .expectTable("MODULE", "KEYS", "ROWS OF B", "RANKS", "RANK", "SCALE");
     assertTrue(cli.out().contains(" keys landed on 26 modules"), cli.out());
-    assertTrue(cli.out().endsWith("OK: every key landed" + System.lineSeparator()), cli.out());
+    assertTrue(cli.out().endsWith("OK: every adapter key landed" + System.lineSeparator()), cli.out());
   }
 
   @Test
@@ -66,7 +73,49 @@ class InspectCommandTest {
     assertTrue(cli.out().contains("landed nowhere: base_model.model.model.layers.0.mlp.down_proj.lora_A.weight: "),
         cli.out());
     assertTrue(cli.out().contains("; nearest: "), cli.out());
-    assertTrue(cli.out().contains("FAILED: keys landed nowhere"), cli.out());
+    assertTrue(cli.out().endsWith("FAILED: 28 adapter keys landed nowhere and would be dropped"
+        + System.lineSeparator()), cli.out());
+  }
+
+  @Test
+  void aFailedMappingSaysHowToFixIt() throws IOException {
+    Path adapter = twoPairs("transformer.transformer_blocks.0.attn.to_q", "transformer.transformer_blocks.0.atn.to_k");
+    Cli cli = Cli.run("inspect", BASE, adapter).expect(1);
+    assertTrue(cli.lines().stream().anyMatch(line -> line.startsWith("recognized  ")), cli.out());
+    assertTrue(cli.lines().stream().anyMatch(line -> line.startsWith(
+        "landed nowhere: transformer.transformer_blocks.0.atn.to_k.lora_A.weight: the base has no such linear layer; "
+        + "nearest: transformer_blocks.0.attn.to_k")), cli.out());
+    assertTrue(cli.lines().stream().anyMatch(line -> line.startsWith("names were read as ")), cli.out());
+    assertTrue(cli.lines().stream().anyMatch(line -> line.startsWith("to fix 2 keys: rename it")), cli.out());
+    assertTrue(cli.out().contains(
+        "FAILED: 2 adapter keys landed nowhere and would be dropped (--lenient accepts that)"), cli.out());
+    Map<String, Object> json = Cli.run("inspect", "--json", BASE, adapter).expect(1).json();
+    Map<String, Object> view = Json.object(((List<?>) json.get("adapters")).get(0), "adapter");
+    assertFalse(((String) view.get("recognition")).isEmpty());
+    Map<String, Object> key = Json.object(((List<?>) view.get("unmapped")).get(0), "unmapped");
+    assertEquals(List.of("key", "why", "nearest", "rule", "remedy"), List.copyOf(key.keySet()));
+    assertTrue(((String) key.get("remedy")).startsWith("rename it"), json.toString());
+  }
+
+  @Test
+  void whatLandsNowhereMayBeAccepted() throws IOException {
+    Path partly = twoPairs("transformer.transformer_blocks.0.attn.to_q", "transformer.transformer_blocks.9.attn.to_k");
+    Cli cli = Cli.run("inspect", "--lenient", BASE, partly).expect(0);
+    assertTrue(cli.out().contains("OK: 2 adapter keys left out, as asked"), cli.out());
+    Cli verified = Cli.run("verify", "--lenient", BASE, partly, "--device", "cpu").expect(0);
+    assertTrue(verified.out().contains("OK: 1 of 1 layers within bounds"), verified.out());
+    assertTrue(verified.out().contains("2 adapter keys left out, as asked"), verified.out());
+    Cli.run("verify", BASE, partly, "--device", "cpu").expect(1);
+    // an adapter without any effect is no success
+    Cli.run("inspect", "--lenient", BASE, Fixtures.path("llama/adapters/r4_all")).expect(1);
+  }
+
+  private Path twoPairs(String... modules) throws IOException {
+    SafetensorsWriter writer = new SafetensorsWriter();
+    for (String module : modules) {
+      writer.ramp(module + ".lora_A.weight", 0.001f, 2, 128).ramp(module + ".lora_B.weight", 0.001f, 128, 2);
+    }
+    return writer.write(folder.resolve("adapter.safetensors"));
   }
 
   @Test

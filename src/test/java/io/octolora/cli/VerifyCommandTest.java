@@ -131,7 +131,7 @@ class VerifyCommandTest {
     assertEquals(Boolean.TRUE, json.get("ok"));
     assertEquals(List.of("id", "name", "kernels", "cudaAbsent"), keys(json.get("device")));
     List<?> adapters = (List<?>) json.get("adapters");
-    assertEquals(List.of("path", "format", "weight", "keys", "mapped", "modules", "unmapped", "notes"),
+    assertEquals(List.of("path", "format", "recognition", "weight", "keys", "mapped", "modules", "unmapped", "notes"),
         keys(adapters.get(0)));
     Map<String, Object> adapter = Json.object(adapters.get(0), "adapter");
     assertEquals(52L, adapter.get("keys"));
@@ -160,7 +160,8 @@ class VerifyCommandTest {
     Map<String, Object> adapter = Json.object(((List<?>) json.get("adapters")).get(0), "adapter");
     assertEquals(0L, adapter.get("mapped"));
     assertEquals(52, ((List<?>) adapter.get("unmapped")).size());
-    assertEquals(List.of("key", "why", "nearest"), keys(((List<?>) adapter.get("unmapped")).get(0)));
+    assertEquals(List.of("key", "why", "nearest", "rule", "remedy"),
+        keys(((List<?>) adapter.get("unmapped")).get(0)));
   }
 
   private static List<String> keys(Object object) {

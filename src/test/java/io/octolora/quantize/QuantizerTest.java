@@ -114,9 +114,9 @@ class QuantizerTest {
   @Test
   void nothingDisagreesWhenTheResultIsRead() throws IOException {
     for (boolean transformers : new boolean[] {true, false}) {
-      for (TargetFormat format : List.of(TargetFormat.BITSANDBYTES, TargetFormat.QUANTO)) {
+      for (TargetFormat format : TargetFormat.values()) {
         for (String skip : new String[] {"", transformers ? "*o_proj" : "to_out.0", "v_proj", "to_q"}) {
-          if (transformers && format == TargetFormat.BITSANDBYTES && skip.startsWith("*")) {
+          if (format != TargetFormat.QUANTO && skip.startsWith("*")) {
             continue; // no regular expression
           }
           Path out = folder.resolve(transformers + "-" + format + "-" + skip.replace('*', '-'));
@@ -182,8 +182,8 @@ class QuantizerTest {
       }
       assertEquals(total, Json.object(index.get("metadata"), "metadata").get("total_size"));
     }
-    assertTrue(Files.exists(folder.resolve(
-        "many/model-00001-of-%05d.safetensors".formatted(result.shards()))), contents(folder.resolve("many")).toString());
+    assertTrue(Files.exists(folder.resolve("many/model-00001-of-%05d.safetensors".formatted(result.shards()))),
+        contents(folder.resolve("many")).keySet().toString());
   }
 
   @Test

@@ -18,7 +18,7 @@ class RowQuantizerTest {
   private static final float[] ROW_A = {127, 0.5f, 1.5f, 2.5f, -2.5f, -126.5f, -127, 64};
   private static final float[] ROW_B = {1, -0.5f, 0.25f, -0.75f, 0.126953125f, -1, 0, 0.3330078125f};
 
-  /** What the tools gave for the two rows: bitsandbytes' and Quanto's CPU code, and the formula of compressed-tensors. */
+  /** What the CPU code of bitsandbytes and Quanto gave for the two rows, and the formula of compressed-tensors. */
   static Stream<Arguments> vectors() {
     return Stream.of(
         Arguments.of(TargetFormat.BITSANDBYTES, ElementType.F32, ROW_A, "127 0 2 2 -2 -126 -127 64", 127f),

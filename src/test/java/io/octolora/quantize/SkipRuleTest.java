@@ -59,7 +59,8 @@ class SkipRuleTest {
 
   @Test
   void t5KeepsItsFeedForwardOutput() {
-    assertEquals("encoder.wo lm_head", skipped(SkipRule.of(TargetFormat.BITSANDBYTES, List.of(), false, "t5", MODULES)));
+    assertEquals("encoder.wo lm_head",
+        skipped(SkipRule.of(TargetFormat.BITSANDBYTES, List.of(), false, "t5", MODULES)));
     assertEquals("encoder.wo proj_out",
         skipped(SkipRule.of(TargetFormat.BITSANDBYTES, List.of("^proj_out"), false, "umt5", MODULES)));
   }
