@@ -93,7 +93,7 @@ class Device {
   virtual std::unique_ptr<Linear> create_linear(const LinearSpec& spec, const octolora_linear_desc& desc) = 0;
 };
 
-std::shared_ptr<Device> make_cpu_device();             // src/cpu
+std::shared_ptr<Device> make_cpu_device();              // src/cpu
 std::shared_ptr<Device> make_cuda_device(int ordinal);  // src/cuda, or a stub that throws OCTOLORA_NO_DEVICE
 int cuda_device_count();                                // throws OCTOLORA_NO_DEVICE with the reason when there is none
 

@@ -221,8 +221,8 @@ void write_case(const Options& options, octolora_device* device) {
   expect_close(p, evaluate(p, arithmetic), runner.forward());
 }
 
-// Layers of the size that the tiles were made for: many tiles in every direction, more blocks of K and of ranks than the
-// pipelines have stages. The oracle judges some rows, at the edges of the tiles; where outlier columns tie the rows
+// Layers of the size that the tiles were made for: many tiles in every direction, more blocks of K and of ranks than
+// the pipelines have stages. The oracle judges some rows, at the edges of the tiles; where outlier columns tie the rows
 // together, all of them.
 void layer_case(const Options& options, octolora_device* device, const Spec& spec) {
   const Problem p = make_problem(spec);
@@ -271,9 +271,11 @@ std::vector<Spec> layer_specs(const Options& options) {
   };
   if (options.quick) return specs;
   const std::vector<Spec> more = {
-      layer(2600, 3080, 1160, w8a8, bf16, bf16, {{16, bf16, bf16, 0.7f, false, false}, {40, f16, f16, 0.4f, false, true}}),
+      layer(2600, 3080, 1160, w8a8, bf16, bf16,
+            {{16, bf16, bf16, 0.7f, false, false}, {40, f16, f16, 0.4f, false, true}}),
       layer(700, 1160, 3100, w8a8, f16, f16, {{130, f32, f32, 1.f, false, false}}),
-      layer(700, 1160, 1024, w8a8, bf16, bf16, {{520, bf16, bf16, 1.f, false, false}, {33, f16, f16, -1.f, false, false}}),
+      layer(700, 1160, 1024, w8a8, bf16, bf16,
+            {{520, bf16, bf16, 1.f, false, false}, {33, f16, f16, -1.f, false, false}}),
       layer(300, 264, 5000, w8a8, bf16, bf16, {}),
       layer(1300, 2056, 520, w8a8, f32, f32, {{16, f32, f32, 1.f, true, false}}),
       layer(8, 4096, 4096, w8a8, bf16, bf16, {{64, bf16, bf16, 1.f, false, false}}),

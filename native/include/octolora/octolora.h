@@ -20,8 +20,8 @@
  *   - A call that takes a stream enqueues and returns. On the CPU device the stream must be NULL and the work is done
  *     on return. Objects may be used from several threads at once; what writes an object (octolora_slots_*,
  *     octolora_linear_write) must not race with calls that read it, except through the order of one stream.
- *   - destroy functions take NULL, wait for the work already enqueued on the object's device, and free. A captured graph
- *     must not outlive the objects it captured.
+ *   - destroy functions take NULL, wait for the work already enqueued on the object's device, and free. A captured
+ *     graph must not outlive the objects it captured.
  */
 #ifndef OCTOLORA_OCTOLORA_H
 #define OCTOLORA_OCTOLORA_H
@@ -56,13 +56,13 @@ typedef int32_t octolora_status;
 
 /* The last failure of the calling thread: what was wrong, its value, what was allowed. Never NULL; valid until the
  * thread's next failing call. */
-OCTOLORA_API const char *octolora_last_error(void);
+OCTOLORA_API const char* octolora_last_error(void);
 /* "OCTOLORA_OUT_OF_MEMORY" and so on; "unknown status" for other values. Static. */
-OCTOLORA_API const char *octolora_status_name(octolora_status status);
+OCTOLORA_API const char* octolora_status_name(octolora_status status);
 /* OCTOLORA_ABI_VERSION as the library was built. */
 OCTOLORA_API uint32_t octolora_abi_version(void);
 /* "0.1.0 (cuda 13.0: sm_80 sm_90a ...)" or "0.1.0 (cpu only: built without nvcc)". Static. */
-OCTOLORA_API const char *octolora_version(void);
+OCTOLORA_API const char* octolora_version(void);
 
 /* ---- Element types ----------------------------------------------------------------------------------------------- */
 
@@ -75,7 +75,7 @@ OCTOLORA_API const char *octolora_version(void);
 typedef struct octolora_device octolora_device;
 /* cudaStream_t or CUstream, without CUDA's headers. NULL is the legacy default stream. */
 struct CUstream_st;
-typedef struct CUstream_st *octolora_stream;
+typedef struct CUstream_st* octolora_stream;
 
 #define OCTOLORA_CPU (-1)
 
@@ -90,29 +90,29 @@ typedef struct octolora_device_info {
 } octolora_device_info;
 
 /* count: usable CUDA devices. Without one: OCTOLORA_NO_DEVICE, count 0, and octolora_last_error() says why. */
-OCTOLORA_API octolora_status octolora_cuda_device_count(int32_t *count);
+OCTOLORA_API octolora_status octolora_cuda_device_count(int32_t* count);
 /* ordinal: OCTOLORA_CPU or a CUDA ordinal. The CPU device takes its instruction set from the processor, or from the
  * environment variable OCTOLORA_CPU_ISA (avx512-vnni, avx2, portable) where that is lower. */
-OCTOLORA_API octolora_status octolora_device_create(int32_t ordinal, octolora_device **device);
-OCTOLORA_API void octolora_device_destroy(octolora_device *device);
-OCTOLORA_API octolora_status octolora_device_get_info(const octolora_device *device, octolora_device_info *info);
+OCTOLORA_API octolora_status octolora_device_create(int32_t ordinal, octolora_device** device);
+OCTOLORA_API void octolora_device_destroy(octolora_device* device);
+OCTOLORA_API octolora_status octolora_device_get_info(const octolora_device* device, octolora_device_info* info);
 /* Threads the CPU device may use in a call, the caller's included: 1 to 1024; default OCTOLORA_NUM_THREADS or the
  * processors this process may run on. OCTOLORA_UNSUPPORTED on CUDA. */
-OCTOLORA_API octolora_status octolora_device_set_threads(octolora_device *device, int32_t threads);
+OCTOLORA_API octolora_status octolora_device_set_threads(octolora_device* device, int32_t threads);
 /* bytes: what this library holds on the device now, through every object made on this handle. */
-OCTOLORA_API octolora_status octolora_device_memory_in_use(const octolora_device *device, uint64_t *bytes);
+OCTOLORA_API octolora_status octolora_device_memory_in_use(const octolora_device* device, uint64_t* bytes);
 
 /* Memory and streams for callers that have no CUDA runtime of their own. bytes 0 gives a non-NULL pointer. */
-OCTOLORA_API octolora_status octolora_device_alloc(octolora_device *device, size_t bytes, void **memory);
-OCTOLORA_API octolora_status octolora_device_free(octolora_device *device, void *memory);
+OCTOLORA_API octolora_status octolora_device_alloc(octolora_device* device, size_t bytes, void** memory);
+OCTOLORA_API octolora_status octolora_device_free(octolora_device* device, void* memory);
 /* Host to device, device to host or within the device, told apart by the addresses; ordered on the stream. A copy from
  * or to pageable host memory may wait for the stream. */
-OCTOLORA_API octolora_status octolora_device_copy(octolora_device *device, void *to, const void *from, size_t bytes,
+OCTOLORA_API octolora_status octolora_device_copy(octolora_device* device, void* to, const void* from, size_t bytes,
                                                   octolora_stream stream);
-OCTOLORA_API octolora_status octolora_stream_create(octolora_device *device, octolora_stream *stream);
-OCTOLORA_API octolora_status octolora_stream_destroy(octolora_device *device, octolora_stream stream);
+OCTOLORA_API octolora_status octolora_stream_create(octolora_device* device, octolora_stream* stream);
+OCTOLORA_API octolora_status octolora_stream_destroy(octolora_device* device, octolora_stream stream);
 /* Waits for all work enqueued on the stream and reports its errors. */
-OCTOLORA_API octolora_status octolora_stream_synchronize(octolora_device *device, octolora_stream stream);
+OCTOLORA_API octolora_status octolora_stream_synchronize(octolora_device* device, octolora_stream stream);
 
 /* ---- Linear ------------------------------------------------------------------------------------------------------ */
 
@@ -141,18 +141,18 @@ typedef struct octolora_linear_desc {
   /* W8A8_DYNAMIC: t > 0 takes every column k in which some |x[m,k]| >= t out of the int8 sum and multiplies it
    * unquantized; a[m] is then the maximum over the elements below t (bitsandbytes LLM.int8(), threshold 6). 0: off. */
   float outlier_threshold;
-  const int8_t *weight; /* [n,k], host or device; NULL: zeros until octolora_linear_write() */
-  const float *scale;   /* [scale_count], host; s_w, so that the real weight is s_w * W */
-  const float *bias;    /* [n], host, or NULL */
+  const int8_t* weight; /* [n,k], host or device; NULL: zeros until octolora_linear_write() */
+  const float* scale;   /* [scale_count], host; s_w, so that the real weight is s_w * W */
+  const float* bias;    /* [n], host, or NULL */
 } octolora_linear_desc;
 
-OCTOLORA_API octolora_status octolora_linear_create(octolora_device *device, const octolora_linear_desc *desc,
-                                                    octolora_linear **linear);
-OCTOLORA_API void octolora_linear_destroy(octolora_linear *linear);
+OCTOLORA_API octolora_status octolora_linear_create(octolora_device* device, const octolora_linear_desc* desc,
+                                                    octolora_linear** linear);
+OCTOLORA_API void octolora_linear_destroy(octolora_linear* linear);
 /* Replaces rows first_row .. first_row + rows - 1 of W, for weights that do not lie in one piece of memory.
  * weight [rows,k], host or device. Waits until it is done. */
-OCTOLORA_API octolora_status octolora_linear_write(octolora_linear *linear, int32_t first_row, int32_t rows,
-                                                   const int8_t *weight);
+OCTOLORA_API octolora_status octolora_linear_write(octolora_linear* linear, int32_t first_row, int32_t rows,
+                                                   const int8_t* weight);
 
 /* ---- Adapters ---------------------------------------------------------------------------------------------------- */
 
@@ -161,7 +161,8 @@ OCTOLORA_API octolora_status octolora_linear_write(octolora_linear *linear, int3
 typedef struct octolora_slots octolora_slots;
 
 #define OCTOLORA_LORA_16BIT 0 /* A and B as one 16-bit number each */
-#define OCTOLORA_LORA_SPLIT 1 /* A, B and x.A^T as sums of two 16-bit numbers: about 16 more bits, 2 to 3 times the cost */
+#define OCTOLORA_LORA_SPLIT \
+  1 /* A, B and x.A^T as sums of two 16-bit numbers: about 16 more bits, 2 to 3 times the cost */
 
 #define OCTOLORA_MAX_RANK 4096
 
@@ -172,46 +173,48 @@ typedef struct octolora_adapter_desc {
   int32_t rank;         /* 1 to the slot's capacity */
   int32_t a_dtype;      /* OCTOLORA_FLOAT32, OCTOLORA_FLOAT16, OCTOLORA_BFLOAT16 */
   int32_t b_dtype;
-  int32_t precision;    /* OCTOLORA_LORA_16BIT, or OCTOLORA_LORA_SPLIT where the slots were made for it */
-  int32_t b_stride;     /* elements from one row of B to the next; 0 means rank */
-  const void *a;        /* [rank,k], host */
-  const void *b;        /* [n,rank], host */
-  const float *bias;    /* [n], host, or NULL: added as scale * bias (PEFT's lora_bias) */
+  int32_t precision; /* OCTOLORA_LORA_16BIT, or OCTOLORA_LORA_SPLIT where the slots were made for it */
+  int32_t b_stride;  /* elements from one row of B to the next; 0 means rank */
+  const void* a;     /* [rank,k], host */
+  const void* b;     /* [n,rank], host */
+  const float* bias; /* [n], host, or NULL: added as scale * bias (PEFT's lora_bias) */
 } octolora_adapter_desc;
 
 /* slot_count >= 0 slots; slot i takes adapters up to rank capacity[i] (1 to OCTOLORA_MAX_RANK), all with a bias if they
  * like. precision is the highest that a slot may be asked for. Every slot starts empty. */
-OCTOLORA_API octolora_status octolora_slots_create(octolora_linear *linear, int32_t slot_count, const int32_t *capacity,
-                                                   int32_t precision, octolora_slots **slots);
-OCTOLORA_API void octolora_slots_destroy(octolora_slots *slots);
-/* Fills a slot: y += scale * ((x.A^T).B^T + bias). scale is any finite number. */
-OCTOLORA_API octolora_status octolora_slots_set(octolora_slots *slots, int32_t slot, const octolora_adapter_desc *adapter,
-                                                float scale, octolora_stream stream);
-OCTOLORA_API octolora_status octolora_slots_set_scale(octolora_slots *slots, int32_t slot, float scale,
+OCTOLORA_API octolora_status octolora_slots_create(octolora_linear* linear, int32_t slot_count, const int32_t* capacity,
+                                                   int32_t precision, octolora_slots** slots);
+OCTOLORA_API void octolora_slots_destroy(octolora_slots* slots);
+/* Fills a slot: y += scale * ((x.A^T).B^T + bias). scale is any finite number. This, set_scale and clear read host
+ * memory before they return: they go between replays of a graph, not into its capture. */
+OCTOLORA_API octolora_status octolora_slots_set(octolora_slots* slots, int32_t slot,
+                                                const octolora_adapter_desc* adapter, float scale,
+                                                octolora_stream stream);
+OCTOLORA_API octolora_status octolora_slots_set_scale(octolora_slots* slots, int32_t slot, float scale,
                                                       octolora_stream stream);
-OCTOLORA_API octolora_status octolora_slots_clear(octolora_slots *slots, int32_t slot, octolora_stream stream);
+OCTOLORA_API octolora_status octolora_slots_clear(octolora_slots* slots, int32_t slot, octolora_stream stream);
 
 /* ---- Forward ----------------------------------------------------------------------------------------------------- */
 
 /* bytes: scratch that a forward of at most `rows` rows needs on the device, for every alignment of x and y. slots NULL:
  * no adapters. 256-byte aligned workspace (what cudaMalloc and octolora_device_alloc give) is required. */
-OCTOLORA_API octolora_status octolora_linear_workspace(const octolora_linear *linear, const octolora_slots *slots,
-                                                       int32_t rows, int32_t x_dtype, size_t *bytes);
+OCTOLORA_API octolora_status octolora_linear_workspace(const octolora_linear* linear, const octolora_slots* slots,
+                                                       int32_t rows, int32_t x_dtype, size_t* bytes);
 /* y = linear(x) with every filled slot added. x [rows,k], y [rows,n], workspace: device pointers that do not overlap;
  * rows >= 0. Enqueues and returns: allocates nothing, waits for nothing, may be captured in a CUDA graph. Two forwards
  * that may run at the same time need two workspaces. The same inputs on the same device give the same bits.
  * A NaN or an infinity in x makes its own row of y NaN or infinite and no other. */
-OCTOLORA_API octolora_status octolora_linear_forward(const octolora_linear *linear, const octolora_slots *slots,
-                                                     const void *x, int32_t x_dtype, void *y, int32_t y_dtype,
-                                                     int32_t rows, void *workspace, size_t workspace_bytes,
+OCTOLORA_API octolora_status octolora_linear_forward(const octolora_linear* linear, const octolora_slots* slots,
+                                                     const void* x, int32_t x_dtype, void* y, int32_t y_dtype,
+                                                     int32_t rows, void* workspace, size_t workspace_bytes,
                                                      octolora_stream stream);
 
 /* The same product for tests and for tools that judge a result: the int32 sums of a W8A8 linear before any scale.
  * sums [rows,n] int32 and codes [rows,k] int8 are device pointers and may each be NULL; row_scale [rows] float is s_x.
  * Columns taken out by the outlier rule are 0 in codes. OCTOLORA_UNSUPPORTED for W8A16. */
-OCTOLORA_API octolora_status octolora_linear_quantized(const octolora_linear *linear, const void *x, int32_t x_dtype,
-                                                       int32_t *sums, int8_t *codes, float *row_scale, int32_t rows,
-                                                       void *workspace, size_t workspace_bytes, octolora_stream stream);
+OCTOLORA_API octolora_status octolora_linear_quantized(const octolora_linear* linear, const void* x, int32_t x_dtype,
+                                                       int32_t* sums, int8_t* codes, float* row_scale, int32_t rows,
+                                                       void* workspace, size_t workspace_bytes, octolora_stream stream);
 
 #ifdef __cplusplus
 }

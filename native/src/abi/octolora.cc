@@ -83,9 +83,10 @@ void require_aligned(const void* pointer, size_t alignment, const char* what) {
 
 Dtype dtype(int32_t value, const char* what) {
   if (value < OCTOLORA_FLOAT32 || value > OCTOLORA_BFLOAT16) {
-    throw Error(OCTOLORA_INVALID_ARGUMENT,
-                "%s = %d is no element type; expected OCTOLORA_FLOAT32 (0), OCTOLORA_FLOAT16 (1) or OCTOLORA_BFLOAT16 (2)",
-                what, value);
+    throw Error(
+        OCTOLORA_INVALID_ARGUMENT,
+        "%s = %d is no element type; expected OCTOLORA_FLOAT32 (0), OCTOLORA_FLOAT16 (1) or OCTOLORA_BFLOAT16 (2)",
+        what, value);
   }
   return static_cast<Dtype>(value);
 }
@@ -96,7 +97,8 @@ void require_finite(float value, const char* what) {
 
 void require_finite(const float* values, int count, const char* what) {
   for (int i = 0; i < count; ++i) {
-    if (!std::isfinite(values[i])) throw Error(OCTOLORA_INVALID_ARGUMENT, "%s[%d] = %g is not finite", what, i, values[i]);
+    if (!std::isfinite(values[i]))
+      throw Error(OCTOLORA_INVALID_ARGUMENT, "%s[%d] = %g is not finite", what, i, values[i]);
   }
 }
 
@@ -104,11 +106,12 @@ void require_rows(int32_t rows) {
   if (rows < 0) throw Error(OCTOLORA_INVALID_ARGUMENT, "rows = %d, expected 0 or more", rows);
 }
 
-void require_apart(const void* a, size_t a_bytes, const char* a_name, const void* b, size_t b_bytes, const char* b_name) {
+void require_apart(const void* a, size_t a_bytes, const char* a_name, const void* b, size_t b_bytes,
+                   const char* b_name) {
   const auto a0 = reinterpret_cast<uintptr_t>(a), b0 = reinterpret_cast<uintptr_t>(b);
   if (a0 < b0 + b_bytes && b0 < a0 + a_bytes) {
-    throw Error(OCTOLORA_INVALID_ARGUMENT, "%s (%zu bytes at %p) and %s (%zu bytes at %p) overlap", a_name, a_bytes, a, b_name,
-                b_bytes, b);
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "%s (%zu bytes at %p) and %s (%zu bytes at %p) overlap", a_name, a_bytes, a,
+                b_name, b_bytes, b);
   }
 }
 
@@ -117,8 +120,8 @@ template <class Struct>
 Struct read_struct(const Struct* given, const char* what, size_t least) {
   require(given, what);
   if (given->struct_size < least) {
-    throw Error(OCTOLORA_INVALID_ARGUMENT, "%s.struct_size = %u, expected %zu (sizeof the struct)", what, given->struct_size,
-                sizeof(Struct));
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "%s.struct_size = %u, expected %zu (sizeof the struct)", what,
+                given->struct_size, sizeof(Struct));
   }
   Struct copy{};
   std::memcpy(&copy, given, std::min<size_t>(given->struct_size, sizeof copy));
@@ -128,11 +131,13 @@ Struct read_struct(const Struct* given, const char* what, size_t least) {
 LinearSpec check(const octolora_linear_desc& d) {
   if (d.n < 1) throw Error(OCTOLORA_INVALID_ARGUMENT, "n = %d, expected 1 or more", d.n);
   if (d.k < 1 || d.k > OCTOLORA_MAX_K) {
-    throw Error(OCTOLORA_INVALID_ARGUMENT, "k = %d, expected 1 to %d, where the int32 sum is exact", d.k, OCTOLORA_MAX_K);
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "k = %d, expected 1 to %d, where the int32 sum is exact", d.k,
+                OCTOLORA_MAX_K);
   }
   if (d.mode < OCTOLORA_W8A16 || d.mode > OCTOLORA_W8A8_STATIC) {
     throw Error(OCTOLORA_INVALID_ARGUMENT,
-                "mode = %d, expected OCTOLORA_W8A16 (0), OCTOLORA_W8A8_DYNAMIC (1) or OCTOLORA_W8A8_STATIC (2)", d.mode);
+                "mode = %d, expected OCTOLORA_W8A16 (0), OCTOLORA_W8A8_DYNAMIC (1) or OCTOLORA_W8A8_STATIC (2)",
+                d.mode);
   }
   if (d.scale_count != 1 && d.scale_count != d.n) {
     throw Error(OCTOLORA_INVALID_ARGUMENT, "scale_count = %d, expected 1 or n = %d", d.scale_count, d.n);
@@ -145,7 +150,8 @@ LinearSpec check(const octolora_linear_desc& d) {
     require_finite(d.bias, d.n, "bias");
   }
   if (d.round_x != OCTOLORA_FLOAT32 && d.round_x != OCTOLORA_FLOAT16) {
-    throw Error(OCTOLORA_INVALID_ARGUMENT, "round_x = %d, expected OCTOLORA_FLOAT32 (0) or OCTOLORA_FLOAT16 (1)", d.round_x);
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "round_x = %d, expected OCTOLORA_FLOAT32 (0) or OCTOLORA_FLOAT16 (1)",
+                d.round_x);
   }
   LinearSpec spec;
   spec.n = d.n;
@@ -184,8 +190,8 @@ size_t matrix_bytes(int64_t rows, int64_t columns, Dtype type) {
 
 void check_slots(const octolora_linear* linear, const octolora_slots* slots) {
   if (slots && slots->linear != linear->impl) {
-    throw Error(OCTOLORA_INVALID_ARGUMENT, "slots were created for another linear (n = %d, k = %d)", slots->linear->spec.n,
-                slots->linear->spec.k);
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "slots were created for another linear (n = %d, k = %d)",
+                slots->linear->spec.n, slots->linear->spec.k);
   }
 }
 
@@ -215,15 +221,24 @@ const char* octolora_last_error(void) { return last_error; }
 
 const char* octolora_status_name(octolora_status status) {
   switch (status) {
-    case OCTOLORA_OK: return "OCTOLORA_OK";
-    case OCTOLORA_INVALID_ARGUMENT: return "OCTOLORA_INVALID_ARGUMENT";
-    case OCTOLORA_OUT_OF_MEMORY: return "OCTOLORA_OUT_OF_MEMORY";
-    case OCTOLORA_NO_DEVICE: return "OCTOLORA_NO_DEVICE";
-    case OCTOLORA_UNSUPPORTED: return "OCTOLORA_UNSUPPORTED";
-    case OCTOLORA_CUDA_ERROR: return "OCTOLORA_CUDA_ERROR";
-    case OCTOLORA_WORKSPACE_TOO_SMALL: return "OCTOLORA_WORKSPACE_TOO_SMALL";
-    case OCTOLORA_INTERNAL: return "OCTOLORA_INTERNAL";
-    default: return "unknown status";
+    case OCTOLORA_OK:
+      return "OCTOLORA_OK";
+    case OCTOLORA_INVALID_ARGUMENT:
+      return "OCTOLORA_INVALID_ARGUMENT";
+    case OCTOLORA_OUT_OF_MEMORY:
+      return "OCTOLORA_OUT_OF_MEMORY";
+    case OCTOLORA_NO_DEVICE:
+      return "OCTOLORA_NO_DEVICE";
+    case OCTOLORA_UNSUPPORTED:
+      return "OCTOLORA_UNSUPPORTED";
+    case OCTOLORA_CUDA_ERROR:
+      return "OCTOLORA_CUDA_ERROR";
+    case OCTOLORA_WORKSPACE_TOO_SMALL:
+      return "OCTOLORA_WORKSPACE_TOO_SMALL";
+    case OCTOLORA_INTERNAL:
+      return "OCTOLORA_INTERNAL";
+    default:
+      return "unknown status";
   }
 }
 
@@ -334,7 +349,8 @@ octolora_status octolora_stream_synchronize(octolora_device* device, octolora_st
   });
 }
 
-octolora_status octolora_linear_create(octolora_device* device, const octolora_linear_desc* desc, octolora_linear** linear) {
+octolora_status octolora_linear_create(octolora_device* device, const octolora_linear_desc* desc,
+                                       octolora_linear** linear) {
   return guarded([&] {
     require(device, "device");
     require(linear, "linear");
@@ -381,8 +397,8 @@ octolora_status octolora_slots_create(octolora_linear* linear, int32_t slot_coun
       }
     }
     if (precision != OCTOLORA_LORA_16BIT && precision != OCTOLORA_LORA_SPLIT) {
-      throw Error(OCTOLORA_INVALID_ARGUMENT, "precision = %d, expected OCTOLORA_LORA_16BIT (0) or OCTOLORA_LORA_SPLIT (1)",
-                  precision);
+      throw Error(OCTOLORA_INVALID_ARGUMENT,
+                  "precision = %d, expected OCTOLORA_LORA_16BIT (0) or OCTOLORA_LORA_SPLIT (1)", precision);
     }
     auto made = std::make_unique<octolora_slots>();
     made->device = linear->device;
@@ -400,8 +416,8 @@ void octolora_slots_destroy(octolora_slots* slots) {
   delete slots;
 }
 
-octolora_status octolora_slots_set(octolora_slots* slots, int32_t slot, const octolora_adapter_desc* adapter, float scale,
-                                   octolora_stream stream) {
+octolora_status octolora_slots_set(octolora_slots* slots, int32_t slot, const octolora_adapter_desc* adapter,
+                                   float scale, octolora_stream stream) {
   return guarded([&] {
     check_slot(slots, slot);
     require_no_stream(slots->cpu, stream);
@@ -417,7 +433,8 @@ octolora_status octolora_slots_set(octolora_slots* slots, int32_t slot, const oc
     }
     if (a.b_stride == 0) a.b_stride = a.rank;
     if (a.b_stride < a.rank) {
-      throw Error(OCTOLORA_INVALID_ARGUMENT, "adapter.b_stride = %d, expected at least the rank %d, or 0", a.b_stride, a.rank);
+      throw Error(OCTOLORA_INVALID_ARGUMENT, "adapter.b_stride = %d, expected at least the rank %d, or 0", a.b_stride,
+                  a.rank);
     }
     require(a.a, "adapter.a");
     require(a.b, "adapter.b");

@@ -23,9 +23,12 @@ struct FactorView {
   float at(int i, int j) const {
     const int64_t index = i * stride + j;
     switch (type) {
-      case Dtype::f32: return static_cast<const float*>(data)[index];
-      case Dtype::f16: return __half2float(static_cast<const __half*>(data)[index]);
-      case Dtype::bf16: return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[index]);
+      case Dtype::f32:
+        return static_cast<const float*>(data)[index];
+      case Dtype::f16:
+        return __half2float(static_cast<const __half*>(data)[index]);
+      case Dtype::bf16:
+        return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[index]);
     }
     return 0.f;
   }
@@ -39,7 +42,8 @@ struct FactorType {
 };
 
 inline uint16_t encode(float value, bool f16) {
-  return f16 ? static_cast<__half_raw>(__float2half_rn(value)).x : static_cast<__nv_bfloat16_raw>(__float2bfloat16_rn(value)).x;
+  return f16 ? static_cast<__half_raw>(__float2half_rn(value)).x
+             : static_cast<__nv_bfloat16_raw>(__float2bfloat16_rn(value)).x;
 }
 
 inline float decode(uint16_t bits, bool f16) {
@@ -47,8 +51,8 @@ inline float decode(uint16_t bits, bool f16) {
   return __bfloat162float(__nv_bfloat16(__nv_bfloat16_raw{bits}));
 }
 
-// 16-bit factors keep their type. fp32 goes into a type that holds every element exactly, else into whichever of bf16 and
-// of fp16 times a power of two (largest element in [1, 2)) leaves the smaller squared error; with split always the
+// 16-bit factors keep their type. fp32 goes into a type that holds every element exactly, else into whichever of bf16
+// and of fp16 times a power of two (largest element in [1, 2)) leaves the smaller squared error; with split always the
 // latter, whose two parts carry 22 bits.
 inline FactorType choose_type(const FactorView& factor, bool split) {
   float largest = 0.f;
@@ -63,7 +67,8 @@ inline FactorType choose_type(const FactorView& factor, bool split) {
     for (int j = 0; j < factor.columns; ++j) {
       const float value = factor.at(i, j);
       const double b = static_cast<double>(decode(encode(value, false), false)) - value;
-      const double s = std::ldexp(static_cast<double>(decode(encode(std::ldexp(value, exponent), true), true)), -exponent) - value;
+      const double s =
+          std::ldexp(static_cast<double>(decode(encode(std::ldexp(value, exponent), true), true)), -exponent) - value;
       exact_bf16 &= b == 0;
       exact_f16 &= decode(encode(value, true), true) == value;
       error_bf16 += b * b;

@@ -45,7 +45,9 @@ class CudaDevice final : public Device {
   explicit CudaDevice(int ordinal);
 
   void info(octolora_device_info& info) const override;
-  void set_threads(int) override { throw Error(OCTOLORA_UNSUPPORTED, "threads are for the CPU device; this is cuda:%d", ordinal); }
+  void set_threads(int) override {
+    throw Error(OCTOLORA_UNSUPPORTED, "threads are for the CPU device; this is cuda:%d", ordinal);
+  }
   void* alloc(size_t bytes) override;
   void free(void* memory) override;
   void copy(void* to, const void* from, size_t bytes, octolora_stream stream) override;
@@ -70,7 +72,8 @@ class CudaDevice final : public Device {
 // Device memory that goes with its owner.
 class Buffer {
  public:
-  Buffer(CudaDevice& device, size_t bytes) : device_(device), memory_(device.alloc(std::max<size_t>(bytes, 1))), bytes_(bytes) {}
+  Buffer(CudaDevice& device, size_t bytes)
+      : device_(device), memory_(device.alloc(std::max<size_t>(bytes, 1))), bytes_(bytes) {}
   ~Buffer() {
     try {
       device_.free(memory_);
@@ -163,7 +166,8 @@ class CudaLinear final : public Linear {
 
 CudaDevice::CudaDevice(int ordinal_) : ordinal(ordinal_) {
   const int count = cuda_device_count();
-  if (ordinal >= count) throw Error(OCTOLORA_NO_DEVICE, "cuda:%d: %d CUDA device%s present", ordinal, count, count == 1 ? "" : "s");
+  if (ordinal >= count)
+    throw Error(OCTOLORA_NO_DEVICE, "cuda:%d: %d CUDA device%s present", ordinal, count, count == 1 ? "" : "s");
   const Current current(ordinal);
   cudaDeviceProp properties;
   OCTOLORA_CUDA(cudaGetDeviceProperties(&properties, ordinal), "cuda:%d", ordinal);
@@ -173,8 +177,8 @@ CudaDevice::CudaDevice(int ordinal_) : ordinal(ordinal_) {
   limits.multiprocessors = properties.multiProcessorCount;
   limits.shared_bytes = static_cast<int>(properties.sharedMemPerBlockOptin);
   if (limits.capability < kMinCapability) {
-    throw Error(OCTOLORA_NO_DEVICE, "cuda:%d (%s) has compute capability %d.%d, expected %d.%d or later", ordinal, name_.c_str(),
-                properties.major, properties.minor, kMinCapability / 10, kMinCapability % 10);
+    throw Error(OCTOLORA_NO_DEVICE, "cuda:%d (%s) has compute capability %d.%d, expected %d.%d or later", ordinal,
+                name_.c_str(), properties.major, properties.minor, kMinCapability / 10, kMinCapability % 10);
   }
   set_up_prepare(limits);
   set_up_gemm_w8a8(limits);
@@ -188,7 +192,8 @@ void CudaDevice::info(octolora_device_info& info) const {
   info.units = limits.multiprocessors;
   info.memory_bytes = memory_bytes_;
   std::snprintf(info.name, sizeof info.name, "%s", name_.c_str());
-  std::snprintf(info.kernels, sizeof info.kernels, "%s", limits.capability == 90 ? "wgmma s8, mma.sync s8" : "mma.sync s8");
+  std::snprintf(info.kernels, sizeof info.kernels, "%s",
+                limits.capability == 90 ? "wgmma s8, mma.sync s8" : "mma.sync s8");
 }
 
 void* CudaDevice::alloc(size_t bytes) {
@@ -228,7 +233,8 @@ void CudaDevice::free(void* memory) {
 
 void CudaDevice::copy(void* to, const void* from, size_t bytes, octolora_stream stream) {
   const Current current(ordinal);
-  OCTOLORA_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, cuda_stream(stream)), "%zu bytes from %p to %p", bytes, from, to);
+  OCTOLORA_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, cuda_stream(stream)), "%zu bytes from %p to %p",
+                bytes, from, to);
 }
 
 octolora_stream CudaDevice::stream_create() {
@@ -286,7 +292,8 @@ CudaLinear::CudaLinear(CudaDevice& device_, const LinearSpec& spec_, const octol
 void CudaLinear::write(int first_row, int rows, const int8_t* weight) {
   const Current current(device.ordinal);
   int8_t* const to = weight_.as<int8_t>() + static_cast<int64_t>(first_row) * k_pitch;
-  OCTOLORA_CUDA(cudaMemcpy2D(to, k_pitch, weight, spec.k, spec.k, rows, cudaMemcpyDefault), "weight: %d rows of K = %d", rows, spec.k);
+  OCTOLORA_CUDA(cudaMemcpy2D(to, k_pitch, weight, spec.k, spec.k, rows, cudaMemcpyDefault), "weight: %d rows of K = %d",
+                rows, spec.k);
   if (spec.mode == Mode::w8a16) launch_widen_order(to, static_cast<int64_t>(rows) * k_pitch / 16, nullptr);
   OCTOLORA_CUDA(cudaStreamSynchronize(nullptr), "weight: %d rows of K = %d", rows, spec.k);
 }
@@ -299,8 +306,10 @@ Workspace CudaLinear::place(void* memory, const CudaSlots* slots, int rows, Dtyp
     w.bytes += static_cast<size_t>(round_up64(static_cast<int64_t>(count * sizeof(T)), kAlignment));
   };
   const size_t padded = static_cast<size_t>(rows) * k_pitch;
-  if (spec.mode == Mode::w8a16) take(w.planes, padded * (x_type == Dtype::f32 ? 3 : 1));
-  else take(w.q, padded);
+  if (spec.mode == Mode::w8a16)
+    take(w.planes, padded * (x_type == Dtype::f32 ? 3 : 1));
+  else
+    take(w.q, padded);
   take(w.rows, rows);
   if (slots) take(w.h, static_cast<size_t>(rows) * slots->view().up_columns);
   if (spec.outlier_threshold > 0) {
@@ -366,14 +375,18 @@ void CudaLinear::forward(const ForwardArgs& f) const {
     launch_prepare(prepare, device.limits, stream);
     gemm.x = workspace.q;
     gemm.x_pitch = k_pitch;
-    if (gemm_sm90_takes(gemm, device.limits)) launch_gemm_sm90(gemm, device.limits, stream);
-    else launch_gemm_w8a8(gemm, device.limits, stream);
+    if (gemm_sm90_takes(gemm, device.limits))
+      launch_gemm_sm90(gemm, device.limits, stream);
+    else
+      launch_gemm_w8a8(gemm, device.limits, stream);
     return;
   }
   const bool in_place = f.x_type != Dtype::f32 && spec.k % 8 == 0 && reinterpret_cast<uintptr_t>(f.x) % 16 == 0;
   if (in_place) prepare.planes = nullptr;
-  if (!in_place || prepare.adapters.chunk_count) launch_prepare(prepare, device.limits, stream);
-  else gemm.rows = nullptr;
+  if (!in_place || prepare.adapters.chunk_count)
+    launch_prepare(prepare, device.limits, stream);
+  else
+    gemm.rows = nullptr;
   gemm.x = in_place ? f.x : workspace.planes;
   gemm.x_pitch = in_place ? spec.k : k_pitch;
   gemm.planes = f.x_type == Dtype::f32 ? 3 : 1;
@@ -399,12 +412,13 @@ void CudaLinear::quantized(const QuantizedArgs& f) const {
     launch_gemm_w8a8(gemm, device.limits, stream);
   }
   if (f.codes) {
-    OCTOLORA_CUDA(cudaMemcpy2DAsync(f.codes, spec.k, workspace.q, k_pitch, spec.k, f.rows, cudaMemcpyDeviceToDevice, stream),
-                  "codes: M = %d, K = %d", f.rows, spec.k);
+    OCTOLORA_CUDA(
+        cudaMemcpy2DAsync(f.codes, spec.k, workspace.q, k_pitch, spec.k, f.rows, cudaMemcpyDeviceToDevice, stream),
+        "codes: M = %d, K = %d", f.rows, spec.k);
   }
   if (f.row_scale) {
-    OCTOLORA_CUDA(cudaMemcpy2DAsync(f.row_scale, sizeof(float), &workspace.rows->scale, sizeof(RowScale), sizeof(float), f.rows,
-                                    cudaMemcpyDeviceToDevice, stream),
+    OCTOLORA_CUDA(cudaMemcpy2DAsync(f.row_scale, sizeof(float), &workspace.rows->scale, sizeof(RowScale), sizeof(float),
+                                    f.rows, cudaMemcpyDeviceToDevice, stream),
                   "row scales: M = %d", f.rows);
   }
 }
@@ -423,7 +437,8 @@ constexpr int up_columns(int chunks, bool split) { return chunks * kChunkRank * 
 CudaSlots::CudaSlots(CudaLinear& linear, const std::vector<int>& capacity, bool split)
     : linear_(linear),
       split_(split),
-      a_(linear.device, static_cast<size_t>(down_columns(chunks_of(capacity), split)) * fragment_steps(linear.spec.k) * 64),
+      a_(linear.device,
+         static_cast<size_t>(down_columns(chunks_of(capacity), split)) * fragment_steps(linear.spec.k) * 64),
       b_(linear.device, static_cast<size_t>(linear.spec.n) * up_columns(chunks_of(capacity), split) * 2),
       chunk_buffer_(linear.device, static_cast<size_t>(chunks_of(capacity)) * sizeof(Chunk)),
       scale_(linear.device, capacity.size() * sizeof(float)),
@@ -450,8 +465,13 @@ CudaSlots::CudaSlots(CudaLinear& linear, const std::vector<int>& capacity, bool 
 
 AdapterView CudaSlots::view() const {
   const int chunks = static_cast<int>(chunks_.size());
-  return {a_.as<uint4>(),        b_.as<uint16_t>(), chunk_buffer_.as<Chunk>(),
-          scale_.as<float>(), chunks,            down_columns(chunks, split_), up_columns(chunks, split_)};
+  return {a_.as<uint4>(),
+          b_.as<uint16_t>(),
+          chunk_buffer_.as<Chunk>(),
+          scale_.as<float>(),
+          chunks,
+          down_columns(chunks, split_),
+          up_columns(chunks, split_)};
 }
 
 void CudaSlots::set(int slot, const octolora_adapter_desc& adapter, float scale, octolora_stream stream_) {
@@ -467,7 +487,8 @@ void CudaSlots::set(int slot, const octolora_adapter_desc& adapter, float scale,
   // Both factors of the whole slot, zero beyond the rank, in the layouts of kernels.h.
   const int64_t steps = fragment_steps(k);
   const int slot_down = down_columns(range.count, split_), slot_up = up_columns(range.count, split_);
-  std::vector<uint16_t> a_packed(static_cast<size_t>(slot_down) * steps * 32), b_packed(static_cast<size_t>(n) * slot_up);
+  std::vector<uint16_t> a_packed(static_cast<size_t>(slot_down) * steps * 32),
+      b_packed(static_cast<size_t>(n) * slot_up);
   const auto low_part = [&](float value, uint16_t high, bool f16) -> uint16_t {
     return split ? encode(value - decode(high, f16), f16) : 0;
   };
@@ -486,7 +507,8 @@ void CudaSlots::set(int slot, const octolora_adapter_desc& adapter, float scale,
   }
   for (int i = 0; i < n; ++i) {
     for (int r = 0; r < rank; ++r) {
-      uint16_t* const to = b_packed.data() + static_cast<int64_t>(i) * slot_up + up_columns(r / kChunkRank, split_) + r % kChunkRank;
+      uint16_t* const to =
+          b_packed.data() + static_cast<int64_t>(i) * slot_up + up_columns(r / kChunkRank, split_) + r % kChunkRank;
       const float value = std::ldexp(b.at(i, r), b_type.exponent);
       to[0] = encode(value, b_type.f16);
       if (split_) {
@@ -508,14 +530,15 @@ void CudaSlots::set(int slot, const octolora_adapter_desc& adapter, float scale,
 
   const Chunk& first = chunks_[range.first];
   uint16_t* const a_to = a_.as<uint16_t>() + static_cast<int64_t>(first.down) * steps * 32;
-  OCTOLORA_CUDA(cudaMemcpyAsync(a_to, a_packed.data(), a_packed.size() * 2, cudaMemcpyHostToDevice, stream), "A of slot %d: rank %d", slot, rank);
+  OCTOLORA_CUDA(cudaMemcpyAsync(a_to, a_packed.data(), a_packed.size() * 2, cudaMemcpyHostToDevice, stream),
+                "A of slot %d: rank %d", slot, rank);
   const size_t pitch = static_cast<size_t>(view().up_columns) * 2;
   OCTOLORA_CUDA(cudaMemcpy2DAsync(b_.as<uint16_t>() + first.up, pitch, b_packed.data(), slot_up * 2, slot_up * 2, n,
                                   cudaMemcpyHostToDevice, stream),
                 "B of slot %d: rank %d", slot, rank);
   if (adapter.bias) {
-    OCTOLORA_CUDA(cudaMemcpyAsync(slot_bias_.as<float>() + static_cast<int64_t>(slot) * n, adapter.bias, n * sizeof(float),
-                                  cudaMemcpyHostToDevice, stream),
+    OCTOLORA_CUDA(cudaMemcpyAsync(slot_bias_.as<float>() + static_cast<int64_t>(slot) * n, adapter.bias,
+                                  n * sizeof(float), cudaMemcpyHostToDevice, stream),
                   "bias of slot %d", slot);
   }
   write_chunks(slot, stream);
@@ -540,24 +563,26 @@ void CudaSlots::clear(int slot, octolora_stream stream_) {
 }
 
 void CudaSlots::write_scale(int slot, float scale, cudaStream_t stream) {
-  OCTOLORA_CUDA(cudaMemcpyAsync(scale_.as<float>() + slot, &scale, sizeof scale, cudaMemcpyHostToDevice, stream), "scale of slot %d", slot);
+  OCTOLORA_CUDA(cudaMemcpyAsync(scale_.as<float>() + slot, &scale, sizeof scale, cudaMemcpyHostToDevice, stream),
+                "scale of slot %d", slot);
 }
 
 void CudaSlots::write_chunks(int slot, cudaStream_t stream) {
   const Range range = ranges_[slot];
-  OCTOLORA_CUDA(cudaMemcpyAsync(chunk_buffer_.as<Chunk>() + range.first, chunks_.data() + range.first, range.count * sizeof(Chunk),
-                                cudaMemcpyHostToDevice, stream),
+  OCTOLORA_CUDA(cudaMemcpyAsync(chunk_buffer_.as<Chunk>() + range.first, chunks_.data() + range.first,
+                                range.count * sizeof(Chunk), cudaMemcpyHostToDevice, stream),
                 "chunks of slot %d", slot);
 }
 
 void CudaSlots::write_active(int slot, bool active, cudaStream_t stream) {
   const int32_t value = active;
-  OCTOLORA_CUDA(cudaMemcpyAsync(active_.as<int32_t>() + slot, &value, sizeof value, cudaMemcpyHostToDevice, stream), "bias of slot %d", slot);
+  OCTOLORA_CUDA(cudaMemcpyAsync(active_.as<int32_t>() + slot, &value, sizeof value, cudaMemcpyHostToDevice, stream),
+                "bias of slot %d", slot);
 }
 
 void CudaSlots::add_up_bias(cudaStream_t stream) {
-  launch_total_bias(total_bias_.as<float>(), linear_.bias(), slot_bias_.as<float>(), scale_.as<float>(), active_.as<int32_t>(),
-                    static_cast<int>(ranges_.size()), linear_.spec.n, stream);
+  launch_total_bias(total_bias_.as<float>(), linear_.bias(), slot_bias_.as<float>(), scale_.as<float>(),
+                    active_.as<int32_t>(), static_cast<int>(ranges_.size()), linear_.spec.n, stream);
 }
 
 }  // namespace
@@ -576,10 +601,11 @@ int cuda_device_count() {
   cudaDriverGetVersion(&driver);
   if (driver == 0) throw Error(OCTOLORA_NO_DEVICE, "no NVIDIA driver: libcuda.so.1 was not found");
   if (driver < CUDART_VERSION && error == cudaErrorInsufficientDriver) {
-    throw Error(OCTOLORA_NO_DEVICE, "the NVIDIA driver offers CUDA %d.%d, this library needs %d.%d", driver / 1000, driver % 1000 / 10,
-                CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    throw Error(OCTOLORA_NO_DEVICE, "the NVIDIA driver offers CUDA %d.%d, this library needs %d.%d", driver / 1000,
+                driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
   }
-  if (error == cudaSuccess || error == cudaErrorNoDevice) throw Error(OCTOLORA_NO_DEVICE, "the NVIDIA driver sees no CUDA device");
+  if (error == cudaSuccess || error == cudaErrorNoDevice)
+    throw Error(OCTOLORA_NO_DEVICE, "the NVIDIA driver sees no CUDA device");
   throw Error(OCTOLORA_NO_DEVICE, "%s (%s)", cudaGetErrorString(error), cudaGetErrorName(error));
 }
 

@@ -6,9 +6,9 @@
 //
 //   q [M,K] int8 (W8A8) or x [M,K] 16-bit (W8A16)   W [N,K] int8   h [M,R], B [N,R] 16-bit   y [M,N] fp32, fp16 or bf16
 //
-// A stage holds 128 bytes of each row of both operands: 128 int8 of K or 64 16-bit ranks. The low-rank update is therefore
-// ceil(R/64) more blocks of the same pipeline, fetched while the last blocks of K still multiply; between the two, the
-// int32 accumulators become floats where they are, since both instructions share the layout of C (ptx.cuh).
+// A stage holds 128 bytes of each row of both operands: 128 int8 of K or 64 16-bit ranks. The low-rank update is
+// therefore ceil(R/64) more blocks of the same pipeline, fetched while the last blocks of K still multiply; between the
+// two, the int32 accumulators become floats where they are, since both instructions share the layout of C (ptx.cuh).
 //
 // In shared memory the 16-byte chunk c of row r lies at chunk c ^ (r % 8) of its row, which keeps both cp.async and
 // ldmatrix free of bank conflicts. Rows and columns beyond the matrices are zeros that are never read from memory.
@@ -38,7 +38,7 @@ struct Config {
   static constexpr int kXBytes = BlockM * 128 * kXTiles;
   static constexpr int kStageBytes = kXBytes + BlockN * 128;
   static constexpr int kStoreBytes = BlockM * (BlockN * 4 + 16);
-  static constexpr int kPipelineBytes = kStages * kStageBytes > kStoreBytes ? kStages * kStageBytes : kStoreBytes;
+  static constexpr int kPipelineBytes = kStages * kStageBytes > kStoreBytes ? kStages* kStageBytes : kStoreBytes;
   static constexpr int kSharedBytes = kPipelineBytes + BlockM * 8 + BlockN * 8;
   static constexpr int kBlocks = 2 * (kSharedBytes + 1024) <= 228 * 1024 ? 2 : 1;  // on one multiprocessor
   static_assert(WarpM % 16 == 0 && WarpN % 16 == 0, "ldmatrix.x4 brings 16 rows of either operand");
@@ -49,8 +49,8 @@ constexpr int kBlockK = 128;  // values of K a block of the pipeline
 constexpr int kBlockRank = 64;
 constexpr int kRasterRows = 12;  // tiles of M that are walked together, so that a wave shares its rows of W in L2
 
-// Four int8, in the order that kernels.h gives for W8A16, to two registers of two bf16: sign and magnitude bits go into the mantissas of 128 or 256 and of
-// 128, whose difference is the value, exactly.
+// Four int8, in the order that kernels.h gives for W8A16, to two registers of two bf16: sign and magnitude bits go into
+// the mantissas of 128 or 256 and of 128, whose difference is the value, exactly.
 __device__ __forceinline__ void widen(uint32_t bytes, bool f16, uint32_t& low, uint32_t& high) {
   const uint32_t pair[2] = {__byte_perm(bytes, 0, 0x4140), __byte_perm(bytes, 0, 0x4342)};
   uint32_t out[2];
@@ -129,7 +129,8 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       if (i % kParts == part) {
-        ptx::copy_async_16(to + to_chunk + i * kRowStep * 128, rows.from + offset + i * rows.step, within && i < rows.present);
+        ptx::copy_async_16(to + to_chunk + i * kRowStep * 128, rows.from + offset + i * rows.step,
+                           within && i < rows.present);
       }
     }
   };
@@ -146,7 +147,8 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
     const uint32_t x_tile = pipeline + next_stage * C::kStageBytes, w_tile = x_tile + C::kXBytes;
     if (next < k_blocks) {
       for (int part = 0; part < C::kXTiles; ++part) {
-        load_rows(rows_m, x_rows, x_tile + part * C::kBlockM * 128, next_k * C::kXTiles + part * 128, quarter, quarters);
+        load_rows(rows_m, x_rows, x_tile + part * C::kBlockM * 128, next_k * C::kXTiles + part * 128, quarter,
+                  quarters);
       }
       load_rows(rows_n, w_rows, w_tile, next_k, quarter, quarters);
     } else if (next < blocks) {
@@ -167,10 +169,11 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
   };
 
   // Operand fragments of the 32 bytes `step` of a 128-byte tile: 16 rows of x, 16 rows of W or B.
-  const auto x_fragment = [&](uint32_t (&out)[4], uint32_t tile, int tile_m, int step) {
-    ptx::load_matrix_x4(out, tile + (warp_m + tile_m * 16 + lane % 16) * 128 + (((step * 2 + lane / 16) ^ lane % 8) * 16));
+  const auto x_fragment = [&](uint32_t(&out)[4], uint32_t tile, int tile_m, int step) {
+    ptx::load_matrix_x4(out,
+                        tile + (warp_m + tile_m * 16 + lane % 16) * 128 + (((step * 2 + lane / 16) ^ lane % 8) * 16));
   };
-  const auto w_fragment = [&](uint32_t (&out)[4], uint32_t tile, int pair, int step) {
+  const auto w_fragment = [&](uint32_t(&out)[4], uint32_t tile, int pair, int step) {
     ptx::load_matrix_x4(out, tile + (warp_n + pair * 16 + lane % 8 + lane / 16 * 8) * 128 +
                                  (((step * 2 + lane / 8 % 2) ^ lane % 8) * 16));
   };
@@ -218,13 +221,15 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
     }
   };
   // One k-step of 16 values: all of the x fragments with a pair of n-tiles.
-  const auto multiply16 = [&](const uint32_t (&x)[kTilesM][4], const uint32_t (&w)[4], int pair, bool f16) {
+  const auto multiply16 = [&](const uint32_t(&x)[kTilesM][4], const uint32_t(&w)[4], int pair, bool f16) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
       for (int i = 0; i < kTilesM; ++i) {
-        if (f16) ptx::mma_f16(value[i][2 * pair + j], x[i], w[2 * j], w[2 * j + 1]);
-        else ptx::mma_bf16(value[i][2 * pair + j], x[i], w[2 * j], w[2 * j + 1]);
+        if (f16)
+          ptx::mma_f16(value[i][2 * pair + j], x[i], w[2 * j], w[2 * j + 1]);
+        else
+          ptx::mma_bf16(value[i][2 * pair + j], x[i], w[2 * j], w[2 * j + 1]);
       }
     }
   };
@@ -294,8 +299,8 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
     each([&](float& v, int m, int, int, int, int) { v *= row_scales[m].scale; });
   }
 
-  // Outlier columns: gathered, 64 at a time, into one stage while the pipeline stands still. int8 is exact in both 16-bit
-  // types; fp32 x goes in as three bf16 pieces.
+  // Outlier columns: gathered, 64 at a time, into one stage while the pipeline stands still. int8 is exact in both
+  // 16-bit types; fp32 x goes in as three bf16 pieces.
   if constexpr (kOutliers) {
     ptx::copy_async_wait<0>();
     const int count = *args.outliers.count;
@@ -400,8 +405,10 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
       const int r = i / C::kBlockN, c = i % C::kBlockN;
       if (m0 + r < args.m && n0 + c < args.n) {
         const int64_t at = static_cast<int64_t>(m0 + r) * args.n + n0 + c;
-        if (element == 4) reinterpret_cast<uint32_t*>(y)[at] = *reinterpret_cast<const uint32_t*>(memory + r * pitch + c * 4);
-        else reinterpret_cast<uint16_t*>(y)[at] = *reinterpret_cast<const uint16_t*>(memory + r * pitch + c * 2);
+        if (element == 4)
+          reinterpret_cast<uint32_t*>(y)[at] = *reinterpret_cast<const uint32_t*>(memory + r * pitch + c * 4);
+        else
+          reinterpret_cast<uint16_t*>(y)[at] = *reinterpret_cast<const uint16_t*>(memory + r * pitch + c * 2);
       }
     }
   }
@@ -414,8 +421,8 @@ __global__ __launch_bounds__(C::kThreads, C::kBlocks) void gemm(const __grid_con
 
 // One row of a tuned table: a kernel and the shapes it is for.
 struct Tuned {
-  int max_m;          // the row fits M up to here
-  int min_tiles;      // ... and this many tiles, a wave or so
+  int max_m;      // the row fits M up to here
+  int min_tiles;  // ... and this many tiles, a wave or so
   int shared_bytes;
   int block_m, block_n, threads;
   void (*kernel)(GemmArgs);
@@ -439,15 +446,16 @@ inline void set_up(const Tuned* table, int count, const Limits& limits) {
 inline void launch(const Tuned* table, int count, const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
   for (int i = 0; i < count; ++i) {
     const Tuned& row = table[i];
-    const int64_t tiles = static_cast<int64_t>((args.m + row.block_m - 1) / row.block_m) * ((args.n + row.block_n - 1) / row.block_n);
+    const int64_t tiles =
+        static_cast<int64_t>((args.m + row.block_m - 1) / row.block_m) * ((args.n + row.block_n - 1) / row.block_n);
     if (args.m > row.max_m || tiles < row.min_tiles || row.shared_bytes > limits.shared_bytes) continue;
     if (tiles > INT32_MAX) {
       throw Error(OCTOLORA_UNSUPPORTED, "M = %d, N = %d: %lld tiles in one launch, at most %d", args.m, args.n,
                   static_cast<long long>(tiles), INT32_MAX);
     }
     row.kernel<<<static_cast<unsigned>(tiles), row.threads, row.shared_bytes, stream>>>(args);
-    OCTOLORA_CUDA(cudaGetLastError(), "gemm tile %dx%d: M = %d, N = %d, K = %d, up columns = %d", row.block_m, row.block_n,
-                  args.m, args.n, args.k, args.adapters.up_columns);
+    OCTOLORA_CUDA(cudaGetLastError(), "gemm tile %dx%d: M = %d, N = %d, K = %d, up columns = %d", row.block_m,
+                  row.block_n, args.m, args.n, args.k, args.adapters.up_columns);
     return;
   }
   throw Error(OCTOLORA_INTERNAL, "no kernel for M = %d, N = %d, K = %d", args.m, args.n, args.k);

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// W8A8 for Hopper: wgmma on tiles that the copy engine brings, and the low-rank update as more blocks of the same pipeline.
+// W8A8 for Hopper: wgmma on tiles that the copy engine brings, and the low-rank update as more blocks of the same
+// pipeline.
 //
 //   y[m,n] = p[m] * ( s_w[n] * (s_x[m] / p[m]) * sum_k q[m,k] W[n,k]  +  sum_r h[m,r] B[n,r] ) + bias[n]
 //
 //   q [M,k_pitch] int8   W [N,k_pitch] int8   h [M,R], B [N,R] 16-bit   y [M,N] bf16 or fp16, rows of whole 16 bytes
 //
-// A block has one producer warp and two consumer warpgroups, which own 64 rows each of a 128 x BlockN tile; blocks stay and
-// walk over tiles. A cluster of two blocks takes two tiles above each other: each loads half of their common rows of W and
-// multicasts it to both, which brings the traffic from L2 below what L2 can give. A stage is 128 bytes of each row of both
-// operands, so 64 ranks of h and B fit where 128 values of q and W were (gemm.cuh has the arithmetic in words).
+// A block has one producer warp and two consumer warpgroups, which own 64 rows each of a 128 x BlockN tile; blocks stay
+// and walk over tiles. A cluster of two blocks takes two tiles above each other: each loads half of their common rows
+// of W and multicasts it to both, which brings the traffic from L2 below what L2 can give. A stage is 128 bytes of each
+// row of both operands, so 64 ranks of h and B fit where 128 values of q and W were (gemm.cuh has the arithmetic in
+// words).
 //
-// Barriers a stage: `full` (the bytes of both operands, one producer arrival) in each block; `empty`, with an arrival from
-// each consumer warpgroup of both blocks, since a producer writes into both.
+// Barriers a stage: `full` (the bytes of both operands, one producer arrival) in each block; `empty`, with an arrival
+// from each consumer warpgroup of both blocks, since a producer writes into both.
 #include <cuda.h>
 
 #include <algorithm>
@@ -29,9 +31,9 @@ namespace {
 constexpr int kBlockM = 128, kBlockK = 128, kBlockRank = 64;
 constexpr int kWarpgroups = 2, kThreads = 128 * (kWarpgroups + 1);
 constexpr int kCluster = 2;
-constexpr int kStoreColumns = 64;                      // 128 bytes of y
-constexpr int kStoreBytes = 64 * kStoreColumns * 2;    // a warpgroup's rows
-[[maybe_unused]] constexpr int kRasterPairs = 6;  // pairs of tiles along M that a wave walks together
+constexpr int kStoreColumns = 64;                    // 128 bytes of y
+constexpr int kStoreBytes = 64 * kStoreColumns * 2;  // a warpgroup's rows
+[[maybe_unused]] constexpr int kRasterPairs = 6;     // pairs of tiles along M that a wave walks together
 
 template <int BlockN_>
 struct Config {
@@ -42,7 +44,8 @@ struct Config {
   static constexpr int kBarriers = kColumns + kBlockN * 8;
   static constexpr int kSharedBytes = kBarriers + kStages * 16;
   static_assert(kSharedBytes <= 232448, "what a block may have on sm_90");
-  static_assert(kBlockN % kStoreColumns == 0 && kBlockN / kCluster % 8 == 0, "whole swizzle groups a block of the cluster");
+  static_assert(kBlockN % kStoreColumns == 0 && kBlockN / kCluster % 8 == 0,
+                "whole swizzle groups a block of the cluster");
 };
 
 struct Params {
@@ -65,10 +68,11 @@ struct Params {
 };
 
 // value [16 x 8 columns a tile] += x_o . W_o^T over the outlier columns, for the rows row, row + 8 and the columns of
-// `first_column` that a lane holds. Outliers are few, so mma operands are gathered straight from memory; int8 is exact in
-// both 16-bit types, and fp32 x goes in as three bf16 pieces.
+// `first_column` that a lane holds. Outliers are few, so mma operands are gathered straight from memory; int8 is exact
+// in both 16-bit types, and fp32 x goes in as three bf16 pieces.
 template <int Tiles>
-__device__ __forceinline__ void add_outliers(float (&value)[Tiles][4], const Params& p, int count, int row, int first_column) {
+__device__ __forceinline__ void add_outliers(float (&value)[Tiles][4], const Params& p, int count, int row,
+                                             int first_column) {
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   const bool f16 = p.raw_type == Dtype::f16;
   const auto x_at = [&](int m, int column, int piece) -> uint32_t {
@@ -107,8 +111,10 @@ __device__ __forceinline__ void add_outliers(float (&value)[Tiles][4], const Par
 #pragma unroll
       for (int piece = 0; piece < 3; ++piece) {
         if (piece < pieces) {
-          if (f16) ptx::mma_f16(value[j], x[piece], b0, b1);
-          else ptx::mma_bf16(value[j], x[piece], b0, b1);
+          if (f16)
+            ptx::mma_f16(value[j], x[piece], b0, b1);
+          else
+            ptx::mma_bf16(value[j], x[piece], b0, b1);
         }
       }
     }
@@ -120,7 +126,8 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) uint8_t memory[];
   const uint32_t base = ptx::shared_address(memory);
-  const uint32_t staging = base + C::kStages * C::kStageBytes, columns = base + C::kColumns, barriers = base + C::kBarriers;
+  const uint32_t staging = base + C::kStages * C::kStageBytes, columns = base + C::kColumns,
+                 barriers = base + C::kBarriers;
   const auto full = [&](int stage) { return barriers + stage * 16; };
   const auto empty = [&](int stage) { return barriers + stage * 16 + 8; };
   const uint32_t rank = ptx::cluster_rank();
@@ -183,9 +190,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     const auto release = [&](int which) {
       if (threadIdx.x % 128 < kCluster) ptx::barrier_arrive_cluster(empty(which), threadIdx.x % 128);
     };
-    const auto x_operand = [&] {
-      return ptx::wgmma_descriptor(base + stage * C::kStageBytes + warpgroup * 64 * 128);
-    };
+    const auto x_operand = [&] { return ptx::wgmma_descriptor(base + stage * C::kStageBytes + warpgroup * 64 * 128); };
     const auto w_operand = [&] { return ptx::wgmma_descriptor(base + stage * C::kStageBytes + kBlockM * 128); };
 
     // Bit i: the 16 ranks of k-step i are fp16, for the first 32 steps.
@@ -233,8 +238,8 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       ptx::wgmma_wait<0>();
       release(previous);
 
-      // The sums and the floats are two sets of registers to the compiler, which is why BlockN stops at 192: twice 128 of
-      // them do not fit a thread.
+      // The sums and the floats are two sets of registers to the compiler, which is why BlockN stops at 192: twice 128
+      // of them do not fit a thread.
       constexpr int kQuarters = C::kBlockN / kStoreColumns;
       float value[kQuarters][32];
       if constexpr (kOutliers) {
@@ -254,7 +259,8 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const int32_t bits = sum[quarter * 32 + 4 * j + i];
-            const float base = kOutliers ? __int_as_float(bits) / rows[i / 2].power : static_cast<float>(bits) * rows[i / 2].scale;
+            const float base =
+                kOutliers ? __int_as_float(bits) / rows[i / 2].power : static_cast<float>(bits) * rows[i / 2].scale;
             value[quarter][4 * j + i] = base * (i % 2 ? scale.y : scale.x);
           }
         }
@@ -287,8 +293,10 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       for (int part = 0; part < kQuarters; ++part, ++store) {
         const uint32_t buffer = staging + (warpgroup * 2 + store % 2) * kStoreBytes;
         if (leader) ptx::store_wait_read<1>();
-        if (warpgroup == 0) ptx::named_sync<2>(128);
-        else ptx::named_sync<3>(128);
+        if (warpgroup == 0)
+          ptx::named_sync<2>(128);
+        else
+          ptx::named_sync<3>(128);
 #pragma unroll
         for (int pair = 0; pair < kStoreColumns / 16; ++pair) {
           uint32_t packed[4];
@@ -311,11 +319,14 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           }
           // Matrix i of the four: rows 8 (i % 2).., columns 8 (i / 2)..; a lane gives the address of one row.
           const int row = warp * 16 + lane % 16, chunk = pair * 2 + lane / 16;
-          ptx::store_matrix_x4(buffer + row * 128 + ((chunk ^ row % 8) * 16), packed[0], packed[1], packed[2], packed[3]);
+          ptx::store_matrix_x4(buffer + row * 128 + ((chunk ^ row % 8) * 16), packed[0], packed[1], packed[2],
+                               packed[3]);
         }
         ptx::fence_async_shared();
-        if (warpgroup == 0) ptx::named_sync<2>(128);
-        else ptx::named_sync<3>(128);
+        if (warpgroup == 0)
+          ptx::named_sync<2>(128);
+        else
+          ptx::named_sync<3>(128);
         if (leader) {
           ptx::tensor_store(&p.y, (at.y + part * kStoreColumns) * 2, at.x + warpgroup * 64, buffer);
           ptx::store_commit();
@@ -328,32 +339,36 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
 #endif
 }
 
-using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
-                            const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
-                            CUtensorMapFloatOOBfill);
+using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
+                            const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
+                            CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 
 Encode encoder() {
   static const Encode encode = [] {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found;
-    OCTOLORA_CUDA(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found), "tensor maps");
+    OCTOLORA_CUDA(
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found),
+        "tensor maps");
     return reinterpret_cast<Encode>(function);
   }();
   return encode;
 }
 
-// A matrix of bytes [rows, width] in boxes of `box_rows` x 128 bytes; what lies outside reads as zero and is not written.
+// A matrix of bytes [rows, width] in boxes of `box_rows` x 128 bytes; what lies outside reads as zero and is not
+// written.
 CUtensorMap map_of(const void* matrix, int64_t width, int64_t rows, int64_t pitch, int box_rows) {
   CUtensorMap map;
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(width), static_cast<cuuint64_t>(rows)};
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(pitch)};
   const cuuint32_t box[2] = {128, static_cast<cuuint32_t>(box_rows)}, steps[2] = {1, 1};
-  const CUresult result = encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(matrix), sizes, strides, box, steps,
-                                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(matrix), sizes, strides,
+                                    box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     throw Error(OCTOLORA_CUDA_ERROR, "cuTensorMapEncodeTiled: error %d for %lld rows of %lld bytes, pitch %lld, at %p",
-                static_cast<int>(result), static_cast<long long>(rows), static_cast<long long>(width), static_cast<long long>(pitch), matrix);
+                static_cast<int>(result), static_cast<long long>(rows), static_cast<long long>(width),
+                static_cast<long long>(pitch), matrix);
   }
   return map;
 }
@@ -405,15 +420,16 @@ void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  OCTOLORA_CUDA(cudaLaunchKernelEx(&config, gemm<C, kOutliers>, p), "sm_90 gemm tile %dx%d: M = %d, N = %d, K = %d, up columns = %d", kBlockM,
-                C::kBlockN, args.m, args.n, args.k, up);
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&config, gemm<C, kOutliers>, p),
+                "sm_90 gemm tile %dx%d: M = %d, N = %d, K = %d, up columns = %d", kBlockM, C::kBlockN, args.m, args.n,
+                args.k, up);
 }
 
 template <class C>
 void set_up() {
   for (const auto kernel : {gemm<C, false>, gemm<C, true>}) {
-    OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                       C::kSharedBytes),
+    OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes),
                   "sm_90 gemm tile %dx%d: %d bytes of shared memory", kBlockM, C::kBlockN, C::kSharedBytes);
   }
 }
@@ -428,8 +444,8 @@ void set_up_gemm_sm90(const Limits& limits) {
 }
 
 bool gemm_sm90_takes(const GemmArgs& args, const Limits& limits) {
-  return limits.capability == 90 && args.m > 64 && args.y_type != Dtype::f32 && !args.store_sums &&
-         args.n % 8 == 0 && reinterpret_cast<uintptr_t>(args.y) % 16 == 0;
+  return limits.capability == 90 && args.m > 64 && args.y_type != Dtype::f32 && !args.store_sums && args.n % 8 == 0 &&
+         reinterpret_cast<uintptr_t>(args.y) % 16 == 0;
 }
 
 namespace {
@@ -438,19 +454,24 @@ namespace {
 template <bool kOutliers>
 void launch_widest(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
   const auto cost = [&](int block_n, double efficiency) {
-    const int64_t tiles = static_cast<int64_t>((args.m + 2 * kBlockM - 1) / (2 * kBlockM)) * ((args.n + block_n - 1) / block_n);
+    const int64_t tiles =
+        static_cast<int64_t>((args.m + 2 * kBlockM - 1) / (2 * kBlockM)) * ((args.n + block_n - 1) / block_n);
     const int clusters = limits.multiprocessors / kCluster;
     return static_cast<double>((tiles + clusters - 1) / clusters) * block_n / efficiency;
   };
-  if (cost(192, 1.0) <= cost(128, 0.9)) launch<Config<192>, kOutliers>(args, limits, stream);
-  else launch<Config<128>, kOutliers>(args, limits, stream);
+  if (cost(192, 1.0) <= cost(128, 0.9))
+    launch<Config<192>, kOutliers>(args, limits, stream);
+  else
+    launch<Config<128>, kOutliers>(args, limits, stream);
 }
 
 }  // namespace
 
 void launch_gemm_sm90(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
-  if (args.outliers.list) launch_widest<true>(args, limits, stream);
-  else launch_widest<false>(args, limits, stream);
+  if (args.outliers.list)
+    launch_widest<true>(args, limits, stream);
+  else
+    launch_widest<false>(args, limits, stream);
 }
 
 }  // namespace octolora::cuda

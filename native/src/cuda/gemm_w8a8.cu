@@ -12,8 +12,9 @@ using gemm::Base;
 template <Base B, int BlockM, int BlockN, int WarpM, int WarpN, int Stages>
 using Tile = gemm::Config<B, BlockM, BlockN, WarpM, WarpN, Stages>;
 
-// First row that fits. Small M takes narrow tiles, so that enough blocks stream W. Large M: eight warps of 64x32 leave room
-// for a second block on the multiprocessor, whose sixteen warps keep the tensor cores busier than fewer, larger warps do.
+// First row that fits. Small M takes narrow tiles, so that enough blocks stream W. Large M: eight warps of 64x32 leave
+// room for a second block on the multiprocessor, whose sixteen warps keep the tensor cores busier than fewer, larger
+// warps do.
 constexpr gemm::Tuned kTuned[] = {
     gemm::tuned<Tile<Base::w8a8, 16, 64, 16, 16, 6>>(16, 0),
     gemm::tuned<Tile<Base::w8a8, 32, 64, 16, 32, 5>>(32, 0),
@@ -44,9 +45,12 @@ void set_up_gemm_w8a8(const Limits& limits) {
 }
 
 void launch_gemm_w8a8(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
-  if (args.store_sums) gemm::launch(kTunedSums, rows_of(kTunedSums), args, limits, stream);
-  else if (args.outliers.list) gemm::launch(kTunedOutliers, rows_of(kTunedOutliers), args, limits, stream);
-  else gemm::launch(kTuned, rows_of(kTuned), args, limits, stream);
+  if (args.store_sums)
+    gemm::launch(kTunedSums, rows_of(kTunedSums), args, limits, stream);
+  else if (args.outliers.list)
+    gemm::launch(kTunedOutliers, rows_of(kTunedOutliers), args, limits, stream);
+  else
+    gemm::launch(kTuned, rows_of(kTuned), args, limits, stream);
 }
 
 }  // namespace octolora::cuda

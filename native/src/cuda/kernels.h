@@ -3,14 +3,16 @@
 // The layouts in device memory, and the launchers of the kernels that read and write them. Launchers enqueue on the
 // current device and throw Error when the launch is refused.
 //
-//   weight   int8 [N][k_pitch], k_pitch = K up to a multiple of 16, zero filled. For W8A16 the 16 values of each aligned
+//   weight   int8 [N][k_pitch], k_pitch = K up to a multiple of 16, zero filled. For W8A16 the 16 values of each
+//   aligned
 //            group of K are stored as 0 1 8 9  2 3 10 11  4 5 12 13  6 7 14 15, so that four bytes widen to the two
 //            registers of an mma operand.
 //   q        int8 [M][k_pitch], zero filled                                          (workspace)
 //   rows     {s_x, p} [M], p a power of two, see prepare.cu                          (workspace)
 //   h        16-bit [M][up_columns]: x.A^T of all slots, scaled                      (workspace)
 //   b        16-bit [N][up_columns]: the up-projections beside each other
-//   a        the down-projections as mma B fragments: [down_columns/8][ceil(K/32)][32 lanes][16 bytes]; lane (g, t) holds
+//   a        the down-projections as mma B fragments: [down_columns/8][ceil(K/32)][32 lanes][16 bytes]; lane (g, t)
+//   holds
 //            of rank g the k offsets 2t, 2t+1, 8+2t, 9+2t, 16+2t, 17+2t, 24+2t, 25+2t
 //   planes   x for W8A16 where it cannot be read in place: 16-bit [1 or 3][M][k_pitch] (workspace)
 #pragma once
@@ -29,8 +31,8 @@ constexpr int64_t round_up64(int64_t value, int64_t multiple) { return (value + 
 
 constexpr int kChunkRank = 16;  // ranks that share one description, one k-step of an mma
 
-// 16 ranks of a slot. Without OCTOLORA_LORA_SPLIT a chunk has 16 columns in a and in b/h, at the same index. With it, 32
-// in a (high, low) and 48 in b/h, so that (h_hi + h_lo)(b_hi + b_lo) becomes h_hi b_hi + h_lo b_hi + h_hi b_lo.
+// 16 ranks of a slot. Without OCTOLORA_LORA_SPLIT a chunk has 16 columns in a and in b/h, at the same index. With it,
+// 32 in a (high, low) and 48 in b/h, so that (h_hi + h_lo)(b_hi + b_lo) becomes h_hi b_hi + h_lo b_hi + h_hi b_lo.
 struct Chunk {
   int32_t down;      // first column in a
   int32_t up;        // first column in b and h
@@ -73,9 +75,9 @@ struct PrepareArgs {
   int m = 0, k = 0, k_pitch = 0;
   LinearSpec spec;
   AdapterView adapters;
-  OutlierView outliers;          // flags null: no outlier columns
-  int8_t* q = nullptr;           // W8A8
-  uint16_t* planes = nullptr;    // W8A16, where x is not read in place
+  OutlierView outliers;        // flags null: no outlier columns
+  int8_t* q = nullptr;         // W8A8
+  uint16_t* planes = nullptr;  // W8A16, where x is not read in place
   RowScale* rows = nullptr;
   uint16_t* h = nullptr;
 };
@@ -102,9 +104,9 @@ struct GemmArgs {
 };
 
 struct Limits {
-  int capability;       // 90 for 9.0
+  int capability;  // 90 for 9.0
   int multiprocessors;
-  int shared_bytes;     // a block may have, opt-in
+  int shared_bytes;  // a block may have, opt-in
 };
 
 // prepare.cu
@@ -123,7 +125,7 @@ bool gemm_sm90_takes(const GemmArgs& args, const Limits& limits);
 void launch_gemm_sm90(const GemmArgs& args, const Limits& limits, cudaStream_t stream);
 // pack.cu
 void launch_widen_order(int8_t* weight, int64_t groups, cudaStream_t stream);
-void launch_total_bias(float* total, const float* bias, const float* slot_bias, const float* scale, const int32_t* active,
-                       int slots, int n, cudaStream_t stream);
+void launch_total_bias(float* total, const float* bias, const float* slot_bias, const float* scale,
+                       const int32_t* active, int slots, int n, cudaStream_t stream);
 
 }  // namespace octolora::cuda

@@ -2,9 +2,9 @@
 //
 // Outlier columns of x: every k with some |x[m,k]| >= threshold, over all M rows (LLM.int8(), arXiv 2208.07339).
 //
-// A property of whole columns needs a pass over x of its own before any row can be quantized. The first kernel leaves one
-// bit a column for each of kOutlierRowChunks bands of rows, so nothing has to be cleared and no atomics are needed; the
-// second joins the bands and writes the columns down in ascending order.
+// A property of whole columns needs a pass over x of its own before any row can be quantized. The first kernel leaves
+// one bit a column for each of kOutlierRowChunks bands of rows, so nothing has to be cleared and no atomics are needed;
+// the second joins the bands and writes the columns down in ascending order.
 #include "check.h"
 #include "convert.cuh"
 #include "kernels.h"
@@ -15,7 +15,8 @@ namespace {
 constexpr int kMarkThreads = 128;
 constexpr int kCompactThreads = 1024;
 
-// A thread looks at Columns neighbouring columns of a band, which it reads in one load: 16 bytes where rows are aligned so.
+// A thread looks at Columns neighbouring columns of a band, which it reads in one load: 16 bytes where rows are aligned
+// so.
 template <class X, int Columns>
 __global__ __launch_bounds__(kMarkThreads) void mark(const PrepareArgs args) {
   static_assert(32 % Columns == 0, "32 / Columns lanes make a word");
@@ -89,8 +90,10 @@ void launch_mark(const PrepareArgs& args, cudaStream_t stream) {
 template <class X>
 void launch(const PrepareArgs& args, cudaStream_t stream) {
   constexpr int kVector = 16 / sizeof(X);
-  if (reinterpret_cast<uintptr_t>(args.x) % 16 == 0 && args.k % kVector == 0) launch_mark<X, kVector>(args, stream);
-  else launch_mark<X, 1>(args, stream);
+  if (reinterpret_cast<uintptr_t>(args.x) % 16 == 0 && args.k % kVector == 0)
+    launch_mark<X, kVector>(args, stream);
+  else
+    launch_mark<X, 1>(args, stream);
   compact<<<1, kCompactThreads, 0, stream>>>(args.outliers);
   OCTOLORA_CUDA(cudaGetLastError(), "list outliers: K = %d", args.k);
 }
@@ -99,9 +102,12 @@ void launch(const PrepareArgs& args, cudaStream_t stream) {
 
 void launch_find_outliers(const PrepareArgs& args, cudaStream_t stream) {
   switch (args.x_type) {
-    case Dtype::f32: return launch<float>(args, stream);
-    case Dtype::f16: return launch<__half>(args, stream);
-    case Dtype::bf16: return launch<__nv_bfloat16>(args, stream);
+    case Dtype::f32:
+      return launch<float>(args, stream);
+    case Dtype::f16:
+      return launch<__half>(args, stream);
+    case Dtype::bf16:
+      return launch<__nv_bfloat16>(args, stream);
   }
 }
 

@@ -18,8 +18,8 @@ __global__ void widen_order(uint4* groups, int64_t count) {
                __byte_perm(k.y, k.w, 0x7632)};
 }
 
-__global__ void total_bias(float* total, const float* bias, const float* slot_bias, const float* scale, const int32_t* active,
-                           int slots, int n) {
+__global__ void total_bias(float* total, const float* bias, const float* slot_bias, const float* scale,
+                           const int32_t* active, int slots, int n) {
   const int i = blockIdx.x * kThreads + threadIdx.x;
   if (i >= n) return;
   float sum = bias ? bias[i] : 0.f;
@@ -37,8 +37,8 @@ void launch_widen_order(int8_t* weight, int64_t groups, cudaStream_t stream) {
   OCTOLORA_CUDA(cudaGetLastError(), "order for widening: %lld groups of 16", static_cast<long long>(groups));
 }
 
-void launch_total_bias(float* total, const float* bias, const float* slot_bias, const float* scale, const int32_t* active,
-                       int slots, int n, cudaStream_t stream) {
+void launch_total_bias(float* total, const float* bias, const float* slot_bias, const float* scale,
+                       const int32_t* active, int slots, int n, cudaStream_t stream) {
   total_bias<<<(n + kThreads - 1) / kThreads, kThreads, 0, stream>>>(total, bias, slot_bias, scale, active, slots, n);
   OCTOLORA_CUDA(cudaGetLastError(), "total bias: N = %d, %d slots", n, slots);
 }

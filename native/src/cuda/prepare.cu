@@ -8,9 +8,9 @@
 //   x [M,K] bf16, fp16 or fp32   q int8 [M,k_pitch]   rows {s_x, p} [M]   h 16-bit [M,up_columns]
 //
 // A cluster of blocks owns 16 rows and each of its blocks a slice of K, which stays in shared memory from the maximum
-// over the quantization to the down-projection: x is read from memory once. The blocks exchange maxima and partial sums of
-// x.A^T through distributed shared memory, in a fixed order, so the same input gives the same bits. Before sm_90 there are
-// no clusters, and where a slice does not fit, the block walks over several and reads x again for each step.
+// over the quantization to the down-projection: x is read from memory once. The blocks exchange maxima and partial sums
+// of x.A^T through distributed shared memory, in a fixed order, so the same input gives the same bits. Before sm_90
+// there are no clusters, and where a slice does not fit, the block walks over several and reads x again for each step.
 //
 // p keeps h in the range of fp16 whatever x and the adapter hold, at no cost in precision: it only moves exponents, and
 // the GEMM multiplies it back in. x.A^T multiplies 16-bit by 16-bit exactly: in the common type where x and A share it,
@@ -41,13 +41,15 @@ struct Plan {
   int passes;   // slices a block walks over; 1: x is read once
 };
 
-__host__ __device__ constexpr int tile_pitch(int slice, int element_bytes) { return slice * element_bytes + 16; }  // shifts banks by row
+__host__ __device__ constexpr int tile_pitch(int slice, int element_bytes) {
+  return slice * element_bytes + 16;
+}  // shifts banks by row
 
 struct Shared {
   float warps[kWarps / 2][kRows * kGroup];  // partial sums over the warps' k-steps
-  float block[2][kRows * kGroup];           // the block's sums, read by the cluster; two, so that one sync a group is enough
-  uint32_t below[kRows];                    // magnitude bits: maximum that sets the scale
-  uint32_t full[kRows];                     // ... of all of the row
+  float block[2][kRows * kGroup];  // the block's sums, read by the cluster; two, so that one sync a group is enough
+  uint32_t below[kRows];           // magnitude bits: maximum that sets the scale
+  uint32_t full[kRows];            // ... of all of the row
   RowScale rows[kRows];
   float factor[kRows];  // divisor / a
   int power[kRows];     // log2 p
@@ -55,7 +57,9 @@ struct Shared {
 
 // kPlain: x is measured and quantized as it is, dynamically, to 127 at most and without outlier columns, or not at all.
 template <class X, bool kPlain>
-__global__ __launch_bounds__(kThreads, sizeof(X) == 2 && kPlain ? 3 : 2) void prepare(const PrepareArgs args, const Plan plan, const bool vectors) {
+__global__ __launch_bounds__(kThreads, sizeof(X) == 2 && kPlain ? 3 : 2) void prepare(const PrepareArgs args,
+                                                                                      const Plan plan,
+                                                                                      const bool vectors) {
   constexpr int kVector = 16 / sizeof(X);
   extern __shared__ __align__(128) uint8_t memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
@@ -252,7 +256,7 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 && kPlain ? 3 : 2) void pr
       if (plan.passes > 1) load_slice(pass);
       const int first_step = slice_start(pass) / 32, steps = min(plan.slice / 32, k_steps - first_step);
       const uint4* const a = ad.a + (static_cast<int64_t>(group) * kColumns * k_steps + first_step) * 32 + lane;
-      const auto fetch = [&](uint4 (&b)[kColumns], int step) {
+      const auto fetch = [&](uint4(&b)[kColumns], int step) {
 #pragma unroll
         for (int n = 0; n < kColumns; ++n) {
           if (step < steps && (n < 2 || both)) b[n] = __ldg(a + (static_cast<int64_t>(n) * k_steps + step) * 32);
@@ -275,8 +279,10 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 && kPlain ? 3 : 2) void pr
               if (n >= 2 && !both) continue;
               const uint32_t b0 = half ? b[n].z : b[n].x, b1 = half ? b[n].w : b[n].y;
               if (f16[n / 2] == x_f16) {
-                if constexpr (x_f16) ptx::mma_f16(sum[n], fragment, b0, b1);
-                else ptx::mma_bf16(sum[n], fragment, b0, b1);
+                if constexpr (x_f16)
+                  ptx::mma_f16(sum[n], fragment, b0, b1);
+                else
+                  ptx::mma_bf16(sum[n], fragment, b0, b1);
               } else {
                 float2 f[4];
 #pragma unroll
@@ -384,8 +390,10 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 && kPlain ? 3 : 2) void pr
   if (args.q || args.planes) {
     for (int pass = 0; pass < plan.passes; ++pass) {
       if (plan.passes > 1) load_slice(pass);
-      if (w8a16) copy_slice(pass);
-      else quantize_slice(pass);
+      if (w8a16)
+        copy_slice(pass);
+      else
+        quantize_slice(pass);
     }
   }
   for (int group = 0; group < groups; ++group) {
@@ -417,7 +425,8 @@ Plan plan_for(int m, int k, const Limits& limits) {
     const int slice = round_up((k + cluster - 1) / cluster, 32);
     const bool last = cluster == max_cluster || slice <= 256;
     const bool fills = (m + kRows - 1) / kRows * cluster >= limits.multiprocessors;
-    if (shared_bytes<X>(slice) <= limits.shared_bytes && ((slice <= kShort && fills) || last)) return {cluster, slice, 1};
+    if (shared_bytes<X>(slice) <= limits.shared_bytes && ((slice <= kShort && fills) || last))
+      return {cluster, slice, 1};
   }
   const int slice = (limits.shared_bytes - shared_bytes<X>(0)) / kRows / static_cast<int>(sizeof(X)) / 32 * 32;
   return {max_cluster, slice, (k + max_cluster * slice - 1) / (max_cluster * slice)};
@@ -438,9 +447,9 @@ void launch(const PrepareArgs& args, const Plan& plan, cudaStream_t stream) {
   cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
   config.attrs = &cluster;
   config.numAttrs = plan.cluster > 1 ? 1 : 0;
-  const bool plain = args.spec.mode == Mode::w8a16 ||
-                     (args.spec.mode == Mode::dynamic && !args.spec.round_x_to_f16 && !(args.spec.outlier_threshold > 0) &&
-                      args.spec.x_divisor <= 127.f);
+  const bool plain =
+      args.spec.mode == Mode::w8a16 || (args.spec.mode == Mode::dynamic && !args.spec.round_x_to_f16 &&
+                                        !(args.spec.outlier_threshold > 0) && args.spec.x_divisor <= 127.f);
   OCTOLORA_CUDA(cudaLaunchKernelEx(&config, plain ? prepare<X, true> : prepare<X, false>, args, plan, vectors),
                 "prepare: M = %d, K = %d, down columns = %d", args.m, args.k, args.adapters.down_columns);
 }
@@ -448,8 +457,8 @@ void launch(const PrepareArgs& args, const Plan& plan, cudaStream_t stream) {
 template <class X>
 void set_up(const Limits& limits) {
   for (const auto kernel : {prepare<X, false>, prepare<X, true>}) {
-    OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                       limits.shared_bytes),
+    OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
                   "prepare: %d bytes of shared memory", limits.shared_bytes);
   }
 }
@@ -464,9 +473,12 @@ void set_up_prepare(const Limits& limits) {
 
 void launch_prepare(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
   switch (args.x_type) {
-    case Dtype::f32: return launch<float>(args, plan_for<float>(args.m, args.k, limits), stream);
-    case Dtype::f16: return launch<__half>(args, plan_for<__half>(args.m, args.k, limits), stream);
-    case Dtype::bf16: return launch<__nv_bfloat16>(args, plan_for<__nv_bfloat16>(args.m, args.k, limits), stream);
+    case Dtype::f32:
+      return launch<float>(args, plan_for<float>(args.m, args.k, limits), stream);
+    case Dtype::f16:
+      return launch<__half>(args, plan_for<__half>(args.m, args.k, limits), stream);
+    case Dtype::bf16:
+      return launch<__nv_bfloat16>(args, plan_for<__nv_bfloat16>(args.m, args.k, limits), stream);
   }
 }
 

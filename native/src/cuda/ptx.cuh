@@ -2,18 +2,21 @@
 //
 // The PTX that the kernels share, sm_80 and later, and the fragment layouts they rely on.
 //
-// Lane l of a warp is (g, t) = (l / 4, l % 4). One row of a shared tile is 128 bytes: 128 int8 of K, or 64 16-bit values.
+// Lane l of a warp is (g, t) = (l / 4, l % 4). One row of a shared tile is 128 bytes: 128 int8 of K, or 64 16-bit
+// values.
 //
-//   mma m16n8k32 s8    A [16,32] 4 registers of 4 int8     a0 (g, 4t..)  a1 (g+8, 4t..)  a2 (g, 16+4t..)  a3 (g+8, 16+4t..)
+//   mma m16n8k32 s8    A [16,32] 4 registers of 4 int8     a0 (g, 4t..)  a1 (g+8, 4t..)  a2 (g, 16+4t..)  a3 (g+8,
+//   16+4t..)
 //                      B [32,8]  2 registers of 4 int8     b0 (k 4t.., n g)              b1 (k 16+4t.., n g)
-//   mma m16n8k16 16bit A [16,16] 4 registers of 2 values   a0 (g, 2t..)  a1 (g+8, 2t..)  a2 (g, 8+2t..)   a3 (g+8, 8+2t..)
+//   mma m16n8k16 16bit A [16,16] 4 registers of 2 values   a0 (g, 2t..)  a1 (g+8, 2t..)  a2 (g, 8+2t..)   a3 (g+8,
+//   8+2t..)
 //                      B [16,8]  2 registers of 2 values   b0 (k 2t.., n g)              b1 (k 8+2t.., n g)
 //   mma m16n8k8 tf32   A [16,8]  4 registers               a0 (g, t)     a1 (g+8, t)     a2 (g, t+4)      a3 (g+8, t+4)
 //                      B [8,8]   2 registers               b0 (k t, n g)                 b1 (k t+4, n g)
 //   C [16,8] of all three, int32 or float: c0 (g, 2t)  c1 (g, 2t+1)  c2 (g+8, 2t)  c3 (g+8, 2t+1)
 //
-// In bytes the int8 and the 16-bit operand fragments are the same: 16 bytes of 8 rows a matrix, four matrices a register
-// set. So one ldmatrix serves the int8 blocks and the low-rank blocks, and C needs no shuffle between the two.
+// In bytes the int8 and the 16-bit operand fragments are the same: 16 bytes of 8 rows a matrix, four matrices a
+// register set. So one ldmatrix serves the int8 blocks and the low-rank blocks, and C needs no shuffle between the two.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -29,7 +32,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 
 // 16 bytes global to shared; with present false, 16 zero bytes and no read.
 __device__ __forceinline__ void copy_async_16(uint32_t to, const void* from, bool present) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(present ? 16 : 0) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(present ? 16 : 0)
+               : "memory");
 }
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 template <int Pending>
@@ -45,30 +49,30 @@ __device__ __forceinline__ void load_matrix_x4(uint32_t (&r)[4], uint32_t addres
 }
 
 __device__ __forceinline__ void mma_s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};\n"
       : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 __device__ __forceinline__ void mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};\n"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 __device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};\n"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // Operands are floats of which the unit reads the upper 19 bits: bf16 and fp16 values pass exactly.
 __device__ __forceinline__ void mma_tf32(float (&c)[4], const float (&a)[4], float b0, float b1) {
-  asm(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};\n"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
         "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));

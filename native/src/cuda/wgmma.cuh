@@ -20,7 +20,9 @@ namespace octolora::cuda::ptx {
 __device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-__device__ __forceinline__ void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory"); }
+__device__ __forceinline__ void barrier_init_fence() {
+  asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+}
 __device__ __forceinline__ void barrier_expect_bytes(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes) : "memory");
 }
@@ -66,21 +68,25 @@ __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];\n" ::"l"(map) : "memory");
 }
 __device__ __forceinline__ void tensor_load(uint32_t to, const CUtensorMap* map, int x, int y, uint32_t barrier) {
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];\n" ::"r"(to),
-               "l"(map), "r"(x), "r"(y), "r"(barrier)
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];\n" ::"r"(
+          to),
+      "l"(map), "r"(x), "r"(y), "r"(barrier)
+      : "memory");
 }
 // To the same address in every block of `blocks`, completing on the barrier of each.
-__device__ __forceinline__ void tensor_load_multicast(uint32_t to, const CUtensorMap* map, int x, int y, uint32_t barrier,
-                                                      uint16_t blocks) {
+__device__ __forceinline__ void tensor_load_multicast(uint32_t to, const CUtensorMap* map, int x, int y,
+                                                      uint32_t barrier, uint16_t blocks) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], "
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, "
+      "%3}], [%4], "
       "%5;\n" ::"r"(to),
       "l"(map), "r"(x), "r"(y), "r"(barrier), "h"(blocks)
       : "memory");
 }
 __device__ __forceinline__ void tensor_store(const CUtensorMap* map, int x, int y, uint32_t from) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];\n" ::"l"(map), "r"(x), "r"(y), "r"(from)
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];\n" ::"l"(map), "r"(x),
+               "r"(y), "r"(from)
                : "memory");
 }
 __device__ __forceinline__ void store_commit() { asm volatile("cp.async.bulk.commit_group;\n" ::: "memory"); }
@@ -97,7 +103,8 @@ __device__ __forceinline__ void store_wait() {
 __device__ __forceinline__ void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
 __device__ __forceinline__ void store_matrix_x4(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d)
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(address), "r"(a), "r"(b),
+               "r"(c), "r"(d)
                : "memory");
 }
 
@@ -119,11 +126,11 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(Pending) : "memory");
 }
 
-// Descriptor of a K-major tile in the 128-byte swizzle: address, 1024 bytes from one group of 8 rows to the next. Adding 2
-// moves it 32 bytes along K.
+// Descriptor of a K-major tile in the 128-byte swizzle: address, 1024 bytes from one group of 8 rows to the next.
+// Adding 2 moves it 32 bytes along K.
 __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address) {
-  return (static_cast<uint64_t>(1) << 62) | (static_cast<uint64_t>(1024 >> 4) << 32) | (static_cast<uint64_t>(1) << 16) |
-         ((address & 0x3ffff) >> 4);
+  return (static_cast<uint64_t>(1) << 62) | (static_cast<uint64_t>(1024 >> 4) << 32) |
+         (static_cast<uint64_t>(1) << 16) | ((address & 0x3ffff) >> 4);
 }
 
 #define OCTOLORA_TENS(a) \
@@ -132,10 +139,11 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address) {
 #define OCTOLORA_REGISTERS_32 OCTOLORA_R10 OCTOLORA_TENS(1) OCTOLORA_TENS(2) "%30, %31"
 #define OCTOLORA_R60 OCTOLORA_R10 OCTOLORA_TENS(1) OCTOLORA_TENS(2) OCTOLORA_TENS(3) OCTOLORA_TENS(4) OCTOLORA_TENS(5)
 #define OCTOLORA_REGISTERS_64 OCTOLORA_R60 "%60, %61, %62, %63"
-#define OCTOLORA_REGISTERS_96 OCTOLORA_R60 OCTOLORA_TENS(6) OCTOLORA_TENS(7) OCTOLORA_TENS(8) "%90, %91, %92, %93, %94, %95"
-#define OCTOLORA_REGISTERS_128                                                                                     \
-  OCTOLORA_R60 OCTOLORA_TENS(6) OCTOLORA_TENS(7) OCTOLORA_TENS(8) OCTOLORA_TENS(9) OCTOLORA_TENS(10) OCTOLORA_TENS(11) \
-      "%120, %121, %122, %123, %124, %125, %126, %127"
+#define OCTOLORA_REGISTERS_96 \
+  OCTOLORA_R60 OCTOLORA_TENS(6) OCTOLORA_TENS(7) OCTOLORA_TENS(8) "%90, %91, %92, %93, %94, %95"
+#define OCTOLORA_REGISTERS_128                                                                       \
+  OCTOLORA_R60 OCTOLORA_TENS(6) OCTOLORA_TENS(7) OCTOLORA_TENS(8) OCTOLORA_TENS(9) OCTOLORA_TENS(10) \
+      OCTOLORA_TENS(11) "%120, %121, %122, %123, %124, %125, %126, %127"
 #define OCTOLORA_O8(c, i) \
   c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3]), c(d[i + 4]), c(d[i + 5]), c(d[i + 6]), c(d[i + 7])
 #define OCTOLORA_O32(c, i) OCTOLORA_O8(c, i), OCTOLORA_O8(c, i + 8), OCTOLORA_O8(c, i + 16), OCTOLORA_O8(c, i + 24)
@@ -145,13 +153,14 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address) {
 #define OCTOLORA_OPERANDS_128(c) OCTOLORA_OPERANDS_96(c), OCTOLORA_O32(c, 96)
 
 // d [64,N] += a [64,k] . b [N,k]^T; with accumulate false, d = a . b^T.
-#define OCTOLORA_WGMMA(name, element, type, constraint, n, registers, a_operand, b_operand, p_operand, tail)                       \
-  __device__ __forceinline__ void name(element(&d)[registers], uint64_t a, uint64_t b, bool accumulate) {                          \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #p_operand ", 0;\n"                                                          \
-                 "wgmma.mma_async.sync.aligned.m64n" #n type " {" OCTOLORA_REGISTERS_##registers "}, %" #a_operand ", %" #b_operand \
-                 ", p" tail ";\n}\n"                                                                                               \
-                 : OCTOLORA_OPERANDS_##registers(constraint)                                                                       \
-                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                                                             \
+#define OCTOLORA_WGMMA(name, element, type, constraint, n, registers, a_operand, b_operand, p_operand, tail) \
+  __device__ __forceinline__ void name(element(&d)[registers], uint64_t a, uint64_t b, bool accumulate) {    \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #p_operand                                             \
+                 ", 0;\n"                                                                                    \
+                 "wgmma.mma_async.sync.aligned.m64n" #n type " {" OCTOLORA_REGISTERS_##registers             \
+                 "}, %" #a_operand ", %" #b_operand ", p" tail ";\n}\n"                                      \
+                 : OCTOLORA_OPERANDS_##registers(constraint)                                                 \
+                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                                       \
   }
 OCTOLORA_WGMMA(wgmma_s8, int32_t, "k32.s32.s8.s8", "+r", 128, 64, 64, 65, 66, "")
 OCTOLORA_WGMMA(wgmma_s8, int32_t, "k32.s32.s8.s8", "+r", 192, 96, 96, 97, 98, "")

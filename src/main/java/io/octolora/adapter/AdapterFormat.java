@@ -44,8 +44,8 @@ public enum AdapterFormat {
   }
 
   /**
-   * The families that a key may belong to, the likeliest first; empty if it tells nothing, as any may have it. What PEFT
-   * wraps may have FLUX's original names (fal), and text encoders are named alike by sd-scripts and OneTrainer.
+   * The families that a key may belong to, the likeliest first; empty if it tells nothing, as any may have it. What
+   * PEFT wraps may have FLUX's original names (fal), and text encoders are named alike by sd-scripts and OneTrainer.
    */
   static List<AdapterFormat> of(String key) {
     for (AdapterFormat format : values()) {

@@ -14,12 +14,9 @@ import org.jetbrains.annotations.Nullable;
 /**
  * {@code quantization_config} of compressed-tensors: groups of modules and how each is quantized. Read are symmetric
  * 8-bit integers, a scale a row or one for all; activations float, dynamic per token, or static per tensor.
- *
- * <p>Dynamic activations are measured by {@code max |x| / 127}: so does the CUDA kernel of vLLM, which serves these
- * models. The library's own emulation divides by 127.5. {@link Quantization#dynamic} with 127.5, given to
- * {@code Device.load}, reproduces that one.
  */
 final class CompressedTensorsConfig {
+  /** Steps from 0 to the largest |x| of a token: see {@link WeightFormat#COMPRESSED_TENSORS_INT8}. */
   private static final float DIVISOR = 127;
 
   private final String where;

@@ -11,7 +11,9 @@ public enum WeightFormat {
   TORCHAO_INT8("torchao int8"),
   /**
    * compressed-tensors: int8 {@code weight} (int-quantized), or {@code weight_packed} (pack-quantized), and the step of
-   * each row or of all, {@code weight_scale}.
+   * each row or of all, {@code weight_scale}. Dynamic activations are measured by {@code max |x| / 127}, as the CUDA
+   * kernel of vLLM does, which serves these models; the library's own emulation, {@code max |x| / 127.5}, is
+   * {@link Quantization#dynamic}{@code (127.5f)} given to {@code Device.load}.
    */
   COMPRESSED_TENSORS_INT8("compressed-tensors int8"),
   /** ComfyUI int8_tensorwise: int8 {@code weight} and the step of each row or of all, {@code weight_scale}. */

@@ -70,13 +70,14 @@ final class InspectCommand implements Callable<Integer> {
     Terminal terminal = main.terminal;
     terminal.out().println(terminal.paint(Tone.TITLE, "checkpoint  ")
         + Table.printable(checkpoint + "  " + CheckpointText.describe(base)));
+    terminal.out().println("read as     " + Table.printable(base.recognition()));
     base.notes().forEach(note -> terminal.out().println("note: " + Table.printable(note)));
     modules(base).lines().forEach(line -> terminal.out().println(line));
     for (int i = 0; i < views.size(); i++) {
       terminal.out().println();
       terminal.out().println(terminal.paint(Tone.TITLE, "adapter     ") + Table.printable(titles.get(i)) + "  "
           + views.get(i).summary());
-      terminal.out().println("recognized  " + Table.printable(views.get(i).adapter().recognition()));
+      terminal.out().println("read as     " + Table.printable(views.get(i).adapter().recognition()));
       views.get(i).print(terminal, verbose);
     }
     if (!views.isEmpty()) {

@@ -46,7 +46,9 @@ final class JoinedPairs {
     LoraPair first = members.get(0).pair;
     String name = String.join(" + ", members.stream().map(member -> member.pair.name()).toList());
     int rank = rank();
-    Tensor a = sharedA ? first.a() : computed(name + ".A", rank, first.in(), LoraPair::a, true);
+    Tensor a = sharedA
+        ? Tensor.derived(first.a(), name + ".A", first.a().type(), new long[] {rank, first.in()}, first.a()::bytes)
+        : computed(name + ".A", rank, first.in(), LoraPair::a, true);
     Tensor b = computed(name + ".B", rows, rank, LoraPair::b, false);
     boolean biased = members.stream().anyMatch(member -> member.pair.bias() != null);
     return new LoraDelta(module, new Factor(a, 0, rank, 0, first.in(), 0), new Factor(b, 0, rows, 0, rank, 0),

@@ -381,8 +381,8 @@ public final class ModuleMap {
         Set<ModuleTable.Target> targets = table.find(unknown);
         return targets.isEmpty()
             ? Names.nearest(ModuleTable.bare(unknown), table.modules(), NEAREST)
-            : targets.stream().flatMap(target -> target.pieces().stream()).map(piece -> piece.module().name()).distinct()
-                .toList();
+            : targets.stream().flatMap(target -> target.pieces().stream()).map(piece -> piece.module().name())
+                .distinct().toList();
       });
     }
   }

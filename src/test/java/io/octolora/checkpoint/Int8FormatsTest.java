@@ -194,7 +194,8 @@ class Int8FormatsTest {
     ByteBuffer shape = ByteBuffer.allocate(16).order(ByteOrder.LITTLE_ENDIAN).putLong(2).putLong(6);
     SafetensorsWriter writer = new SafetensorsWriter()
         .bytes("m.weight_packed", "I32", new long[] {2, 2}, words.array())
-        .floats("m.weight_scale", new long[] {2, 1}, 1, 1).bytes("m.weight_shape", "I64", new long[] {2}, shape.array());
+        .floats("m.weight_scale", new long[] {2, 1}, 1, 1)
+        .bytes("m.weight_shape", "I64", new long[] {2}, shape.array());
     model(writer, config(group(WEIGHTS, "null")));
     BaseLinear closed;
     try (Checkpoint base = Checkpoint.open(folder); Device cpu = Device.cpu()) {

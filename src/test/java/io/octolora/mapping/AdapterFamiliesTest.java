@@ -532,6 +532,40 @@ class AdapterFamiliesTest {
     }
   }
 
+  /** fal wraps FLUX's original names as PEFT wraps modules, without PEFT's configuration; the scale is 1. */
+  @Test
+  void originalNamesInsideTheWrapperOfPeft() throws IOException {
+    String proj = "base_model.model.double_blocks.0.img_attn.proj";
+    String last = "base_model.model.final_layer.linear";
+    SafetensorsWriter writer = pair(new SafetensorsWriter(), proj, ".lora_A.weight", ".lora_B.weight", 2, 4, 4);
+    pair(writer, last, ".lora_A.weight", ".lora_B.weight", 3, 4, 7);
+    try (Checkpoint base = checkpoint(diffusersFlux().bitsandbytes("proj_out", 7, 4));
+        LoraAdapter adapter = adapter(writer)) {
+      assertEquals(AdapterFormat.BFL, adapter.format());
+      ModuleMap map = ModuleMap.of(base, adapter);
+      assertDelta(map, "transformer_blocks.0.attn.to_out.0", proj, 1, 0);
+      assertDelta(map, "proj_out", last, 1, 0);
+    }
+  }
+
+  @Test
+  void computedFactorsOfAClosedAdapterDoNotRead() throws IOException {
+    SafetensorsWriter writer = kohya("m.up_proj", 2, 6, 5);
+    writer.ramp("l.hada_w1_a", 1, 9, 1).ramp("l.hada_w1_b", 1, 1, 7).ramp("l.hada_w2_a", 1, 9, 1)
+        .ramp("l.hada_w2_b", 1, 1, 7);
+    try (Checkpoint base = checkpoint(new SafetensorsWriter().bitsandbytes("m.gate_up_proj", 10, 6)
+        .bitsandbytes("l", 9, 7)); LoraAdapter adapter = adapter(writer)) {
+      ModuleMap map = ModuleMap.of(base, adapter);
+      List<Factor> factors = List.of(map.delta("l").b(), map.delta("m.gate_up_proj").b());
+      factors.forEach(Factor::toFloats);
+      adapter.close();
+      for (Factor b : factors) {
+        assertThrows(IllegalStateException.class, b::toFloats);
+        assertThrows(IllegalStateException.class, () -> b.copyTo(ByteBuffer.allocate((int) b.byteSize())));
+      }
+    }
+  }
+
   @Test
   void unmatchedKeysTellRuleAndRemedy() throws IOException {
     SafetensorsWriter writer = kohya("lora_unet_m", 2, 6, 5);

@@ -7,6 +7,7 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.octolora.Fixtures;
+import io.octolora.SafetensorsWriter;
 import io.octolora.adapter.LoraAdapter;
 import io.octolora.checkpoint.Checkpoint;
 import io.octolora.checkpoint.SafetensorsFile;
@@ -19,6 +20,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.TreeSet;
 import java.util.stream.Stream;
+import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.CsvSource;
@@ -130,6 +132,50 @@ class RealAdaptersTest {
           assertEquals(a.name(), delta.a().tensor().name());
           assertEquals(base.linear(module).n(), delta.n());
           assertEquals(base.linear(module).k(), delta.k());
+        }
+      }
+    }
+  }
+
+  /**
+   * The same adapter under diffusers names and under FLUX's original ones, on a base with the original matrices: joined
+   * pairs of the one are the pairs of the other, half-swapped final modulation included. Only the base is made here,
+   * from the sizes of the real one. Equal but for 2^-52, as above.
+   */
+  @ParameterizedTest
+  @CsvSource({"r4, bfl.safetensors, 16", "r4, kohya.safetensors, 16", "shared, bfl.safetensors, 4",
+      "shared, kohya.safetensors, 4"})
+  void bothNamesMeanTheSameOnOriginalMatrices(String name, String file, int rank, @TempDir Path folder)
+      throws IOException {
+    SafetensorsWriter writer = new SafetensorsWriter();
+    try (Checkpoint real = Checkpoint.open(Fixtures.path("flux/base_bnb8"))) {
+      ModuleMapTest.originalNames().map(Arguments::get).forEach(line -> {
+        for (int block = 0; block < 2; block++) {
+          String number = "." + block + ".";
+          List<String> parts = ((List<?>) line[2]).stream()
+              .map(part -> part.toString().replaceFirst("\\.[01]\\.", number)).toList();
+          boolean numbered = !parts.equals(line[2]) || parts.get(0).contains("blocks.");
+          if (real.linears().keySet().containsAll(parts) && (numbered || block == 0)) {
+            writer.bitsandbytes(line[0].toString().replaceFirst("\\.[01]\\.", number),
+                parts.stream().mapToInt(part -> real.linear(part).n()).sum(), real.linear(parts.get(0)).k());
+          }
+        }
+      });
+    }
+    Path adapters = Fixtures.path("flux/adapters/" + name);
+    try (Checkpoint base = Checkpoint.open(writer.write(folder.resolve("model.safetensors")));
+        LoraAdapter diffusers = LoraAdapter.open(adapters.resolve("diffusers_lora.safetensors"));
+        LoraAdapter original = LoraAdapter.open(adapters.resolve(file))) {
+      ModuleMap one = ModuleMap.of(base, diffusers);
+      ModuleMap other = ModuleMap.of(base, original);
+      assertEquals(other.modules(), one.modules());
+      assertEquals(16, one.modules().size());
+      assertEquals(rank, one.delta("single_blocks.1.linear1").rank());
+      for (String module : one.modules()) {
+        double[] want = deltaWeight(other.delta(module));
+        double[] have = deltaWeight(one.delta(module));
+        for (int i = 0; i < want.length; i++) {
+          assertEquals(want[i], have[i], 0x1p-52 * Math.abs(want[i]), module);
         }
       }
     }
