@@ -437,8 +437,8 @@ final class HtmlReport {
 
   /** A bar from the left on its track. */
   private static String bar(String colour, int y, int height, double width) {
-    return "<rect class=\"track\" y=\"%d\" width=\"100\" height=\"%d\"/>".formatted(y, height)
-        + "<rect class=\"%s\" y=\"%d\" width=\"%s\" height=\"%d\"/>".formatted(colour, y, coordinate(width), height);
+    return "<rect class=\"track\" y=\"" + y + "\" width=\"100\" height=\"" + height + "\"/><rect class=\"" + colour
+        + "\" y=\"" + y + "\" width=\"" + coordinate(width) + "\" height=\"" + height + "\"/>";
   }
 
   private static String line(String kind, double x, double from, double to) {

@@ -135,6 +135,19 @@ class HtmlReportTest {
   }
 
   @Test
+  void manyLayersAreFolded() throws Exception {
+    SafetensorsWriter writer = new SafetensorsWriter();
+    for (int i = 0; i < 45; i++) {
+      writer.bitsandbytes("blocks." + i, 3, 4);
+    }
+    Document page = parse(report(0, writer.write(folder.resolve("many.safetensors"))));
+    String errors = "//section[h2='Errors']";
+    assertEquals(40, texts(page, errors + "/ul[@class='rows']/li[@class='row']").size());
+    assertEquals("Show 5 more", texts(page, errors + "/details/summary").get(0));
+    assertEquals(5, texts(page, errors + "/details/ul/li").size());
+  }
+
+  @Test
   void badUsage() {
     Cli.run("verify", BASE, R4, "--base", Fixtures.path("llama/base_bf16")).expectError("--report");
     Path file = folder.resolve("report.html");
