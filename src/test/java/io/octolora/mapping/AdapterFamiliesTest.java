@@ -294,6 +294,7 @@ class AdapterFamiliesTest {
   void typesOfJoinedPairs(ElementType gate, ElementType up, ElementType joined) throws IOException {
     SafetensorsWriter writer = new SafetensorsWriter();
     for (Map.Entry<String, ElementType> each : Map.of("m.gate_proj", gate, "m.up_proj", up).entrySet()) {
+      writer.floats(each.getKey() + ".alpha", new long[0], each.getKey().equals("m.up_proj") ? 6 : 3);
       int rank = each.getKey().equals("m.up_proj") ? 2 : 1; // unlike A's
       writer.bytes(each.getKey() + ".lora_A.weight", each.getValue().name(), new long[] {rank, 6},
           ones(each.getValue(), rank * 6));
@@ -309,8 +310,9 @@ class AdapterFamiliesTest {
       assertFalse(copy.hasRemaining());
       double[] weight = RealAdaptersTest.deltaWeight(delta);
       for (int i = 0; i < 60; i++) {
-        assertEquals(i < 30 ? 1 : 2, weight[i]);
+        assertEquals(i < 30 ? 3 : 6, weight[i]);
       }
+      assertEquals(3, delta.scale());
     }
   }
 
