@@ -18,8 +18,8 @@ import org.jetbrains.annotations.Nullable;
  * B is zero but for the pairs' B as blocks, and rows that no pair has are zero. Pairs with one and the same A keep it
  * once, their B below each other.
  *
- * <p>Where all pairs have one scale it stays apart; otherwise B holds {@code scale · B} in fp32, one rounding, under the
- * scale 1. Numbers are copied where their types agree and else widened to fp32, exactly.
+ * <p>Where all pairs have one scale it stays apart; otherwise B holds {@code scale · B} in fp32, one rounding, under
+ * the scale 1. Numbers are copied where their types agree and else widened to fp32, exactly.
  */
 final class JoinedPairs {
   /** A pair and the first of the matrix' rows that it changes. */
