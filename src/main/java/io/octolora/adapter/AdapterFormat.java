@@ -8,10 +8,11 @@ import java.util.regex.Pattern;
 public enum AdapterFormat {
   /** FLUX's attention processors, {@code double_blocks.#.processor.qkv_lora1}: x-flux. */
   XLABS("(diffusion_model\\.)?(double|single)_blocks\\.\\d+\\.processor\\..*",
-      "FLUX's attention processors stand for the linear layers they replace; scale 1"),
+      "FLUX's attention processors stand for the linear layers they replace; scale alpha / rank, 1 without alpha"),
   /** {@code to_q_lora.down}, {@code lora.down}, {@code lora_linear_layer.down}: early diffusers. */
   OLD_DIFFUSERS(".*_lora\\.(down|up)\\.weight|.*\\.(lora|lora_linear_layer)\\.(down|up)\\.weight",
-      "diffusers module paths, attention processors stand for the linear layers they replace; scale 1"),
+      "diffusers module paths, attention processors stand for the linear layers they replace; scale alpha / rank, "
+          + "1 without alpha"),
   /** Flattened diffusers paths, {@code lora_transformer_…}, with {@code alpha}: OneTrainer. */
   ONETRAINER("lora_transformer_.*", "after the prefix every dot of a module path is an underscore; scale alpha / rank"),
   /** Flattened diffusers paths, {@code lycoris_…}: LyCORIS. */
@@ -44,13 +45,18 @@ public enum AdapterFormat {
   }
 
   /**
-   * The families that a key may belong to, the likeliest first; empty if it tells nothing, as any may have it. What
-   * PEFT wraps may have FLUX's original names (fal), and text encoders are named alike by sd-scripts and OneTrainer.
+   * The families that a key may belong to, the likeliest first; empty if it tells nothing, as any may have it. Some
+   * share names that mean the same in both: PEFT's wrapper may be around FLUX's original paths (fal), paths of
+   * diffusers are the same early and late, and sd-scripts and OneTrainer name text encoders alike.
    */
   static List<AdapterFormat> of(String key) {
     for (AdapterFormat format : values()) {
       if (format.sign.matcher(key).matches()) {
-        return format == PEFT ? List.of(PEFT, BFL) : List.of(format);
+        return switch (format) {
+          case PEFT -> List.of(PEFT, BFL);
+          case DIFFUSERS -> List.of(DIFFUSERS, OLD_DIFFUSERS);
+          default -> List.of(format);
+        };
       }
     }
     return FLATTENED_TEXT_ENCODER.matcher(key).matches() ? List.of(KOHYA, ONETRAINER) : List.of();

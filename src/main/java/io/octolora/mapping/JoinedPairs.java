@@ -7,7 +7,10 @@ import io.octolora.checkpoint.Tensor;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.util.List;
+import java.util.Objects;
+import java.util.Set;
 import java.util.function.Function;
+import java.util.stream.Collectors;
 import org.jetbrains.annotations.Nullable;
 
 /**
@@ -15,8 +18,8 @@ import org.jetbrains.annotations.Nullable;
  * B is zero but for the pairs' B as blocks, and rows that no pair has are zero. Pairs with one and the same A keep it
  * once, their B below each other.
  *
- * <p>Where all pairs have one type and one scale, their numbers are copied and the scale stays apart. Otherwise A is
- * widened to fp32, exactly, and B holds {@code scale · B} in fp32, one rounding, under the scale 1.
+ * <p>Where all pairs have one scale it stays apart; otherwise B holds {@code scale · B} in fp32, one rounding, under
+ * the scale 1. Numbers are copied where their types agree and else widened to fp32, exactly.
  */
 final class JoinedPairs {
   /** A pair and the first of the matrix' rows that it changes. */
@@ -26,8 +29,7 @@ final class JoinedPairs {
   private final int rows;
   private final List<Member> members;
   private final boolean sharedA;
-  private final boolean copied;
-  private final ElementType type;
+  private final boolean sharedScale;
 
   /** @param members at least one, in the order of their rows */
   JoinedPairs(String module, int rows, List<Member> members) {
@@ -36,10 +38,7 @@ final class JoinedPairs {
     this.members = members;
     LoraPair first = members.get(0).pair;
     this.sharedA = members.stream().allMatch(member -> same(first.a(), member.pair.a()));
-    this.copied = members.stream().map(Member::pair).allMatch(pair -> pair.scale() == first.scale()
-        && pair.a().type() == first.a().type() && pair.b().type() == first.a().type()
-        && (pair.bias() == null || pair.bias().type() == first.a().type()));
-    this.type = copied ? first.a().type() : ElementType.F32;
+    this.sharedScale = members.stream().allMatch(member -> member.pair.scale() == first.scale());
   }
 
   LoraDelta delta() {
@@ -52,7 +51,7 @@ final class JoinedPairs {
     Tensor b = computed(name + ".B", rows, rank, LoraPair::b, false);
     boolean biased = members.stream().anyMatch(member -> member.pair.bias() != null);
     return new LoraDelta(module, new Factor(a, 0, rank, 0, first.in(), 0), new Factor(b, 0, rows, 0, rank, 0),
-        copied ? first.scale() : 1,
+        sharedScale ? first.scale() : 1,
         biased ? new Factor(computed(name + ".bias", rows, 1, LoraPair::bias, false), 0, rows, 0, 1, 0) : null);
   }
 
@@ -68,36 +67,49 @@ final class JoinedPairs {
   /** The members' tensors as blocks of one matrix that is zero elsewhere. */
   private Tensor computed(String name, int height, int width, Function<LoraPair, @Nullable Tensor> part,
       boolean isA) {
+    Set<ElementType> types = members.stream().map(member -> part.apply(member.pair)).filter(Objects::nonNull)
+        .map(Tensor::type).collect(Collectors.toSet());
+    boolean scaled = !isA && !sharedScale;
+    ElementType type = types.size() == 1 && !scaled ? types.iterator().next() : ElementType.F32;
     return Tensor.computed(members.get(0).pair.a(), name, type, new long[] {height, width}, () -> {
       int bytes = type.bits() / 8;
       ByteBuffer whole = ByteBuffer.allocateDirect(Math.multiplyExact(Math.multiplyExact(height, width), bytes))
           .order(ByteOrder.LITTLE_ENDIAN);
       for (int i = 0; i < members.size(); i++) {
-        Tensor block = part.apply(members.get(i).pair);
+        Member member = members.get(i);
+        Tensor block = part.apply(member.pair);
         if (block != null) {
-          int row = isA ? firstRank(i) : members.get(i).firstRow;
+          int row = isA ? firstRank(i) : member.firstRow;
           int column = isA || block.dimensions() == 1 ? 0 : firstRank(i);
-          put(whole, (row * width + column) * bytes, width * bytes, block, isA ? 1 : members.get(i).pair.scale());
+          int at = (row * width + column) * bytes;
+          if (type == block.type() && !scaled) {
+            copy(block, whole, at, width * bytes, bytes);
+          } else {
+            widen(block, scaled ? member.pair.scale() : 1, whole, at, width * bytes);
+          }
         }
       }
       return whole;
     });
   }
 
-  private void put(ByteBuffer whole, int at, int stride, Tensor block, double scale) {
+  /** @param stride bytes from row to row of the whole */
+  private static void copy(Tensor block, ByteBuffer whole, int at, int stride, int bytes) {
+    int height = Math.toIntExact(block.dimension(0));
+    int length = Math.toIntExact(block.elementCount() / height) * bytes;
+    ByteBuffer source = block.bytes();
+    for (int row = 0; row < height; row++) {
+      whole.put(at + row * stride, source, row * length, length);
+    }
+  }
+
+  private static void widen(Tensor block, double scale, ByteBuffer whole, int at, int stride) {
     int height = Math.toIntExact(block.dimension(0));
     int width = Math.toIntExact(block.elementCount() / height);
-    ByteBuffer bytes = copied ? block.bytes() : null;
-    float[] numbers = copied ? new float[0] : block.toFloats();
+    float[] numbers = block.toFloats();
     for (int row = 0; row < height; row++) {
-      int place = at + row * stride;
-      if (bytes != null) {
-        int length = width * type.bits() / 8;
-        whole.put(place, bytes, row * length, length);
-        continue;
-      }
       for (int column = 0; column < width; column++) {
-        whole.putFloat(place + 4 * column, (float) (scale * numbers[row * width + column]));
+        whole.putFloat(at + row * stride + 4 * column, (float) (scale * numbers[row * width + column]));
       }
     }
   }

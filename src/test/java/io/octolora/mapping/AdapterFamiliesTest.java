@@ -137,6 +137,18 @@ class AdapterFamiliesTest {
     }
   }
 
+  /** Paths of diffusers with the early suffixes, and alpha beside them as community files have it. */
+  @Test
+  void earlySuffixesWithAlpha() throws IOException {
+    String name = "transformer.transformer_blocks.0.attn.to_q";
+    SafetensorsWriter writer = pair(new SafetensorsWriter(), name, ".lora.down.weight", ".lora.up.weight", 2, 4, 4)
+        .floats(name + ".alpha", new long[0], 1);
+    try (Checkpoint base = checkpoint(diffusersFlux()); LoraAdapter adapter = adapter(writer)) {
+      assertEquals(AdapterFormat.OLD_DIFFUSERS, adapter.format());
+      assertDelta(ModuleMap.of(base, adapter), "transformer_blocks.0.attn.to_q", name, 0.5, 0);
+    }
+  }
+
   // ---- Flattened names ----------------------------------------------------------------------------------------------
 
   @ParameterizedTest
@@ -294,6 +306,7 @@ class AdapterFamiliesTest {
   void typesOfJoinedPairs(ElementType gate, ElementType up, ElementType joined) throws IOException {
     SafetensorsWriter writer = new SafetensorsWriter();
     for (Map.Entry<String, ElementType> each : Map.of("m.gate_proj", gate, "m.up_proj", up).entrySet()) {
+      writer.floats(each.getKey() + ".alpha", new long[0], each.getKey().equals("m.up_proj") ? 6 : 3);
       int rank = each.getKey().equals("m.up_proj") ? 2 : 1; // unlike A's
       writer.bytes(each.getKey() + ".lora_A.weight", each.getValue().name(), new long[] {rank, 6},
           ones(each.getValue(), rank * 6));
@@ -309,8 +322,9 @@ class AdapterFamiliesTest {
       assertFalse(copy.hasRemaining());
       double[] weight = RealAdaptersTest.deltaWeight(delta);
       for (int i = 0; i < 60; i++) {
-        assertEquals(i < 30 ? 1 : 2, weight[i]);
+        assertEquals(i < 30 ? 3 : 6, weight[i]);
       }
+      assertEquals(3, delta.scale());
     }
   }
 
@@ -520,8 +534,9 @@ class AdapterFamiliesTest {
   void twoFamiliesInAFileAreRefusedWithBothReadings(String key, String family) throws IOException {
     for (Arguments each : families().toList()) {
       String other = (String) each.get()[1];
-      if (family.equals(other) || List.of("BFL", "PEFT").containsAll(List.of(family, other))) {
-        continue; // one family, or FLUX's names as fal wraps them
+      if (family.equals(other) || List.of("BFL", "PEFT").containsAll(List.of(family, other))
+          || List.of("OLD_DIFFUSERS", "DIFFUSERS").containsAll(List.of(family, other))) {
+        continue; // one family, FLUX's names as fal wraps them, or paths that mean the same early and late
       }
       Path file = new SafetensorsWriter().ramp(key, 1, 2, 3).ramp((String) each.get()[0], 1, 2, 3)
           .write(folder.resolve("mixed.safetensors"));
