@@ -19,7 +19,7 @@ import org.jetbrains.annotations.Nullable;
  * {@link Int8Linear#slots}; defined by {@code octolora_slots} in {@code octolora/octolora.h}.
  */
 public final class AdapterSlots extends Forward {
-  private final NativeHandle handle;
+  final NativeHandle handle;
   private final int[] capacity;
   private final LoraPrecision precision;
   /** Guarded by this; each adapter's own scale, NaN for an empty slot. */
@@ -56,7 +56,7 @@ public final class AdapterSlots extends Forward {
     set(slot, HostAdapter.of(rank, a, b, name, n, k), weight, stream);
   }
 
-  private synchronized void set(int slot, HostAdapter adapter, float weight, long stream) {
+  synchronized void set(int slot, HostAdapter adapter, float weight, long stream) {
     long slots = handle.acquire();
     try {
       adapter.set(slots, slot, weight, precision, stream, name);

@@ -8,7 +8,7 @@ import org.jetbrains.annotations.Nullable;
 
 /**
  * {@code y = base(x) + bias + Σ adapters} of one layer: an {@link Int8Linear} with what is attached to it, or the same
- * layer with the {@link AdapterSlots} of the caller.
+ * layer with the {@link AdapterSlots} of the caller or with a selection of an {@link AdapterSet}.
  *
  * <p>x [rows, k] and y [rows, n] are dense, row-major, in memory of the layer's device, aligned to their element type
  * and do not overlap; 16-byte alignment of them and their rows is faster. The caller owns them and the workspace, which
@@ -20,7 +20,7 @@ import org.jetbrains.annotations.Nullable;
  * argument and the numbers: {@link Status#WORKSPACE_TOO_SMALL} for a workspace below {@link #workspaceBytes},
  * {@link Status#INVALID_ARGUMENT} for the rest. The formula is that of {@code octolora/octolora.h}.
  */
-public abstract sealed class Forward implements AutoCloseable permits Int8Linear, AdapterSlots {
+public abstract sealed class Forward implements AutoCloseable permits Int8Linear, AdapterSlots, AdaptedLayer {
   final NativeHandle device;
   final NativeHandle linear;
   final String name;

@@ -76,6 +76,11 @@ final class RandomLayer {
 
   /** What differs from y beyond its bound, in words; null where all is well. */
   @Nullable String judge(float[] x, int rows, float[] y) {
+    return judge(x, rows, y, adapters);
+  }
+
+  /** The same for other adapters than those that were attached. */
+  @Nullable String judge(float[] x, int rows, float[] y, List<Adapter> adapters) {
     for (int row = 0; row < rows; row++) {
       float max = 0;
       for (int c = 0; c < k; c++) {
