@@ -267,6 +267,11 @@ std::vector<Spec> layer_specs(const Options& options) {
   const Type f32 = Type::f32, f16 = Type::f16, bf16 = Type::bf16;
   std::vector<Spec> specs = {
       layer(300, 400, 700, w8a8, bf16, bf16, {{16, bf16, bf16, 0.7f, false, true}, {70, f16, f16, 0.4f, false, false}}),
+      // Enough columns for the widest tiles, which only pay where they fill a device.
+      layer(140, 8456, 144, w8a8, bf16, bf16,
+            {{16, bf16, bf16, 0.7f, false, true}, {70, f16, f16, 0.4f, false, false}}),
+      layer(140, 8456, 144, w8a8, bf16, bf16, {{16, bf16, bf16, 0.7f, false, false}}, 20),
+      layer(300, 400, 700, w8a8, f16, f16, {{16, f16, f16, 0.7f, false, false}}, 20),
       layer(200, 136, 400, w8a16, bf16, bf16, {{16, bf16, bf16, 1.f, false, false}}),
   };
   if (options.quick) return specs;
@@ -281,6 +286,8 @@ std::vector<Spec> layer_specs(const Options& options) {
       layer(8, 4096, 4096, w8a8, bf16, bf16, {{64, bf16, bf16, 1.f, false, false}}),
       layer(50, 2050, 3001, w8a8, bf16, bf16, {{64, bf16, bf16, 1.f, false, false}}),
       layer(400, 600, 1100, w8a8, bf16, bf16, {{16, bf16, bf16, 1.f, false, false}}, 70),
+      layer(700, 3080, 200, w8a8, f16, bf16, {{16, f16, f16, 1.f, false, false}}, 70),
+      layer(700, 3080, 200, w8a8, f32, f16, {{16, f32, f32, 1.f, false, false}}, 33),
       layer(1500, 2064, 1040, w8a16, bf16, bf16, {{16, bf16, bf16, 1.f, false, false}}),
       layer(1500, 1032, 1000, w8a16, f16, f16, {{16, f32, f32, 1.f, false, false}}),
       layer(16, 4096, 4096, w8a16, bf16, bf16, {{64, bf16, bf16, 1.f, false, false}}),

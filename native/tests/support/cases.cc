@@ -18,8 +18,7 @@ const char* fill_name(Fill fill) {
   return names[static_cast<int>(fill)];
 }
 
-// ---- x
-// ---------------------------------------------------------------------------------------------------------------
+// ---- x ----
 
 // Integers small enough that every sum is exact. 127 in column 0 makes the quantizer's step 1; with a threshold the
 // last columns hold 200, above it, and nothing between.
@@ -58,8 +57,7 @@ void fill_random(const Spec& s, Random& random, Problem& p) {
   }
 }
 
-// ---- Adapters
-// --------------------------------------------------------------------------------------------------------
+// ---- Adapters ----
 
 Adapter make_adapter(const Spec& s, const Spec::AdapterSpec& a, Random& random) {
   Adapter adapter;
@@ -153,13 +151,13 @@ Problem make_problem(const Spec& s) {
   return p;
 }
 
-// ---- The selection
-// ---------------------------------------------------------------------------------------------------
+// ---- The selection ----
 
 namespace {
 
-// 16, 32, 64, 128 and 256 are the tile sizes of kernels; an edge case lies on either side of each.
-const std::vector<int> kEdges = {1, 2, 5, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257};
+// 16, 32, 64, 128, 192 and 256 are the tile sizes of kernels; an edge case lies on either side of each.
+const std::vector<int> kEdges = {1,  2,   5,   15,  16,  17,  31,  32,  33,  63, 64,
+                                 65, 127, 128, 129, 191, 192, 193, 255, 256, 257};
 const std::vector<int> kQuickEdges = {1, 15, 16, 17, 33, 64, 65};
 const std::vector<int> kRanks = {1, 5, 8, 16, 33, 64, 128, 512};
 const std::vector<int> kQuickRanks = {1, 8, 16, 33};
