@@ -48,6 +48,7 @@ public final class Json {
 
   /** The object in a file; {@link FormatException} if it is no JSON object, IOException if it cannot be read. */
   public static Map<String, Object> readObject(Path file) throws IOException {
+    InputFiles.refuseSpecial(file);
     long size = Files.size(file);
     if (size > MAX_FILE_BYTES) {
       throw new FormatException("%s: %d bytes, expected at most %d".formatted(file, size, MAX_FILE_BYTES));
