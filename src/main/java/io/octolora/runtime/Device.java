@@ -255,7 +255,11 @@ public final class Device implements AutoCloseable {
     return position == 0 ? pointer.address() : pointer.address() + position * pointer.sizeof();
   }
 
-  /** Closes the device; a second time does nothing. Objects made on it work on until they are closed. */
+  /**
+   * Closes the device; a second time does nothing. Objects made on it work on until they are closed, but for calls that
+   * allocate on the device, {@link Forward#forward(float[], int)} and {@link Int8Linear#quantized}: those throw
+   * {@link IllegalStateException}.
+   */
   @Override
   public void close() {
     handle.close();
