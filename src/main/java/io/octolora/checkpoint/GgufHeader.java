@@ -3,6 +3,7 @@ package io.octolora.checkpoint;
 
 import io.octolora.FormatException;
 import io.octolora.Status;
+import io.octolora.internal.InputFiles;
 import java.io.BufferedInputStream;
 import java.io.EOFException;
 import java.io.IOException;
@@ -42,6 +43,7 @@ final class GgufHeader {
 
   /** What to say of the file; damage in it is part of that. */
   static FormatException refusal(Path file) {
+    InputFiles.refuseSpecial(file);
     String content;
     try (InputStream in = new BufferedInputStream(Files.newInputStream(file))) {
       content = new GgufHeader(in, Math.min(Files.size(file), LIMIT)).describe();

@@ -5,6 +5,7 @@ import com.fasterxml.jackson.core.JsonParser;
 import com.fasterxml.jackson.core.JsonToken;
 import io.octolora.FormatException;
 import io.octolora.Status;
+import io.octolora.internal.InputFiles;
 import io.octolora.internal.Json;
 import java.io.IOException;
 import java.io.UncheckedIOException;
@@ -74,6 +75,7 @@ public final class SafetensorsFile implements AutoCloseable {
     if (Files.isDirectory(file)) {
       throw new FormatException("%s is a folder, expected a safetensors file".formatted(file));
     }
+    InputFiles.refuseSpecial(file);
     FileChannel channel = FileChannel.open(file, StandardOpenOption.READ);
     try {
       long size = channel.size();

@@ -5,9 +5,11 @@ import com.fasterxml.jackson.core.JsonGenerator;
 import io.octolora.FormatException;
 import io.octolora.Status;
 import io.octolora.adapter.LoraAdapter;
+import io.octolora.adapter.LoraPair;
 import io.octolora.checkpoint.BaseLinear;
 import io.octolora.checkpoint.Checkpoint;
 import io.octolora.checkpoint.Quantization;
+import io.octolora.checkpoint.Tensor;
 import io.octolora.cli.Terminal.Tone;
 import io.octolora.cli.Verification.Recorded;
 import io.octolora.cli.Verification.Result;
@@ -117,7 +119,9 @@ final class VerifyCommand implements Callable<Integer> {
     try (Checkpoint base = Checkpoint.open(checkpoint); Closeables opened = new Closeables()) {
       List<MappingView> views = new ArrayList<>();
       for (AdapterArgument argument : arguments) {
-        views.add(MappingView.of(base, opened.add(LoraAdapter.open(argument.path())), lenient));
+        LoraAdapter adapter = opened.add(LoraAdapter.open(argument.path()));
+        requireFinite(adapter);
+        views.add(MappingView.of(base, adapter, lenient));
       }
       Recording recording = golden == null ? null : opened.add(Recording.open(golden));
       if (threshold != null && base.linears().values().stream().noneMatch(CheckpointText::hasThreshold)) {
@@ -147,6 +151,27 @@ final class VerifyCommand implements Callable<Integer> {
         printResults(outcome);
       }
       return outcome.ok() ? Main.OK : Main.FAILED;
+    }
+  }
+
+  /** No result says anything about a factor with NaN or infinity in it: the oracle's is not finite either. */
+  private static void requireFinite(LoraAdapter adapter) {
+    for (LoraPair pair : adapter.pairs()) {
+      requireFinite(adapter, pair.a());
+      requireFinite(adapter, pair.b());
+      if (pair.bias() != null) {
+        requireFinite(adapter, pair.bias());
+      }
+    }
+  }
+
+  private static void requireFinite(LoraAdapter adapter, Tensor tensor) {
+    float[] values = tensor.toFloats();
+    for (int i = 0; i < values.length; i++) {
+      if (!Float.isFinite(values[i])) {
+        throw new FormatException("%s: %s: element %d of %d is %s, expected a finite number".formatted(adapter.path(),
+            tensor.name(), i, values.length, values[i]));
+      }
     }
   }
 

@@ -3,7 +3,9 @@ package io.octolora.internal;
 
 import com.fasterxml.jackson.core.JsonFactory;
 import com.fasterxml.jackson.core.JsonFactoryBuilder;
+import com.fasterxml.jackson.core.JsonLocation;
 import com.fasterxml.jackson.core.JsonParser;
+import com.fasterxml.jackson.core.JsonProcessingException;
 import com.fasterxml.jackson.core.JsonToken;
 import com.fasterxml.jackson.core.StreamReadFeature;
 import io.octolora.FormatException;
@@ -25,6 +27,7 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.regex.Pattern;
 import org.jetbrains.annotations.Nullable;
 
 /** Strict JSON: duplicate names, bad UTF-8, lone surrogates and anything behind the value are errors. */
@@ -39,6 +42,9 @@ public final class Json {
       .disable(JsonFactory.Feature.CANONICALIZE_FIELD_NAMES)
       .build();
 
+  /** A place inside one of Jackson's messages, such as the start of an unfinished object; the source is hidden. */
+  private static final Pattern SOURCE = Pattern.compile("\\[Source: [^\\[\\]]*; (line: \\d+, column: \\d+)]");
+
   private Json() {}
 
   /** A tree of LinkedHashMap, ArrayList, String, Long (other integers: BigInteger), Double, Boolean and null. */
@@ -48,6 +54,7 @@ public final class Json {
 
   /** The object in a file; {@link FormatException} if it is no JSON object, IOException if it cannot be read. */
   public static Map<String, Object> readObject(Path file) throws IOException {
+    InputFiles.refuseSpecial(file);
     long size = Files.size(file);
     if (size > MAX_FILE_BYTES) {
       throw new FormatException("%s: %d bytes, expected at most %d".formatted(file, size, MAX_FILE_BYTES));
@@ -172,6 +179,11 @@ public final class Json {
             parser.currentTokenLocation().getCharOffset()));
       }
       return value;
+    } catch (JsonProcessingException e) {
+      String problem = SOURCE.matcher(e.getOriginalMessage()).replaceAll("$1");
+      JsonLocation at = e.getLocation();
+      throw new FormatException("%s: bad JSON: %s%s".formatted(where, problem,
+          at == null ? "" : " at line %d, column %d".formatted(at.getLineNr(), at.getColumnNr())), e);
     } catch (IOException e) {
       throw new FormatException("%s: bad JSON: %s".formatted(where, e.getMessage()), e);
     }

@@ -129,7 +129,7 @@ public final class ModuleMap {
   private static final class Mapper {
     private static final int NEAREST = 3;
     private static final Pattern TEXT_ENCODER = Pattern.compile("^(lora_te|text_(encoder|model))|\\.text_encoder");
-    private static final String LENIENT = "ModuleMap.lenient";
+    private static final String LENIENT = "--lenient (in Java: ModuleMap.lenient)";
     /** Remedies. */
     private static final String OTHER_NAME = "rename it to a module of the base if it means one, or leave it out with "
         + LENIENT;

@@ -3,8 +3,8 @@ package io.octolora.oracle;
 
 /**
  * What a product should be, element by element: {@code value[rows,n]} with {@code bound[rows,n]}, the largest distance
- * that the roundings of the computation under test can explain. Row-major. A value that is not finite asks for a result
- * that is not finite.
+ * that the roundings of the computation under test can explain. Row-major. A value that is not finite asks for the
+ * same: NaN for NaN, an infinity for that of its sign.
  */
 public record Expectation(int rows, int n, double[] value, double[] bound) {
   public Expectation {
@@ -62,7 +62,7 @@ public record Expectation(int rows, int n, double[] value, double[] bound) {
       double error;
       double ratio;
       if (!Double.isFinite(target[i])) {
-        error = Double.isFinite(y[i]) ? Double.POSITIVE_INFINITY : 0;
+        error = Double.compare(y[i], target[i]) == 0 ? 0 : Double.POSITIVE_INFINITY;
         ratio = error;
       } else {
         error = Double.isNaN(y[i]) ? Double.POSITIVE_INFINITY : Math.abs(y[i] - target[i]);

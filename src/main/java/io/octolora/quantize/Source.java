@@ -4,6 +4,7 @@ package io.octolora.quantize;
 import io.octolora.FormatException;
 import io.octolora.Status;
 import io.octolora.checkpoint.Checkpoint;
+import io.octolora.internal.InputFiles;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -32,6 +33,7 @@ record Source(Checkpoint checkpoint, Map<String, Object> config, boolean diffuse
     Path folder = Files.isDirectory(path) ? path : path.toAbsolutePath().getParent();
     boolean model = folder == path || stem(path) != null;
     Path configFile = folder.resolve(CONFIG);
+    InputFiles.refuseSpecial(configFile);
     Map<String, Object> config = model && Files.exists(configFile)
         ? PythonJson.readObject(Files.readAllBytes(configFile), configFile.toString()) : new LinkedHashMap<>();
     if (config.get("quantization_config") != null) {

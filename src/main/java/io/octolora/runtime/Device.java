@@ -5,6 +5,7 @@ import io.octolora.OctoloraException;
 import io.octolora.Status;
 import io.octolora.checkpoint.BaseLinear;
 import io.octolora.checkpoint.Quantization;
+import java.lang.ref.Reference;
 import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.util.Objects;
@@ -235,7 +236,13 @@ public final class Device implements AutoCloseable {
 
   /** {@link #copy(long, long, long, long)} with JavaCPP's pointers, from their positions on; a null stream is 0. */
   public void copy(Pointer to, Pointer from, long bytes, @Nullable Pointer stream) {
-    copy(address(to, "to"), address(from, "from"), bytes, stream == null ? 0 : stream.address());
+    try {
+      copy(address(to, "to"), address(from, "from"), bytes, stream == null ? 0 : stream.address());
+    } finally { // a pointer that owns its memory frees it when it is collected
+      Reference.reachabilityFence(to);
+      Reference.reachabilityFence(from);
+      Reference.reachabilityFence(stream);
+    }
   }
 
   /** Waits for all work enqueued on the stream and throws its errors. */
@@ -255,7 +262,11 @@ public final class Device implements AutoCloseable {
     return position == 0 ? pointer.address() : pointer.address() + position * pointer.sizeof();
   }
 
-  /** Closes the device; a second time does nothing. Objects made on it work on until they are closed. */
+  /**
+   * Closes the device; a second time does nothing. Objects made on it work on until they are closed, but for calls that
+   * allocate on the device, {@link Forward#forward(float[], int)} and {@link Int8Linear#quantized}: those throw
+   * {@link IllegalStateException}.
+   */
   @Override
   public void close() {
     handle.close();

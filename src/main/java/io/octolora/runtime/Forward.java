@@ -3,6 +3,7 @@ package io.octolora.runtime;
 
 import io.octolora.OctoloraException;
 import io.octolora.Status;
+import java.lang.ref.Reference;
 import org.bytedeco.javacpp.Pointer;
 import org.jetbrains.annotations.Nullable;
 
@@ -111,9 +112,16 @@ public abstract sealed class Forward implements AutoCloseable permits Int8Linear
    */
   public final void forward(Pointer x, DataType xType, Pointer y, DataType yType, int rows, @Nullable Pointer workspace,
       long workspaceBytes, @Nullable Pointer stream) {
-    forward(Device.address(x, "x"), xType, Device.address(y, "y"), yType, rows,
-        workspace == null ? 0 : Device.address(workspace, "workspace"), workspaceBytes,
-        stream == null ? 0 : stream.address());
+    try {
+      forward(Device.address(x, "x"), xType, Device.address(y, "y"), yType, rows,
+          workspace == null ? 0 : Device.address(workspace, "workspace"), workspaceBytes,
+          stream == null ? 0 : stream.address());
+    } finally { // a pointer that owns its memory frees it when it is collected
+      Reference.reachabilityFence(x);
+      Reference.reachabilityFence(y);
+      Reference.reachabilityFence(workspace);
+      Reference.reachabilityFence(stream);
+    }
   }
 
   /**

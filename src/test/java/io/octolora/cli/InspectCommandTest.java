@@ -9,10 +9,14 @@ import io.octolora.Fixtures;
 import io.octolora.SafetensorsWriter;
 import io.octolora.internal.Json;
 import java.io.IOException;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.Timeout;
+import org.junit.jupiter.api.condition.DisabledOnOs;
+import org.junit.jupiter.api.condition.OS;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
@@ -58,6 +62,28 @@ class InspectCommandTest {
         .expectTable("MODULE", "KEYS", "ROWS OF B", "RANKS", "RANK", "SCALE");
     assertTrue(cli.out().contains(" keys landed on 26 modules"), cli.out());
     assertTrue(cli.out().endsWith("OK: every adapter key landed" + System.lineSeparator()), cli.out());
+  }
+
+  /** A pipe without a writer: who opens it to read waits for ever. */
+  @Test
+  @DisabledOnOs(value = OS.WINDOWS, disabledReason = "no mkfifo")
+  @Timeout(value = 60, threadMode = Timeout.ThreadMode.SEPARATE_THREAD)
+  void pipesAreRefused() throws Exception {
+    Path pipe = pipe("pipe.safetensors");
+    Cli.run("inspect", pipe).expectError(pipe.toString(), "expected a regular file");
+    Cli.run("inspect", BASE, pipe).expectError(pipe.toString(), "expected a regular file");
+    Path index = pipe("model.safetensors.index.json");
+    Cli.run("inspect", index).expectError(index.toString(), "expected a regular file");
+    Path gguf = pipe("a/model.gguf");
+    Cli.run("inspect", gguf).expectError(gguf.toString(), "expected a regular file");
+    Cli.run("inspect", gguf.getParent()).expectError(gguf.toString(), "expected a regular file");
+  }
+
+  private Path pipe(String name) throws Exception {
+    Path pipe = folder.resolve(name);
+    Files.createDirectories(pipe.getParent());
+    assertEquals(0, new ProcessBuilder("mkfifo", pipe.toString()).start().waitFor());
+    return pipe;
   }
 
   @Test

@@ -14,10 +14,13 @@ import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 
 class VerifyCommandTest {
   private static final Path BASE = Fixtures.path("flux/base_bnb8");
@@ -186,6 +189,32 @@ class VerifyCommandTest {
     Cli.run("verify", BASE, R4, "--nonsense").expectError("--nonsense");
     Cli.run("verify", Fixtures.path("flux/base_quanto_diffusers"), R4, "--threshold", "6", "--device", "cpu")
         .expectError("--threshold 6.0", "no layer with an outlier threshold");
+  }
+
+  @ParameterizedTest
+  @CsvSource({"lora_A.weight, 64, NaN", "lora_B.weight, 63, Infinity", "lora_B.bias, 1, -Infinity"})
+  void anAdapterWithoutNumbersIsRefused(String part, int at, float bad) throws IOException {
+    String module = "transformer.model.layers.0.self_attn.q_proj.";
+    Map<String, long[]> shapes = Map.of("lora_A.weight", new long[] {2, 64}, "lora_B.weight", new long[] {64, 2},
+        "lora_B.bias", new long[] {64});
+    for (boolean broken : new boolean[] {false, true}) {
+      SafetensorsWriter writer = new SafetensorsWriter();
+      shapes.forEach((name, shape) -> {
+        float[] values = new float[(int) Arrays.stream(shape).reduce(1, (a, b) -> a * b)];
+        Arrays.fill(values, 0.01f);
+        if (broken && name.equals(part)) {
+          values[at] = bad;
+        }
+        writer.floats(module + name, shape, values);
+      });
+      Path adapter = writer.write(folder.resolve("adapter.safetensors"));
+      Cli cli = Cli.run("verify", Fixtures.path("llama/base_bnb8"), adapter, "--device", "cpu");
+      if (broken) {
+        cli.expectError("adapter.safetensors", module + part, "element " + at, "is " + bad);
+      } else {
+        cli.expect(0);
+      }
+    }
   }
 
   @Test

@@ -2,6 +2,7 @@
 package io.octolora.internal;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -41,6 +42,19 @@ class JsonTest {
   void everythingElseIsNamedWithItsPlace(String text) {
     FormatException e = assertThrows(FormatException.class, () -> Json.parse(text, "file: key"));
     assertTrue(e.getMessage().startsWith("file: key: "), e.getMessage());
+    assertFalse(e.getMessage().contains("Source") || e.getMessage().contains("\n"), e.getMessage());
+  }
+
+  /** An unfinished object is named with the place where it starts, too. */
+  @Test
+  void mistakesAreNamedWithLineAndColumn() {
+    assertMistake("Duplicate field 'a' at line 1, column 11", "{\"a\":1,\"a\":2}");
+    assertMistake("(start marker at line: 2, column: 4) at line 3, column 1", "{\n\"\":{\n");
+  }
+
+  private static void assertMistake(String end, String text) {
+    FormatException e = assertThrows(FormatException.class, () -> Json.parse(text, "file"));
+    assertTrue(e.getMessage().startsWith("file: bad JSON: ") && e.getMessage().endsWith(end), e.getMessage());
   }
 
   @Test

@@ -87,6 +87,20 @@ class OracleTest {
   }
 
   @Test
+  void whatIsNotFiniteMatchesItselfAlone() {
+    float[] kinds = {Float.NaN, Float.POSITIVE_INFINITY, Float.NEGATIVE_INFINITY, 1};
+    for (float expected : kinds) {
+      for (float found : kinds) {
+        Expectation y = new Expectation(1, 1, new double[] {expected}, new double[] {0.5});
+        boolean same = Float.compare(expected, found) == 0;
+        String text = "expected %s, found %s".formatted(expected, found);
+        assertEquals(same, y.compare(new float[] {found}).withinBound(), text);
+        assertEquals(same, y.compare(new float[] {found}, new float[] {expected}).withinBound(), text);
+      }
+    }
+  }
+
+  @Test
   void notANumberStaysInItsRow() {
     OracleLinear linear = linear(1, 2, new byte[] {1, 1}, 1, null, Quantization.bitsandbytes(6));
     Expectation y = Oracle.evaluate(linear, new float[] {Float.NaN, 1, 1, 1}, 2, F32, F32, Arithmetic.FP32);

@@ -385,10 +385,14 @@ class QuantizerTest {
       file.setLength(8 + header.length + n * k * 2);
     }
     Path output = folder.resolve("output");
-    Process process = new ProcessBuilder(Path.of(System.getProperty("java.home"), "bin", "java").toString(),
-        "-Xmx48m", "-XX:MaxDirectMemorySize=16m", "-cp", System.getProperty("java.class.path"), Small.class.getName(),
-        in.toString(), folder.resolve("out-").toString()).redirectErrorStream(true).redirectOutput(output.toFile())
-        .start();
+    List<String> command = new ArrayList<>(List.of(Path.of(System.getProperty("java.home"), "bin", "java").toString(),
+        "-Xmx48m", "-XX:MaxDirectMemorySize=16m", "-cp", System.getProperty("java.class.path")));
+    String fixtures = System.getProperty("octolora.fixtures");
+    if (fixtures != null) {
+      command.add("-Doctolora.fixtures=" + fixtures);
+    }
+    command.addAll(List.of(Small.class.getName(), in.toString(), folder.resolve("out-").toString()));
+    Process process = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(output.toFile()).start();
     if (!process.waitFor(120, TimeUnit.SECONDS)) {
       process.destroyForcibly();
       throw new AssertionError("still runs after 120 s");
