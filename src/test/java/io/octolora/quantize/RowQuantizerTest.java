@@ -79,6 +79,44 @@ class RowQuantizerTest {
     assertArrayEquals(new byte[] {127, -127}, codes);
   }
 
+  /**
+   * The hardware's reciprocal is a neighbour of the exact one, so where it is not the nearest fp32 the exact one lies
+   * between the two. A wrong entry would be on the right side by luck alone.
+   */
+  @Test
+  void theReciprocalIsOneOfTheTwoNeighbours() {
+    int corrected = 0;
+    for (int bits = 1; bits < 0x7c00; bits++) {
+      float value = Halves.fromFloat16((short) bits);
+      float reciprocal = RowQuantizer.Bitsandbytes.reciprocal(value);
+      float nearest = 1 / value;
+      if (reciprocal != nearest) {
+        corrected++;
+        assertEquals(Math.ulp(Math.min(reciprocal, nearest)), Math.abs(reciprocal - nearest), "1 / " + value);
+        // 24 bits times 11 bits are exact in double
+        double below = (double) value * Math.min(reciprocal, nearest);
+        double above = (double) value * Math.max(reciprocal, nearest);
+        assertTrue(below < 1 && 1 < above, "1 / %s is not between %s and %s".formatted(value, reciprocal, nearest));
+      }
+    }
+    // of 1024 fractions 40 lie below and 90 above, in each of 30 exponents; subnormal numbers have some of them
+    assertTrue(corrected >= 30 * 130, corrected + " corrected");
+  }
+
+  @Test
+  void theReciprocalOfTheGpu() {
+    // bits that an H200 gave: below the nearest for 6, 32 and 1016, above it for 11
+    int[] fractions = {0, 6, 11, 32, 512, 1016, 1023};
+    int[] expected = {0x3f800000, 0x3f7e823c, 0x3f7d477c, 0x3f783e0f, 0x3f2aaaab, 0x3f008080, 0x3f001002};
+    for (int i = 0; i < fractions.length; i++) {
+      for (int exponent : new int[] {-14, 0, 15}) {
+        float value = Math.scalb(1 + fractions[i] / 1024f, exponent);
+        assertEquals(Math.scalb(Float.intBitsToFloat(expected[i]), -exponent),
+            RowQuantizer.Bitsandbytes.reciprocal(value), fractions[i] + " 2^" + exponent);
+      }
+    }
+  }
+
   @Test
   void onlyTheGivenPartIsTouched() {
     float[] values = {9, 1, 2, 9};
