@@ -768,7 +768,8 @@ void names_and_versions() {
 }
 
 // Each thread has its own message; a success does not wipe it.
-void messages_by_thread(octolora_device* device) {
+void messages_by_thread(const Options& options, octolora_device* device) {
+  needs_threads(options);
   octolora_device_set_threads(device, 1025);
   const std::string mine = octolora_last_error();
   std::string fresh, other;
@@ -956,7 +957,7 @@ void fill(Suite& suite, const Options& options) {
     suite.add(bad.name, [=] { bad_call(device.get(), cuda, bad); });
   }
   suite.add("names and versions", names_and_versions);
-  suite.add("messages by thread", [=] { messages_by_thread(device.get()); });
+  suite.add("messages by thread", [=] { messages_by_thread(options, device.get()); });
   suite.add("destroy NULL", destroy_null);
   suite.add("presence of CUDA", cuda_presence);
   suite.add("device info", [=] { info(device.get(), options.ordinal); });
