@@ -32,7 +32,7 @@ __device__ __forceinline__ float activate(float v, Activation activation) {
 }
 
 // Something is left to do between the sum of a product, its adapters and `bias`, and the rounding.
-__device__ __forceinline__ bool has_epilogue(const GemmArgs& args, const GemmMember& out) {
+__host__ __device__ __forceinline__ bool has_epilogue(const GemmArgs& args, const GemmMember& out) {
   return out.activation != Activation::none || out.residual || out.gate || (args.row_slot && out.adapters.slot_count);
 }
 
@@ -129,6 +129,62 @@ __device__ __forceinline__ void finish_eight(const GemmArgs& args, const GemmMem
     for (int i = 0; i < 8; ++i) v[i] += other[i];
   }
   store_eight(out.y, v, type, at, count, vectors);
+}
+
+// The same for accumulator fragments: value[4 j + i] is row m + 8 (i / 2), column n + 8 j + i % 2; y stays the
+// caller's.
+template <int Count>
+__device__ __forceinline__ void finish_fragments(const GemmArgs& args, const GemmMember& out, float (&value)[Count],
+                                                 int m, int n) {
+  const bool f16 = args.y_type == Dtype::f16;
+  const auto pair_at = [&](const void* from, int64_t at) {
+    return decode16x2(*reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(from) + at), f16);
+  };
+  if (args.row_slot) {
+    const AdapterView& ad = out.adapters;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int slot = m + 8 * i < args.m ? args.row_slot[m + 8 * i] : -1;
+      if (slot < 0 || slot >= ad.slot_count || !ad.has_bias[slot]) continue;
+      const float scale = ad.scale[slot];
+      const float* const bias = ad.slot_bias + static_cast<int64_t>(slot) * out.n + n;
+#pragma unroll
+      for (int j = 0; j < Count / 4; ++j) {
+        if (n + 8 * j >= out.n) continue;
+        value[4 * j + 2 * i] += scale * bias[8 * j];
+        value[4 * j + 2 * i + 1] += scale * bias[8 * j + 1];
+      }
+    }
+  }
+  const auto activate_all = [&](Activation activation) {
+#pragma unroll
+    for (int i = 0; i < Count; ++i) value[i] = activate(value[i], activation);
+  };
+  if (out.activation == Activation::gelu_tanh) activate_all(Activation::gelu_tanh);
+  if (out.activation == Activation::gelu_erf) activate_all(Activation::gelu_erf);
+  if (out.activation == Activation::silu) activate_all(Activation::silu);
+  if (out.gate) {
+#pragma unroll
+    for (int j = 0; j < Count / 4; ++j) {
+      if (n + 8 * j >= out.n) continue;
+      const float2 gate = pair_at(out.gate, n + 8 * j);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) value[4 * j + i] *= i % 2 ? gate.y : gate.x;
+    }
+  }
+  if (out.residual) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int64_t row = static_cast<int64_t>(m + 8 * i) * out.n + n;
+#pragma unroll
+      for (int j = 0; j < Count / 4; ++j) {
+        if (m + 8 * i >= args.m || n + 8 * j >= out.n) continue;
+        const float2 more = pair_at(out.residual, row + 8 * j);
+        value[4 * j + 2 * i] += more.x;
+        value[4 * j + 2 * i + 1] += more.y;
+      }
+    }
+  }
 }
 
 }  // namespace octolora::cuda
