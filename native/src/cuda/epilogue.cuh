@@ -12,19 +12,28 @@
 
 namespace octolora::cuda {
 
-// GELU by tanh is written with 1 + tanh(u) = 2 / (1 + exp(-2u)), which loses nothing where tanh(u) is near -1; where
-// exp overflows the quotient is the zero that it should be.
+// v / (1 + 2^u), by the two approximations of the hardware: 2^u within 2^-22, 1 / z within 2^-23. Where 2^u overflows
+// or the reciprocal would be subnormal the result is 0.
+__device__ __forceinline__ float over_one_plus_exp2(float v, float u) {
+  float power, reciprocal;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(power) : "f"(u));
+  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(reciprocal) : "f"(1.f + power));
+  return v * reciprocal;
+}
+
+// GELU by tanh is written with 1 + tanh(u) = 2 / (1 + exp(-2u)), which loses nothing where tanh(u) is near -1.
 __device__ __forceinline__ float activate(float v, Activation activation) {
+  constexpr float kLog2e = 1.4426950408889634f;
   switch (activation) {
     case Activation::gelu_tanh: {
-      constexpr float kLinear = -1.5957691216057308f;  // -2 sqrt(2 / pi)
+      constexpr float kLinear = -1.5957691216057308f * kLog2e;  // -2 sqrt(2 / pi)
       constexpr float kCubic = kLinear * 0.044715f;
-      return v / (1.f + expf(v * fmaf(kCubic * v, v, kLinear)));
+      return over_one_plus_exp2(v, v * fmaf(kCubic * v, v, kLinear));
     }
     case Activation::gelu_erf:
       return 0.5f * v * (1.f + erff(v * 0.70710678118654752f));
     case Activation::silu:
-      return v / (1.f + expf(-v));
+      return over_one_plus_exp2(v, v * -kLog2e);
     case Activation::none:
       return v;
   }
@@ -131,15 +140,21 @@ __device__ __forceinline__ void finish_eight(const GemmArgs& args, const GemmMem
   store_eight(out.y, v, type, at, count, vectors);
 }
 
-// The same for accumulator fragments: value[4 j + i] is row m + 8 (i / 2), column n + 8 j + i % 2; y stays the
-// caller's.
+// The same without residual and store for accumulator fragments: value[4 j + i] is row m + 8 (i / 2), column
+// n + 8 j + i % 2.
 template <int Count>
 __device__ __forceinline__ void finish_fragments(const GemmArgs& args, const GemmMember& out, float (&value)[Count],
                                                  int m, int n) {
   const bool f16 = args.y_type == Dtype::f16;
-  const auto pair_at = [&](const void* from, int64_t at) {
-    return decode16x2(*reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(from) + at), f16);
-  };
+  uint32_t gate[Count / 4];
+  if (out.gate) {
+#pragma unroll
+    for (int j = 0; j < Count / 4; ++j) {
+      gate[j] = n + 8 * j < out.n
+                    ? __ldg(reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(out.gate) + n + 8 * j))
+                    : 0;
+    }
+  }
   if (args.row_slot) {
     const AdapterView& ad = out.adapters;
 #pragma unroll
@@ -166,23 +181,9 @@ __device__ __forceinline__ void finish_fragments(const GemmArgs& args, const Gem
   if (out.gate) {
 #pragma unroll
     for (int j = 0; j < Count / 4; ++j) {
-      if (n + 8 * j >= out.n) continue;
-      const float2 gate = pair_at(out.gate, n + 8 * j);
+      const float2 factor = decode16x2(gate[j], f16);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) value[4 * j + i] *= i % 2 ? gate.y : gate.x;
-    }
-  }
-  if (out.residual) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int64_t row = static_cast<int64_t>(m + 8 * i) * out.n + n;
-#pragma unroll
-      for (int j = 0; j < Count / 4; ++j) {
-        if (m + 8 * i >= args.m || n + 8 * j >= out.n) continue;
-        const float2 more = pair_at(out.residual, row + 8 * j);
-        value[4 * j + 2 * i] += more.x;
-        value[4 * j + 2 * i + 1] += more.y;
-      }
+      for (int i = 0; i < 4; ++i) value[4 * j + i] *= i % 2 ? factor.y : factor.x;
     }
   }
 }

@@ -18,10 +18,9 @@
 // low-rank update and round; to keep that short, a tile's results wait as 16-bit numbers, part in shared memory and
 // part in registers, and leave during the main loop of the next tile.
 //
-// Where whole tiles leave much of the last wave empty, as many tiles as two waves have are cut into equal shares of
-// blocks of K, one a cluster. A share ends within a tile: that cluster leaves its int32 sums in the workspace and the
-// next one adds them to its own, so the sums stay exact. A cluster does the part it leaves first and the one it
-// finishes last, and nobody waits for long.
+// The tiles that do not fill a last wave are cut along K where that keeps more of the device busy: the clusters that
+// share a tile leave their int32 sums in the workspace, and the last of them adds them to its own, so the sums stay
+// exact. All other tiles run in step, which keeps what they share in L2.
 //
 // Barriers a stage: `full` (the bytes of both operands, one producer arrival) in each block; `empty`, with an arrival
 // from each consumer warpgroup of both blocks, since a producer writes into both.
@@ -55,6 +54,7 @@ struct Config {
   static constexpr int kBlockN = BlockN_;
   static constexpr int kStages = kBlockN == 128 ? 6 : 4;
   static constexpr int kParts = kBlockN / kPart;
+  static constexpr bool kSplits = kBlockN == 256;
   static constexpr int kHeld = 2;  // parts that wait in shared memory; the others wait in registers
   static constexpr int kStageBytes = (kBlockM + kBlockN) * 128;
   // Offsets in shared memory.
@@ -81,7 +81,7 @@ struct Params {
   CUtensorMap q;
   GemmArgs args;
   int k_blocks, pairs_m, tiles_n, members;
-  int shared_tiles;  // the last of all tiles, cut into equal shares
+  int split_tiles, ways;  // the last tiles are cut into so many pieces along K
   Member member[kMaxMembers];
 };
 
@@ -143,7 +143,7 @@ __device__ __forceinline__ void add_outliers(float (&value)[kPart / 2], const Ge
   }
 }
 
-// A piece of work: blocks begin .. end of K of a tile; kAll of them end in y, others in sums for the next cluster.
+// A tile, or a piece of one: blocks begin .. end of K. The piece with the last block ends in y.
 struct Work {
   int row, column;  // first of the block's tile
   int begin, end;
@@ -179,22 +179,12 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     ptx::barrier_init_fence();
   }
   if (threadIdx.x < 8) ptx::store_shared(base + C::kZeros + threadIdx.x * 4, 0.f);
-  // Which steps of 16 ranks are fp16: 32 of them a warp at a time. Slots change between launches, not during one.
-  for (int i = 0; i < p.members; ++i) {
-    const Member& member = p.member[i];
-    for (int step = static_cast<int>(threadIdx.x); step < member.steps; step += kThreads) {
-      const bool f16 = step * kChunkRank < member.up_columns &&
-                       member.out.adapters.chunks[step * kChunkRank / member.chunk_columns].b_f16;
-      const uint32_t bits = __ballot_sync(~0u, f16);
-      if (lane == 0) ptx::store_shared(types + (member.first_step + step) / 8, __uint_as_float(bits));
-    }
-  }
   __syncthreads();
   ptx::cluster_sync();
 
   const int k_blocks = p.k_blocks;
   const int cluster = static_cast<int>(blockIdx.x) / kCluster;
-  // Where a cluster leaves the sums of a tile that the next one finishes.
+  // Where a cluster leaves the sums of its piece of a tile.
   const auto partial_flag = [&](int of) {
     return p.args.partial_flags + (of * kCluster + static_cast<int>(rank)) * kWarpgroups + warpgroup;
   };
@@ -217,12 +207,8 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     ptx::registers_fewer<40>();
     if (threadIdx.x == kWarpgroups * 128) {
       const int clusters = static_cast<int>(gridDim.x) / kCluster;
-      const int whole = p.pairs_m * p.tiles_n - p.shared_tiles;
-      const int share_begin = static_cast<int>(static_cast<int64_t>(p.shared_tiles) * k_blocks * cluster / clusters);
-      const int share_end =
-          static_cast<int>(static_cast<int64_t>(p.shared_tiles) * k_blocks * (cluster + 1) / clusters);
-      const bool leaves = share_end % k_blocks != 0;  // the front of a tile to the next cluster
-      int next_whole = cluster, next_shared = share_end / k_blocks - 1;
+      const int whole = p.pairs_m * p.tiles_n - p.split_tiles;
+      int next_tile = cluster;
       const auto place = [&](int tile, int begin, int end) {
         const int group = tile / (kRasterPairs * p.tiles_n), within = tile - group * kRasterPairs * p.tiles_n;
         const int pairs = min(kRasterPairs, p.pairs_m - group * kRasterPairs);
@@ -232,19 +218,17 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         return Work{(pair * kCluster + static_cast<int>(rank)) * kBlockM,
                     (tile_n - p.member[member].first_tile_n) * C::kBlockN, begin, end, member};
       };
-      const auto next = [&](int step, Work& work) {
-        if (step == 0 && leaves) {
-          const int tile = share_end / k_blocks;
-          work = place(whole + tile, max(share_begin - tile * k_blocks, 0), share_end - tile * k_blocks);
-        } else if (next_whole < whole) {
-          work = place(next_whole, 0, k_blocks);
-          next_whole += clusters;
-        } else if (next_shared >= 0 && (next_shared + 1) * k_blocks > share_begin) {
-          work = place(whole + next_shared, max(share_begin - next_shared * k_blocks, 0), k_blocks);
-          --next_shared;
+      const auto next = [&](Work& work) {
+        if (next_tile < whole) {
+          work = place(next_tile, 0, k_blocks);
+        } else if (next_tile - cluster < whole + clusters && cluster < p.split_tiles * p.ways) {
+          const int piece = cluster % p.ways;
+          work = place(whole + cluster / p.ways, piece * k_blocks / p.ways, (piece + 1) * k_blocks / p.ways);
+          next_tile = whole + clusters;
         } else {
           return false;
         }
+        next_tile += clusters;
         return true;
       };
 
@@ -263,7 +247,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       };
 
       Work work;
-      bool more = next(0, work);
+      bool more = next(work);
       // Weights do not depend on the kernel before: the first of them come while it ends.
       const int early = min(C::kStages, work.end - work.begin);
       for (int block = 0; block < early; ++block) {
@@ -280,12 +264,24 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       phase = early == C::kStages;
       uint32_t columns_phase = 1;
       int step = 0;
-      for (; more; more = next(++step, work)) {
+      for (; more; ++step, more = next(work)) {
         const Member& member = p.member[work.member];
         ptx::barrier_wait(work_empty(step), (step / 2 & 1) ^ 1);
-        ptx::store_shared(work_entry(step), int4{work.row, work.column, work.begin | work.end << 16, work.member});
+        ptx::store_shared(work_entry(step), uint4{static_cast<uint32_t>(work.row), static_cast<uint32_t>(work.column),
+                                                  static_cast<uint32_t>(work.begin | work.end << 16),
+                                                  static_cast<uint32_t>(work.member)});
         ptx::barrier_arrive(work_full(step));
         const int blocks = work.end - work.begin;
+        const bool whole_tile = blocks == k_blocks;
+        const auto load_columns = [&] {
+          ptx::barrier_wait(columns_empty, columns_phase);
+          columns_phase ^= 1;
+          const uint32_t bytes = static_cast<uint32_t>(min(C::kBlockN, member.out.n - work.column)) * 4;
+          ptx::barrier_expect_bytes(columns_full, member.out.bias ? 2 * bytes : bytes);
+          ptx::bulk_load(columns, member.out.scale + work.column, bytes, columns_full);
+          if (member.out.bias)
+            ptx::bulk_load(columns + C::kBlockN * 4, member.out.bias + work.column, bytes, columns_full);
+        };
         for (int block = 0; block < blocks; ++block) {
           if (step > 0 || block >= early) {
             begin_stage(C::kBlockN);
@@ -294,15 +290,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
             step_stage();
           }
           // Once the consumers are in this tile for sure, where there are enough blocks.
-          if (work.end == k_blocks && block == min(C::kStages, blocks - 1)) {
-            ptx::barrier_wait(columns_empty, columns_phase);
-            columns_phase ^= 1;
-            const uint32_t bytes = static_cast<uint32_t>(min(C::kBlockN, member.out.n - work.column)) * 4;
-            ptx::barrier_expect_bytes(columns_full, member.out.bias ? 2 * bytes : bytes);
-            ptx::bulk_load(columns, member.out.scale + work.column, bytes, columns_full);
-            if (member.out.bias)
-              ptx::bulk_load(columns + C::kBlockN * 4, member.out.bias + work.column, bytes, columns_full);
-          }
+          if (whole_tile && block == min(C::kStages, blocks - 1)) load_columns();
         }
         if (work.end < k_blocks) continue;
         const bool streams = kWide && member.streams_ranks;
@@ -315,9 +303,16 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
             step_stage();
           }
         }
+        if (!whole_tile) {
+          // The consumers wait for the columns before they read what the other pieces have left.
+          for (int before = 1; before < p.ways; ++before) {
+            for (int i = 0; i < kWarpgroups; ++i) ptx::wait_flag(partial_flag(cluster - before) - warpgroup + i);
+          }
+          load_columns();
+        }
       }
       ptx::barrier_wait(work_empty(step), (step / 2 & 1) ^ 1);
-      ptx::store_shared(work_entry(step), int4{0, 0, 0, 0});
+      ptx::store_shared(work_entry(step), uint4{0, 0, 0, 0});
       ptx::barrier_arrive(work_full(step));
     }
   } else {
@@ -338,7 +333,19 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     };
     const auto meet = [&] { ptx::named_sync(2 + warpgroup, 128); };  // of the warpgroup
     ptx::dependency_wait();
+    // Which steps of 16 ranks are fp16: 32 of them a warp at a time. Slots change between launches, not during one.
+    for (int i = 0; i < p.members; ++i) {
+      const Member& member = p.member[i];
+      for (int step = static_cast<int>(threadIdx.x); step < member.steps; step += kWarpgroups * 128) {
+        const bool f16 = step * kChunkRank < member.up_columns &&
+                         member.out.adapters.chunks[step * kChunkRank / member.chunk_columns].b_f16;
+        const uint32_t bits = __ballot_sync(~0u, f16);
+        if (lane == 0) ptx::store_shared(types + (member.first_step + step) / 8, __uint_as_float(bits));
+      }
+    }
+    ptx::named_sync(1, kWarpgroups * 128);
 
+    Work work{};
     // What waits to be stored: the place of its tile and the parts that are in registers. At first nothing, in a row
     // that does not exist.
     int waiting_row = p.args.m, waiting_column = 0, waiting_member = 0;
@@ -353,6 +360,46 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         const int row = lane % 16, piece = pair * 2 + lane / 16;
         ptx::store_matrix_x4(my_staging + part % C::kHeld * kPartBytes + row * 128 + ((piece ^ row % 8) * 16),
                              bits[4 * pair], bits[4 * pair + 1], bits[4 * pair + 2], bits[4 * pair + 3]);
+      }
+      __syncwarp();
+    };
+    // y of a part with the residual, which comes in whole rows of 16 bytes a lane and goes through the staging buffer,
+    // into that buffer.
+    [[maybe_unused]] const auto stage_with_residual = [&](const GemmMember& out, int part, float(&v)[kPart / 2]) {
+      const bool f16 = p.args.y_type == Dtype::f16;
+      if (out.residual) {
+        const int row = work.row + warpgroup * 64 + warp * 16 + lane / 8;
+        const int column = work.column + part * kPart + lane % 8 * 8;
+        const auto* const from =
+            static_cast<const uint16_t*>(out.residual) + static_cast<int64_t>(row) * out.n + column;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          uint4 piece{0, 0, 0, 0};
+          if (row + i * 4 < p.args.m && column < out.n)
+            piece = *reinterpret_cast<const uint4*>(from + static_cast<int64_t>(i) * 4 * out.n);
+          const int of = i * 4 + lane / 8;
+          ptx::store_shared(my_staging + part % C::kHeld * kPartBytes + of * 128 + ((lane % 8 ^ of % 8) * 16), piece);
+        }
+        __syncwarp();
+      }
+#pragma unroll
+      for (int pair = 0; pair < kPart / 16; ++pair) {
+        const int row = lane % 16, piece = pair * 2 + lane / 16;
+        const uint32_t at = my_staging + part % C::kHeld * kPartBytes + row * 128 + ((piece ^ row % 8) * 16);
+        uint32_t bits[4] = {};
+        if (out.residual) ptx::load_matrix_x4(bits, at);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float& low = v[8 * pair + 2 * i];
+          float& high = v[8 * pair + 2 * i + 1];
+          if (out.residual) {
+            const float2 more = decode16x2(bits[i], f16);
+            low += more.x;
+            high += more.y;
+          }
+          bits[i] = f16 ? pack_f16x2(low, high) : pack_bf16x2(low, high);
+        }
+        ptx::store_matrix_x4(at, bits[0], bits[1], bits[2], bits[3]);
       }
       __syncwarp();
     };
@@ -374,8 +421,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       __syncwarp();
     };
 
-    Work work{};
-    // kLeaves: the sums are for the next cluster. kContinues: the cluster before has left some.
+    // kLeaves: the sums are for another cluster. kContinues: others have left some for this one.
     const auto process = [&](auto leaves, auto continues) {
       constexpr bool kLeaves = decltype(leaves)::value, kContinues = decltype(continues)::value;
       const Member& member = p.member[work.member];
@@ -384,7 +430,16 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       for (int i = 0; i < 2; ++i) {
         rows[i] = first_row + 8 * i < p.args.m ? p.args.rows[first_row + 8 * i] : RowScale{1.f, 1.f};
       }
-      if (kContinues) ptx::wait_flag(partial_flag(cluster - 1));
+      if (kExtras && member.out.residual) {  // into L2 while the main loop runs
+        constexpr int kLines = C::kBlockN / 64;
+        for (int i = lane; i < 16 * kLines; i += 32) {
+          const int row = work.row + warpgroup * 64 + warp * 16 + i / kLines, column = work.column + i % kLines * 64;
+          if (row < p.args.m && column < member.out.n) {
+            ptx::prefetch_l2(static_cast<const uint16_t*>(member.out.residual) +
+                             static_cast<int64_t>(row) * member.out.n + column);
+          }
+        }
+      }
 
       int32_t sum[kRegisters];
       const int blocks = work.end - work.begin;
@@ -436,7 +491,6 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         waiting_row = work.row + warpgroup * 64 + warp * 16;
         waiting_column = work.column;
         waiting_member = work.member;
-        const int4* const before = partial_sums(cluster - 1);
         ptx::barrier_wait(columns_full, columns_phase);
         columns_phase ^= 1;
         const uint32_t my_scales = columns + t * 8;
@@ -449,10 +503,14 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
 #pragma unroll
           for (int j = 0; j < kPart / 8; ++j) {
             int32_t total[4];
-            int4 more{0, 0, 0, 0};
-            if constexpr (kContinues) more = __ldcg(before + (part * kPart / 8 + j) * 128);
-            total[0] = sum[part * 32 + 4 * j] + more.x, total[1] = sum[part * 32 + 4 * j + 1] + more.y;
-            total[2] = sum[part * 32 + 4 * j + 2] + more.z, total[3] = sum[part * 32 + 4 * j + 3] + more.w;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) total[i] = sum[part * 32 + 4 * j + i];
+            if constexpr (kContinues) {
+              for (int before = 1; before < p.ways; ++before) {
+                const int4 more = __ldcg(partial_sums(cluster - before) + (part * kPart / 8 + j) * 128);
+                total[0] += more.x, total[1] += more.y, total[2] += more.z, total[3] += more.w;
+              }
+            }
             if constexpr (kExtras) {
 #pragma unroll
               for (int i = 0; i < 4; ++i) v[4 * j + i] = static_cast<float>(total[i]) * rows[i / 2].scale;
@@ -540,7 +598,12 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
               v[4 * j + 2 * i + 1] = v[4 * j + 2 * i + 1] * rows[i].power + bias.y;
             }
           }
-          if constexpr (kExtras) finish_fragments(p.args, member.out, v, first_row, work.column + part * kPart + 2 * t);
+          if constexpr (kExtras) {
+            finish_fragments(p.args, member.out, v, first_row, work.column + part * kPart + 2 * t);
+            stage_with_residual(member.out, part, v);
+            store_part(part);
+            return;
+          }
           if (p.args.y_type == Dtype::f16) {
 #pragma unroll
             for (int i = 0; i < kPart / 4; ++i) bits[i] = pack_f16x2(v[2 * i], v[2 * i + 1]);
@@ -548,10 +611,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
 #pragma unroll
             for (int i = 0; i < kPart / 4; ++i) bits[i] = pack_bf16x2(v[2 * i], v[2 * i + 1]);
           }
-          if constexpr (kExtras) {
-            stage_part(part, bits);
-            store_part(part);
-          } else if (part < C::kHeld) {
+          if (part < C::kHeld) {
             stage_part(part, bits);
           } else if constexpr (kInRegisters > 0) {
 #pragma unroll
@@ -584,7 +644,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       work = {static_cast<int>(entry.x), static_cast<int>(entry.y), static_cast<int>(entry.z & 0xffff),
               static_cast<int>(entry.z >> 16), static_cast<int>(entry.w)};
       if (work.end == 0) break;
-      if (C::kBlockN != 256 || (work.begin == 0 && work.end == k_blocks))
+      if (!C::kSplits || (work.begin == 0 && work.end == k_blocks))
         process(std::false_type{}, std::false_type{});
       else if (work.end < k_blocks)
         process(std::true_type{}, std::false_type{});
@@ -634,6 +694,12 @@ CUtensorMap map_of(const void* matrix, int64_t width, int64_t rows, int64_t pitc
   return map;
 }
 
+struct Choice {
+  int width, split_tiles, ways;
+  double waves;
+  const char* why;
+};
+
 template <class C>
 Params params_of(const GemmArgs& args) {
   Params p{};
@@ -667,10 +733,12 @@ Params params_of(const GemmArgs& args) {
 }
 
 template <class C, bool kWide, bool kExtras>
-void launch(const GemmArgs& args, int shared_tiles, const Limits& limits, cudaStream_t stream) {
+void launch(const GemmArgs& args, const Choice& choice, const Limits& limits, cudaStream_t stream) {
   Params p = params_of<C>(args);
-  p.shared_tiles = shared_tiles;
-  const int clusters = std::min(p.pairs_m * p.tiles_n, limits.multiprocessors / kCluster);
+  p.split_tiles = choice.split_tiles;
+  p.ways = choice.ways;
+  const int whole = p.pairs_m * p.tiles_n - choice.split_tiles;
+  const int clusters = std::min(std::max(whole, choice.split_tiles * choice.ways), limits.multiprocessors / kCluster);
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(clusters * kCluster));
   config.blockDim = dim3(kThreads);
@@ -716,8 +784,8 @@ const char* refuses(const GemmArgs& args, const Limits& limits) {
   for (int i = 0; i < args.member_count; ++i) {
     const GemmMember& out = args.member[i];
     if (out.n % 8 || reinterpret_cast<uintptr_t>(out.y) % 16) return "rows of y are not of whole 16 bytes";
-    if ((reinterpret_cast<uintptr_t>(out.residual) | reinterpret_cast<uintptr_t>(out.gate)) % 4)
-      return "residual or gate do not begin at a multiple of 4 bytes";
+    if (reinterpret_cast<uintptr_t>(out.residual) % 16 || reinterpret_cast<uintptr_t>(out.gate) % 4)
+      return "the residual or the gate is not aligned to 16 and 4 bytes";
     steps += round_up(out.adapters.up_columns / kChunkRank, 32);
   }
   return steps > kMaxSteps ? "more than 16384 columns of h" : nullptr;
@@ -739,38 +807,33 @@ bool has_extras(const GemmArgs& args) {
   return false;
 }
 
-struct Choice {
-  int width, shared_tiles;
-  double waves;
-  const char* why;
-};
-
 // Waves of tiles, weighed by what a tile's main loop reaches of the tensor cores: 128 columns ask more of shared memory
-// than it has and reach 0.85 of the wider ones. Shares of tiles cost their clusters an eighth of a tile.
+// than it has and reach 0.85 of the wider ones. A cut tile costs its clusters a quarter of one beside their pieces.
 Choice choose(const GemmArgs& args, const Limits& limits) {
+  constexpr int kMaxWays = 4, kMinPiece = 4;  // blocks of K
   const int clusters = limits.multiprocessors / kCluster;
   const auto tiles_of = [&](int width) {
-    int64_t columns = 0;
+    int columns = 0;
     for (int i = 0; i < args.member_count; ++i) columns += (args.member[i].n + width - 1) / width;
     return columns * ((args.m + kBlockM * kCluster - 1) / (kBlockM * kCluster));
   };
   const bool extras = has_extras(args);
   const int width = extras ? 192 : 256;
-  const int64_t wide = tiles_of(width), narrow = tiles_of(128);
-  const double waves = static_cast<double>(wide) / clusters, whole_waves = std::ceil(waves);
-  const double narrow_waves = static_cast<double>(narrow) / clusters;
-  const int rest = static_cast<int>(wide % clusters);
-  const bool shares = args.partial && !extras && wide > clusters && rest && waves + 0.125 < whole_waves * 0.95;
-  const double wide_cost = (shares ? waves + 0.125 : whole_waves) * width;
+  const int wide = tiles_of(width), narrow = tiles_of(128);
+  const double waves = static_cast<double>(wide) / clusters, narrow_waves = static_cast<double>(narrow) / clusters;
+  const int rest = wide % clusters, k_blocks = (args.k + kBlockK - 1) / kBlockK;
+  const int ways = rest && args.partial && !extras ? std::min({clusters / rest, kMaxWays, k_blocks / kMinPiece}) : 1;
+  const double last_wave = rest == 0 ? 0 : ways > 1 ? 1. / ways + 0.25 : 1;
+  const double wide_cost = (wide / clusters + last_wave) * width;
   if (std::ceil(narrow_waves) * 128 / 0.85 < wide_cost)
-    return {128, 0, narrow_waves, "narrow tiles fill the last wave better"};
-  if (shares) return {width, clusters + rest, waves, "the last two waves are cut into equal shares"};
-  return {width, 0, waves, "whole tiles fill the last wave well enough"};
+    return {128, 0, 1, narrow_waves, "narrow tiles fill the last wave better"};
+  if (ways > 1) return {width, rest, ways, waves, "the last wave's tiles are cut along K"};
+  return {width, 0, 1, waves, "whole tiles fill the last wave well enough"};
 }
 
 template <class C, bool kExtras>
-void launch_config(const GemmArgs& args, int shared_tiles, const Limits& limits, cudaStream_t stream) {
-  (is_wide(args) ? launch<C, true, kExtras> : launch<C, false, kExtras>)(args, shared_tiles, limits, stream);
+void launch_config(const GemmArgs& args, const Choice& choice, const Limits& limits, cudaStream_t stream) {
+  (is_wide(args) ? launch<C, true, kExtras> : launch<C, false, kExtras>)(args, choice, limits, stream);
 }
 
 void launch_all(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
@@ -779,7 +842,7 @@ void launch_all(const GemmArgs& args, const Limits& limits, cudaStream_t stream)
                              : choice.width == 192 ? launch_config<Config<192>, true>
                              : has_extras(args)    ? launch_config<Config<128>, true>
                                                    : launch_config<Config<128>, false>;
-  launch_chosen(args, choice.shared_tiles, limits, stream);
+  launch_chosen(args, choice, limits, stream);
 }
 
 void describe(const GemmArgs& args, const Limits& limits, Explanation& to) {

@@ -56,6 +56,9 @@ __device__ __forceinline__ void named_sync(int number, int threads) {
 // Until the kernels before this one in the stream are done, where it was launched to begin before that.
 __device__ __forceinline__ void dependency_wait() { asm volatile("griddepcontrol.wait;\n" ::: "memory"); }
 
+__device__ __forceinline__ void prefetch_l2(const void* line) {
+  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(line) : "memory");
+}
 // A flag in memory that another block raises after its writes.
 __device__ __forceinline__ void raise_flag(uint32_t* flag) {
   asm volatile("st.release.gpu.u32 [%0], 1;\n" ::"l"(flag) : "memory");
@@ -92,7 +95,7 @@ __device__ __forceinline__ uint32_t load_shared(uint32_t address) {
 __device__ __forceinline__ void store_shared(uint32_t address, float value) {
   asm volatile("st.shared.f32 [%0], %1;\n" ::"r"(address), "f"(value) : "memory");
 }
-__device__ __forceinline__ void store_shared(uint32_t address, int4 value) {
+__device__ __forceinline__ void store_shared(uint32_t address, uint4 value) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};\n" ::"r"(address), "r"(value.x), "r"(value.y), "r"(value.z),
                "r"(value.w)
                : "memory");
