@@ -25,6 +25,7 @@ using octolora::ForwardArgs;
 using octolora::Linear;
 using octolora::LinearSpec;
 using octolora::Mode;
+using octolora::require_finite;
 using octolora::Output;
 using octolora::Slots;
 
@@ -43,7 +44,7 @@ struct octolora_slots {
   bool cpu;
   std::shared_ptr<Linear> linear;
   std::vector<int> capacity;
-  bool split;
+  bool split, magnitudes;
   std::unique_ptr<Slots> impl;
 };
 
@@ -96,13 +97,6 @@ Dtype dtype(int32_t value, const char* what) {
 
 void require_finite(float value, const char* what) {
   if (!std::isfinite(value)) throw Error(OCTOLORA_INVALID_ARGUMENT, "%s = %g is not finite", what, value);
-}
-
-void require_finite(const float* values, int count, const char* what) {
-  for (int i = 0; i < count; ++i) {
-    if (!std::isfinite(values[i]))
-      throw Error(OCTOLORA_INVALID_ARGUMENT, "%s[%d] = %g is not finite", what, i, values[i]);
-  }
 }
 
 void require_rows(int32_t rows) {
@@ -313,6 +307,10 @@ Call read_call(const octolora_forward_desc* given) {
     }
     args.outputs[i] = read_output(output, call.first, i);
     if (!call.first) call.first = output.linear;
+    if (args.row_slot && output.slots && output.slots->magnitudes) {
+      throw Error(OCTOLORA_UNSUPPORTED, "row_slot with %s made with OCTOLORA_LORA_MAGNITUDES: magnitudes change the base",
+                  Name(i, "slots").text);
+    }
   }
   return call;
 }
@@ -483,6 +481,21 @@ octolora_status octolora_device_free(octolora_device* device, void* memory) {
   });
 }
 
+octolora_status octolora_host_alloc(octolora_device* device, size_t bytes, void** memory) {
+  return guarded([&] {
+    require(device, "device");
+    require(memory, "memory");
+    *memory = device->impl->host_alloc(std::max<size_t>(bytes, 1));
+  });
+}
+
+octolora_status octolora_host_free(octolora_device* device, void* memory) {
+  return guarded([&] {
+    require(device, "device");
+    if (memory) device->impl->host_free(memory);
+  });
+}
+
 octolora_status octolora_device_copy(octolora_device* device, void* to, const void* from, size_t bytes,
                                      octolora_stream stream) {
   return guarded([&] {
@@ -566,17 +579,22 @@ octolora_status octolora_slots_create(octolora_linear* linear, int32_t slot_coun
                     OCTOLORA_MAX_RANK);
       }
     }
-    if (precision != OCTOLORA_LORA_16BIT && precision != OCTOLORA_LORA_SPLIT) {
+    const bool magnitudes = precision & OCTOLORA_LORA_MAGNITUDES;
+    const int32_t parts = precision & ~OCTOLORA_LORA_MAGNITUDES;
+    if (parts != OCTOLORA_LORA_16BIT && parts != OCTOLORA_LORA_SPLIT) {
       throw Error(OCTOLORA_INVALID_ARGUMENT,
-                  "precision = %d, expected OCTOLORA_LORA_16BIT (0) or OCTOLORA_LORA_SPLIT (1)", precision);
+                  "precision = %d, expected OCTOLORA_LORA_16BIT (0) or OCTOLORA_LORA_SPLIT (1), and with magnitudes "
+                  "OCTOLORA_LORA_MAGNITUDES (2) more",
+                  precision);
     }
     auto made = std::make_unique<octolora_slots>();
     made->device = linear->device;
     made->cpu = linear->cpu;
     made->linear = linear->impl;
     made->capacity.assign(capacity, capacity + slot_count);
-    made->split = precision == OCTOLORA_LORA_SPLIT;
-    made->impl = linear->impl->create_slots(made->capacity, made->split);
+    made->split = parts == OCTOLORA_LORA_SPLIT;
+    made->magnitudes = magnitudes;
+    made->impl = linear->impl->create_slots(made->capacity, made->split, magnitudes);
     *slots = made.release();
   });
 }
@@ -610,7 +628,16 @@ octolora_status octolora_slots_set(octolora_slots* slots, int32_t slot, const oc
     require(a.b, "adapter.b");
     require_aligned(a.a, octolora::size_of(a_type), "adapter.a");
     require_aligned(a.b, octolora::size_of(b_type), "adapter.b");
-    if (a.bias) require_finite(a.bias, slots->linear->spec.n, "adapter.bias");
+    require_aligned(a.bias, alignof(float), "adapter.bias");
+    require_aligned(a.magnitude, alignof(float), "adapter.magnitude");
+    if (a.magnitude && !slots->magnitudes) {
+      throw Error(OCTOLORA_INVALID_ARGUMENT,
+                  "adapter.magnitude = %p, expected NULL: the slots were not made with OCTOLORA_LORA_MAGNITUDES",
+                  static_cast<const void*>(a.magnitude));
+    }
+    if (a.magnitude && a.bias) {
+      throw Error(OCTOLORA_UNSUPPORTED, "an adapter with a magnitude and a bias");
+    }
     require_finite(scale, "scale");
     slots->impl->set(slot, a, scale, stream);
   });
@@ -644,6 +671,22 @@ octolora_status octolora_forward(const octolora_forward_desc* desc, octolora_str
   return guarded([&] {
     Call call = read_call(desc);
     forward(call, stream);
+  });
+}
+
+octolora_status octolora_slots_scales(octolora_slots* slots, float** scales) {
+  return guarded([&] {
+    require(slots, "slots");
+    require(scales, "scales");
+    *scales = slots->impl->scales();
+  });
+}
+
+octolora_status octolora_slots_refresh(octolora_slots* slots, octolora_stream stream) {
+  return guarded([&] {
+    require(slots, "slots");
+    require_no_stream(slots->cpu, stream);
+    slots->impl->refresh(stream);
   });
 }
 
