@@ -28,6 +28,12 @@ class Error : public std::runtime_error {
   octolora_status status_;
 };
 
+inline void require_finite(float value, const char* what) {
+  if (!std::isfinite(value)) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "%s = %g is not finite", what, static_cast<double>(value));
+  }
+}
+
 inline void require_finite(const float* values, int count, const char* what) {
   for (int i = 0; i < count; ++i) {
     if (!std::isfinite(values[i])) {

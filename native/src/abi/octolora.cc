@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <exception>
 #include <limits>
@@ -25,8 +26,8 @@ using octolora::ForwardArgs;
 using octolora::Linear;
 using octolora::LinearSpec;
 using octolora::Mode;
-using octolora::require_finite;
 using octolora::Output;
+using octolora::require_finite;
 using octolora::Slots;
 
 // Members go in reverse order, so what lives on a device goes before the device.
@@ -93,10 +94,6 @@ Dtype dtype(int32_t value, const char* what) {
         what, value);
   }
   return static_cast<Dtype>(value);
-}
-
-void require_finite(float value, const char* what) {
-  if (!std::isfinite(value)) throw Error(OCTOLORA_INVALID_ARGUMENT, "%s = %g is not finite", what, value);
 }
 
 void require_rows(int32_t rows) {
@@ -308,7 +305,8 @@ Call read_call(const octolora_forward_desc* given) {
     args.outputs[i] = read_output(output, call.first, i);
     if (!call.first) call.first = output.linear;
     if (args.row_slot && output.slots && output.slots->magnitudes) {
-      throw Error(OCTOLORA_UNSUPPORTED, "row_slot with %s made with OCTOLORA_LORA_MAGNITUDES: magnitudes change the base",
+      throw Error(OCTOLORA_UNSUPPORTED,
+                  "row_slot with %s made with OCTOLORA_LORA_MAGNITUDES: magnitudes change the base",
                   Name(i, "slots").text);
     }
   }
@@ -609,7 +607,7 @@ octolora_status octolora_slots_set(octolora_slots* slots, int32_t slot, const oc
   return guarded([&] {
     check_slot(slots, slot);
     require_no_stream(slots->cpu, stream);
-    auto a = read_struct(adapter, "adapter", sizeof(octolora_adapter_desc));
+    auto a = read_struct(adapter, "adapter", offsetof(octolora_adapter_desc, magnitude));
     if (a.rank < 1 || a.rank > slots->capacity[slot]) {
       throw Error(OCTOLORA_INVALID_ARGUMENT, "adapter.rank = %d, expected 1 to %d, the capacity of slot %d", a.rank,
                   slots->capacity[slot], slot);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cstdio>
 #include <cstring>
+#include <new>
 
 #if defined(OCTOLORA_CPU_X86)
 #include <cpuid.h>
@@ -46,6 +47,10 @@ class CpuDevice final : public Device {
   void set_threads(int threads) override { context_->pool.resize(threads); }
   void* alloc(size_t bytes) override { return allocate(*context_, bytes, "octolora_device_alloc"); }
   void free(void* memory) override { release(*context_, memory); }
+  void* host_alloc(size_t bytes) override {
+    return ::operator new(bytes, std::align_val_t(kAlignment));  // std::bad_alloc is OCTOLORA_OUT_OF_MEMORY
+  }
+  void host_free(void* memory) override { ::operator delete(memory, std::align_val_t(kAlignment)); }
   void copy(void* to, const void* from, size_t bytes, octolora_stream) override {
     if (bytes > 0) std::memmove(to, from, bytes);
   }

@@ -6,13 +6,14 @@
 //
 // A 16-bit factor is stored as it is. An fp32 factor that bf16 or fp16 holds exactly is stored in that type, else as
 // fp16 times the power of two that brings its largest element to [1, 2); `measure` finds out which. `pack` moves the
-// numbers, and the last of its blocks writes the chunks' descriptions, the scale and the flags: until then nobody on the
-// stream has seen them, and nothing is decided on the host, so that all of it may be captured in a graph.
+// numbers, and the last of its blocks writes the chunks' descriptions, the scale and the flags: until then nobody on
+// the stream has seen them, and nothing is decided on the host, so that all of it may be captured in a graph.
 //
 // Slots made for magnitudes (DoRA) keep B and the biases apart from what a forward reads. With the adapters applied one
 // after the other as PEFT does, g_i = m_i / |rows of W + c_i B_i A_i| for those with a magnitude, else 1:
 //
-//   y - bias = G base + sum_i F_i (c_i (x.A_i^T).B_i^T + c_i bias_i)     G = product of all g_j     F_i = product j >= i
+//   y - bias = G base + sum_i F_i (c_i (x.A_i^T).B_i^T + c_i bias_i)     G = product of all g_j     F_i = product j >=
+//   i
 //
 // `row_norms` makes g_i from the int8 weights and the stored factors, `compose` makes G s_w, F_i B_i and F_i bias_i.
 #include <algorithm>
@@ -116,7 +117,8 @@ __device__ __forceinline__ Halves halves_of(const Octet& octet, Dtype type, cons
 // ---- Measure ----
 
 // fp32 factors alone: the largest magnitude, and whether the 16-bit types hold every element.
-__global__ __launch_bounds__(kThreads) void measure(const FactorSource a, const FactorSource b, FactorStatistics* found) {
+__global__ __launch_bounds__(kThreads) void measure(const FactorSource a, const FactorSource b,
+                                                    FactorStatistics* found) {
   const int lane = threadIdx.x % 32;
   for (int which = 0; which < 2; ++which) {
     const FactorSource& s = which ? b : a;
@@ -181,7 +183,8 @@ __global__ __launch_bounds__(kThreads) void pack(const PackArgs p) {
   // Lane (r, q) of a load brings k offsets 8q..8q+7 of rank r: 128 bytes of a 16-bit row at once, which pinned memory
   // needs. The four lanes of a row's 32 values then transpose their words, so that each holds its part of a fragment.
   const auto pack_a = [&](int64_t piece) {
-    const int group = static_cast<int>(piece / pieces.k_pieces), first_k = static_cast<int>(piece % pieces.k_pieces) * 64;
+    const int group = static_cast<int>(piece / pieces.k_pieces),
+              first_k = static_cast<int>(piece % pieces.k_pieces) * 64;
     const int r = lane / 8, q = lane % 8, t = q % 4;
     Octet octet[2];
 #pragma unroll
@@ -211,7 +214,7 @@ __global__ __launch_bounds__(kThreads) void pack(const PackArgs p) {
         const int step = first_k / 32 + q / 4;
         if (step < steps) {
           p.a[(static_cast<int64_t>(column / 8) * steps + step) * 32 + (4 * j + r) * 4 + t] = {out[0], out[1], out[2],
-                                                                                              out[3]};
+                                                                                               out[3]};
         }
       };
       const int column = p.first_down + group / 2 * kChunkRank * (kSplit ? 2 : 1) + group % 2 * 8;
@@ -289,7 +292,8 @@ __global__ __launch_bounds__(kThreads) void pack(const PackArgs p) {
     chunk.exponent = a_type.exponent + b_type.exponent;
     // |x . A_stored| <= K * largest for |x| < 1; h is to stay below 2^14.
     const float bound = static_cast<float>(p.a_source.columns) * a_final.largest;
-    chunk.range = (bound < __uint_as_float(kInfinityBits) ? ilogbf(fmaxf(bound, 0x1p-100f)) : 0) + 1 - chunk.exponent - 14;
+    chunk.range =
+        (bound < __uint_as_float(kInfinityBits) ? ilogbf(fmaxf(bound, 0x1p-100f)) : 0) + 1 - chunk.exponent - 14;
     chunk.a_f16 = a_type.f16;
     chunk.b_f16 = b_type.f16;
   }
@@ -320,8 +324,8 @@ __global__ __launch_bounds__(kThreads) void clear(const ClearArgs p) {
 constexpr int kNormRows = 32;  // of W, a block's
 constexpr int kNormK = 128;    // values of K at a time
 
-// g[n] = m[n] / |W[n,:] + c B[n,:] A|, with W = s_w q. A block has 32 rows of W; a thread 4 of them, 4 values of K wide.
-// w8a16: W is stored in the order that kernels.h gives, and the block takes A in the same.
+// g[n] = m[n] / |W[n,:] + c B[n,:] A|, with W = s_w q. A block has 32 rows of W; a thread 4 of them, 4 values of K
+// wide. w8a16: W is stored in the order that kernels.h gives, and the block takes A in the same.
 __global__ __launch_bounds__(kThreads) void row_norms(const NormArgs p, bool w8a16) {
   if (!*p.has_magnitude) return;
   __shared__ float a[kChunkRank][kNormK];
@@ -466,8 +470,8 @@ unsigned blocks_for(int64_t items, int per_block) {
 void launch_pack(const PackArgs& args, bool split, cudaStream_t stream) {
   const FactorSource &a = args.a_source, &b = args.b_source;
   if (a.type == Dtype::f32 || b.type == Dtype::f32) {
-    const int64_t octets = static_cast<int64_t>(a.rows) * ((a.columns + 7) / 8) +
-                           static_cast<int64_t>(b.rows) * ((b.columns + 7) / 8);
+    const int64_t octets =
+        static_cast<int64_t>(a.rows) * ((a.columns + 7) / 8) + static_cast<int64_t>(b.rows) * ((b.columns + 7) / 8);
     measure<<<blocks_for(octets, kThreads), kThreads, 0, stream>>>(a, b, args.found);
     OCTOLORA_CUDA(cudaGetLastError(), "measuring an adapter: rank %d, N = %d, K = %d", a.rows, args.n, a.columns);
   }

@@ -203,7 +203,8 @@ void CudaSlots::set(int slot, const octolora_adapter_desc& adapter, float scale,
   Sources sources(linear_.device, stream);
   PackArgs args;
   args.a_source = sources.matrix(adapter.a, static_cast<Dtype>(adapter.a_dtype), rank, k, k, "adapter.a");
-  args.b_source = sources.matrix(adapter.b, static_cast<Dtype>(adapter.b_dtype), n, rank, adapter.b_stride, "adapter.b");
+  args.b_source =
+      sources.matrix(adapter.b, static_cast<Dtype>(adapter.b_dtype), n, rank, adapter.b_stride, "adapter.b");
   args.bias_source = sources.vector(adapter.bias, n, "adapter.bias");
   args.magnitude_source = sources.vector(adapter.magnitude, n, "adapter.magnitude");
   args.n = n;
@@ -255,7 +256,8 @@ void CudaSlots::refresh(octolora_stream stream_) {
   compose(0, static_cast<int>(ranges_.size()), cuda_stream(stream_));
 }
 
-// The factors of slots first to end - 1, whose contents, scale or weights are new, and then what depends on any of them.
+// The factors of slots first to end - 1, whose contents, scale or weights are new, and then what depends on any of
+// them.
 void CudaSlots::compose(int first, int end, cudaStream_t stream) {
   const GemmMember weights = linear_.member();
   const int n = linear_.spec.n;

@@ -27,6 +27,7 @@ struct Spec {
     Type a_type, b_type;
     float scale;
     bool split, bias;
+    bool magnitude = false;
   };
   std::vector<AdapterSpec> adapters;
   int x_offset = 0, y_offset = 0;  // elements beside a 256-byte boundary
