@@ -93,7 +93,8 @@ struct PrepareArgs {
   int8_t* q = nullptr;         // W8A8
   uint16_t* planes = nullptr;  // W8A16, where x is not read in place
   RowScale* rows = nullptr;
-  // [M]: the one slot that a row uses, h is zero in the columns of all others; null: a row uses every slot.
+  // [M]: the one slot that a row uses, h is zero in the columns of all others; null: a row uses every slot. See
+  // row_slots.cuh for what may be left out.
   const int32_t* row_slot = nullptr;
   int member_count = 0;
   PrepareMember member[kMaxMembers];
