@@ -2,9 +2,10 @@
 //
 // Time to swap the adapter of a whole model: FLUX.1-dev's 504 linear layers, each with one slot, on a CUDA device.
 //
-// A swap is octolora_slots_set of every layer, enqueued one behind the other, from an idle stream to an idle stream. It
-// stands beside two ways to copy the same bytes from the same memory to the device: as one piece, and factor by factor.
-// Every round swaps to another of several adapters, normal random numbers in memory that nothing has read since.
+// A swap is octolora_slots_set_many of all layers, or octolora_slots_set of one behind the other, from an idle stream
+// to an idle stream. It stands beside two ways to copy the same bytes from the same memory to the device: as one piece,
+// and factor by factor. Every round swaps to another of several adapters, normal random numbers in memory that nothing
+// has read since.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -100,8 +101,8 @@ void run(int ordinal, int rank, int rounds) {
   std::printf("%s, octolora %s: %zu layers, rank %d, %.1f million numbers; %.2f GB in use\n", info.name,
               octolora_version(), layers.size(), rank, static_cast<double>(elements) * 1e-6,
               static_cast<double>(in_use) * 1e-9);
-  std::printf("%-9s %-5s %8s %12s %12s %12s %12s %8s\n", "memory", "type", "MB", "one copy ms", "copies ms", "swap ms",
-              "enqueue ms", "of copy");
+  std::printf("%-9s %-5s %8s %12s %12s %12s %12s %12s %12s %8s\n", "memory", "type", "MB", "one copy ms", "copies ms",
+              "singles ms", "enqueue ms", "swap ms", "enqueue ms", "of copy");
 
   const struct {
     Memory kind;
@@ -159,22 +160,37 @@ void run(int ordinal, int rank, int rounds) {
             });
           },
           nullptr);
-      double enqueued = 0;
+      std::vector<octolora_adapter_desc> descs(layers.size());
+      std::vector<octolora_slot_fill> fills(layers.size());
+      const auto describe = [&](const Adapter& adapter) {
+        size_t i = 0;
+        each_factor([&](const Layer& layer, size_t offset, size_t a, size_t) {
+          octolora_adapter_desc& desc = descs[i];
+          desc.struct_size = sizeof desc;
+          desc.rank = rank;
+          desc.a_dtype = desc.b_dtype = type.type;
+          desc.a = adapter.at(offset);
+          desc.b = adapter.at(offset + a);
+          fills[i] = {sizeof fills[i], 0, layer.slots.get(), &desc, 1.f};
+          ++i;
+        });
+      };
+      double singles_enqueued = 0, enqueued = 0;
+      const double singles = timed(
+          [&](const Adapter& adapter) {
+            describe(adapter);
+            for (const octolora_slot_fill& fill : fills)
+              OCTOLORA_CHECK(octolora_slots_set(fill.slots, fill.slot, fill.adapter, fill.scale, stream));
+          },
+          &singles_enqueued);
       const double swap = timed(
           [&](const Adapter& adapter) {
-            each_factor([&](const Layer& layer, size_t offset, size_t a, size_t) {
-              octolora_adapter_desc desc{};
-              desc.struct_size = sizeof desc;
-              desc.rank = rank;
-              desc.a_dtype = desc.b_dtype = type.type;
-              desc.a = adapter.at(offset);
-              desc.b = adapter.at(offset + a);
-              OCTOLORA_CHECK(octolora_slots_set(layer.slots.get(), 0, &desc, 1.f, stream));
-            });
+            describe(adapter);
+            OCTOLORA_CHECK(octolora_slots_set_many(fills.data(), static_cast<int32_t>(fills.size()), stream));
           },
           &enqueued);
-      std::printf("%-9s %-5s %8.1f %12.3f %12.3f %12.3f %12.3f %8.2f\n", memory.name, type.name,
-                  static_cast<double>(bytes) * 1e-6, one, many, swap, enqueued, swap / one);
+      std::printf("%-9s %-5s %8.1f %12.3f %12.3f %12.3f %12.3f %12.3f %12.3f %8.2f\n", memory.name, type.name,
+                  static_cast<double>(bytes) * 1e-6, one, many, singles, singles_enqueued, swap, enqueued, swap / one);
       std::fflush(stdout);
     }
   }

@@ -40,12 +40,19 @@ struct LinearSpec {
 class Slots {
  public:
   virtual ~Slots() = default;
-  virtual void set(int slot, const octolora_adapter_desc& adapter, float scale, octolora_stream stream) = 0;
   virtual void set_scale(int slot, float scale, octolora_stream stream) = 0;
   virtual void clear(int slot, octolora_stream stream) = 0;
   // What depends on the scales and on the weights beside what set() and set_scale() were told.
   virtual void refresh(octolora_stream stream) = 0;
   virtual float* scales() = 0;  // [slots]
+};
+
+// An adapter for one slot; its b_stride is filled in.
+struct SlotFill {
+  Slots* slots;
+  int slot;
+  octolora_adapter_desc adapter;
+  float scale;
 };
 
 enum class Activation : int32_t {
@@ -120,6 +127,8 @@ class Device {
   // desc has its defaults filled in and is valid; scale and bias are host arrays, weight may be null (zeros).
   virtual std::unique_ptr<Linear> create_linear(const LinearSpec& spec, const octolora_linear_desc& desc) = 0;
 
+  // In their order; the slots are of this device.
+  virtual void fill(const SlotFill* fills, int count, octolora_stream stream) = 0;
   // Of args, the linears, the slots, rows and x_type.
   virtual size_t workspace(const ForwardArgs& args) const = 0;
   virtual void forward(const ForwardArgs& args) const = 0;

@@ -420,6 +420,17 @@ std::vector<BadCall> bad_calls() {
          octolora_slots_destroy(std::exchange(s.made_slots, nullptr));
          return status;
        }},
+      {"set_many: count -1", bad, {"count = -1"}, [](S) { return octolora_slots_set_many(nullptr, -1, nullptr); }},
+      {"set_many: NULL fills", bad, {"fills", "NULL"}, [](S) { return octolora_slots_set_many(nullptr, 1, nullptr); }},
+      {"set_many: second fill",
+       bad,
+       {"fills[1]", "slot = 2"},
+       [](S s) {
+         octolora_slot_fill fills[2] = {};
+         fills[0] = {sizeof fills[0], 0, s.slots.get(), &s.adapter, 1.f};
+         fills[1] = {sizeof fills[1], 2, s.slots.get(), &s.adapter, 1.f};
+         return octolora_slots_set_many(fills, 2, nullptr);
+       }},
       {"scales: NULL slots",
        bad,
        {"slots", "NULL"},

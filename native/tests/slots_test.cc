@@ -4,6 +4,7 @@
 // same time.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <thread>
 
 #include "support/cases.h"
@@ -135,8 +136,64 @@ void sources(const Options& options, octolora_device* device, Type type, int off
     CHECK_OK(octolora_slots_set(slots.get(), 0, &desc, adapter.scale, nullptr));
     const std::vector<uint8_t> y = runner.forward();
     for (void* each : memory) CHECK_OK(pinned ? octolora_host_free(device, each) : octolora_device_free(device, each));
-    if (y != want) fail("%s memory gives other bits than pageable memory", pinned ? "pinned" : "device");
+    if (y != want) {
+      expect_close(p, evaluate(p, arithmetic(options)), y);
+      size_t different = 0, first = 0;
+      for (size_t i = 0; i < y.size(); i += 4) {
+        if (std::memcmp(&y[i], &want[i], 4) == 0) continue;
+        if (different++ == 0) first = i;
+      }
+      fail("%s memory gives other bits than pageable memory: %zu of %zu, y[%zu] = %.9g instead of %.9g",
+           pinned ? "pinned" : "device", different, y.size() / 4, first / 4,
+           static_cast<double>(decode(Type::f32, &y[first])), static_cast<double>(decode(Type::f32, &want[first])));
+    }
   }
+}
+
+// octolora_slots_set_many is octolora_slots_set one by one: over two linears, more than one launch takes, with a slot
+// that is filled twice.
+void many(const Options& options, octolora_device* device, bool magnitudes) {
+  constexpr int kSlots = 13;
+  Spec s = base_spec(options, OCTOLORA_W8A8_DYNAMIC, Type::f32);
+  for (int i = 0; i < 2 * kSlots; ++i) {
+    const Type type = static_cast<Type>(i % 3);
+    s.adapters.push_back(
+        {1 + i * 5 % 17, type, type, 0.1f * static_cast<float>(i % 5 - 2), false, false, magnitudes && i % 4 == 0});
+    s.adapters.back().bias = !s.adapters.back().magnitude && i % 2;
+  }
+  const Problem p = make_problem(s);
+  const Linear linears[2] = {make_linear(device, p), make_linear(device, p)};
+  const std::vector<int32_t> capacity(kSlots, 17);
+  std::vector<octolora_adapter_desc> descs;
+  for (const Adapter& a : p.adapters) descs.push_back(describe(a));
+  std::vector<std::vector<uint8_t>> results[2];
+  for (int together = 0; together < 2; ++together) {
+    std::vector<Slots> slots;
+    std::vector<octolora_slot_fill> fills;
+    for (int i = 0; i < 2; ++i) slots.push_back(make_slots(linears[i].get(), capacity, false, magnitudes));
+    const auto add = [&](int linear, int slot, int adapter) {
+      fills.push_back({sizeof(octolora_slot_fill), slot, slots[static_cast<size_t>(linear)].get(),
+                       &descs[static_cast<size_t>(adapter)], p.adapters[static_cast<size_t>(adapter)].scale});
+    };
+    for (int i = 0; i < 2 * kSlots; ++i) add(i % 2, i / 2, i);
+    add(0, 3, 0);
+    add(0, 3, 11);
+    if (together) {
+      CHECK_OK(octolora_slots_set_many(fills.data(), static_cast<int32_t>(fills.size()), nullptr));
+    } else {
+      for (const octolora_slot_fill& f : fills)
+        CHECK_OK(octolora_slots_set(f.slots, f.slot, f.adapter, f.scale, nullptr));
+    }
+    for (int i = 0; i < 2; ++i) {
+      Runner runner(device, options.cuda(), linears[i].get(), slots[static_cast<size_t>(i)].get(), p);
+      results[together].push_back(runner.forward());
+    }
+  }
+  if (results[0] != results[1]) fail("many at once give other bits than one by one");
+  Problem held = p;
+  held.adapters.clear();
+  for (int i = 0; i < kSlots; ++i) held.adapters.push_back(p.adapters[static_cast<size_t>(i == 3 ? 11 : 2 * i)]);
+  expect_close(held, evaluate(held, arithmetic(options)), results[1][0]);
 }
 
 // What PEFT 0.21 computes for W = [[3,4],[0,2]], bias [1,-1], A = [[1,0]], B = [[1],[0.5]], scale 2, m = [10,4] and
@@ -385,6 +442,8 @@ void fill(Suite& suite, const Options& options) {
                 [=] { sources(options, device.get(), type, offset); });
     }
   }
+  suite.add("many at once", [=] { many(options, device.get(), false); });
+  suite.add("many at once, magnitudes", [=] { many(options, device.get(), true); });
   suite.add("DoRA of PEFT", [=] { dora_of_peft(options, device.get()); });
   for (int32_t mode : {OCTOLORA_W8A16, OCTOLORA_W8A8_DYNAMIC}) {
     suite.add(text("refreshed weights %s", modes[mode]), [=] { refreshed_weights(options, device.get(), mode); });

@@ -209,12 +209,24 @@ OCTOLORA_API void octolora_slots_destroy(octolora_slots* slots);
 OCTOLORA_API octolora_status octolora_slots_set(octolora_slots* slots, int32_t slot,
                                                 const octolora_adapter_desc* adapter, float scale,
                                                 octolora_stream stream);
+/* One slot of one linear's slots, for octolora_slots_set_many. */
+typedef struct octolora_slot_fill {
+  uint32_t struct_size; /* sizeof as the caller compiled it; new fields come at the end */
+  int32_t slot;
+  octolora_slots* slots;
+  const octolora_adapter_desc* adapter;
+  float scale;
+} octolora_slot_fill;
+/* octolora_slots_set for each of `count` fills in their order, all of one device: an adapter of a whole model in a few
+ * launches. All are checked before anything is enqueued. */
+OCTOLORA_API octolora_status octolora_slots_set_many(const octolora_slot_fill* fills, int32_t count,
+                                                     octolora_stream stream);
 OCTOLORA_API octolora_status octolora_slots_set_scale(octolora_slots* slots, int32_t slot, float scale,
                                                       octolora_stream stream);
 OCTOLORA_API octolora_status octolora_slots_clear(octolora_slots* slots, int32_t slot, octolora_stream stream);
-/* scales: the slots' scales, [slot_count] in memory of the device, for as long as the slots live. Work on the stream may
- * write them in place of octolora_slots_set_scale; a forward reads them when it runs. Slots with magnitudes then need
- * octolora_slots_refresh, since g depends on the scale. */
+/* scales: the slots' scales, [slot_count] in memory of the device, for as long as the slots live. Work on the stream
+ * may write them in place of octolora_slots_set_scale; a forward reads them when it runs. Slots with magnitudes then
+ * need octolora_slots_refresh, since g depends on the scale. */
 OCTOLORA_API octolora_status octolora_slots_scales(octolora_slots* slots, float** scales);
 /* Brings what depends on scales and weights up to date, after either was written behind the slots' back (the scales by
  * the caller's kernels, the weights by octolora_linear_write). Of use for slots with magnitudes alone. */
@@ -261,10 +273,10 @@ typedef struct octolora_forward_desc {
  * output_count, the outputs' linear and slots, rows and x_dtype: no pointer to data, and for every alignment of it. */
 OCTOLORA_API octolora_status octolora_forward_workspace(const octolora_forward_desc* desc, size_t* bytes);
 /* Quantizes x once and multiplies it by every output's linear and adapters. No two of x, the y and the workspace
- * overlap, and a residual or a gate overlaps a y only where it is that residual's own y. Enqueues and returns: allocates
- * nothing, waits for nothing, may be captured in a CUDA graph. Two forwards that may run at the same time need two
- * workspaces. The same call on the same device gives the same bits. A NaN or an infinity in x makes its own row of
- * every y NaN or infinite and no other. */
+ * overlap, and a residual or a gate overlaps a y only where it is that residual's own y. Enqueues and returns:
+ * allocates nothing, waits for nothing, may be captured in a CUDA graph. Two forwards that may run at the same time
+ * need two workspaces. The same call on the same device gives the same bits. A NaN or an infinity in x makes its own
+ * row of every y NaN or infinite and no other. */
 OCTOLORA_API octolora_status octolora_forward(const octolora_forward_desc* desc, octolora_stream stream);
 
 /* One linear with every filled slot added, and nothing after it: octolora_forward_workspace and octolora_forward for

@@ -28,6 +28,7 @@ using octolora::LinearSpec;
 using octolora::Mode;
 using octolora::Output;
 using octolora::require_finite;
+using octolora::SlotFill;
 using octolora::Slots;
 
 // Members go in reverse order, so what lives on a device goes before the device.
@@ -239,6 +240,42 @@ struct Call {
   size_t workspace_bytes = 0;
   ForwardArgs args;
 };
+
+// Valid, with b_stride filled in.
+SlotFill read_fill(octolora_slots* slots, int32_t slot, const octolora_adapter_desc* adapter, float scale,
+                   octolora_stream stream) {
+  check_slot(slots, slot);
+  require_no_stream(slots->cpu, stream);
+  auto a = read_struct(adapter, "adapter", offsetof(octolora_adapter_desc, magnitude));
+  if (a.rank < 1 || a.rank > slots->capacity[slot]) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "adapter.rank = %d, expected 1 to %d, the capacity of slot %d", a.rank,
+                slots->capacity[slot], slot);
+  }
+  const Dtype a_type = dtype(a.a_dtype, "adapter.a_dtype"), b_type = dtype(a.b_dtype, "adapter.b_dtype");
+  if (a.precision != OCTOLORA_LORA_16BIT && !(a.precision == OCTOLORA_LORA_SPLIT && slots->split)) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "adapter.precision = %d, expected OCTOLORA_LORA_16BIT (0)%s", a.precision,
+                slots->split ? " or OCTOLORA_LORA_SPLIT (1)" : "; the slots were not made for OCTOLORA_LORA_SPLIT");
+  }
+  if (a.b_stride == 0) a.b_stride = a.rank;
+  if (a.b_stride < a.rank) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "adapter.b_stride = %d, expected at least the rank %d, or 0", a.b_stride,
+                a.rank);
+  }
+  require(a.a, "adapter.a");
+  require(a.b, "adapter.b");
+  require_aligned(a.a, octolora::size_of(a_type), "adapter.a");
+  require_aligned(a.b, octolora::size_of(b_type), "adapter.b");
+  require_aligned(a.bias, alignof(float), "adapter.bias");
+  require_aligned(a.magnitude, alignof(float), "adapter.magnitude");
+  if (a.magnitude && !slots->magnitudes) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT,
+                "adapter.magnitude = %p, expected NULL: the slots were not made with OCTOLORA_LORA_MAGNITUDES",
+                static_cast<const void*>(a.magnitude));
+  }
+  if (a.magnitude && a.bias) throw Error(OCTOLORA_UNSUPPORTED, "an adapter with a magnitude and a bias");
+  require_finite(scale, "scale");
+  return {slots->impl.get(), slot, a, scale};
+}
 
 Output read_output(const octolora_output& given, const octolora_linear* first, int i) {
   require(given.linear, Name(i, "linear"));
@@ -605,39 +642,39 @@ void octolora_slots_destroy(octolora_slots* slots) {
 octolora_status octolora_slots_set(octolora_slots* slots, int32_t slot, const octolora_adapter_desc* adapter,
                                    float scale, octolora_stream stream) {
   return guarded([&] {
-    check_slot(slots, slot);
-    require_no_stream(slots->cpu, stream);
-    auto a = read_struct(adapter, "adapter", offsetof(octolora_adapter_desc, magnitude));
-    if (a.rank < 1 || a.rank > slots->capacity[slot]) {
-      throw Error(OCTOLORA_INVALID_ARGUMENT, "adapter.rank = %d, expected 1 to %d, the capacity of slot %d", a.rank,
-                  slots->capacity[slot], slot);
+    const SlotFill fill = read_fill(slots, slot, adapter, scale, stream);
+    slots->device->fill(&fill, 1, stream);
+  });
+}
+
+octolora_status octolora_slots_set_many(const octolora_slot_fill* fills, int32_t count, octolora_stream stream) {
+  return guarded([&] {
+    if (count < 0) throw Error(OCTOLORA_INVALID_ARGUMENT, "count = %d, expected 0 or more", count);
+    if (!count) return;
+    require(fills, "fills");
+    std::vector<SlotFill> all;
+    all.reserve(static_cast<size_t>(count));
+    const octolora_slots* first = nullptr;
+    // An array of structs lies in steps of the size that the caller's header gave them.
+    const uint32_t step = fills->struct_size;
+    const char* at = reinterpret_cast<const char*>(fills);
+    for (int i = 0; i < count; ++i, at += step) {
+      char name[24];
+      std::snprintf(name, sizeof name, "fills[%d]", i);
+      const auto given = read_struct(reinterpret_cast<const octolora_slot_fill*>(at), name, sizeof(octolora_slot_fill));
+      try {
+        if (given.struct_size != step)
+          throw Error(OCTOLORA_INVALID_ARGUMENT, "struct_size = %u, expected %u as in fills[0]", given.struct_size,
+                      step);
+        all.push_back(read_fill(given.slots, given.slot, given.adapter, given.scale, stream));
+        if (!first) first = given.slots;
+        if (given.slots->device != first->device)
+          throw Error(OCTOLORA_INVALID_ARGUMENT, "slots is on another octolora_device than fills[0].slots");
+      } catch (const Error& error) {
+        throw Error(error.status(), "%s: %s", name, error.what());
+      }
     }
-    const Dtype a_type = dtype(a.a_dtype, "adapter.a_dtype"), b_type = dtype(a.b_dtype, "adapter.b_dtype");
-    if (a.precision != OCTOLORA_LORA_16BIT && !(a.precision == OCTOLORA_LORA_SPLIT && slots->split)) {
-      throw Error(OCTOLORA_INVALID_ARGUMENT, "adapter.precision = %d, expected OCTOLORA_LORA_16BIT (0)%s", a.precision,
-                  slots->split ? " or OCTOLORA_LORA_SPLIT (1)" : "; the slots were not made for OCTOLORA_LORA_SPLIT");
-    }
-    if (a.b_stride == 0) a.b_stride = a.rank;
-    if (a.b_stride < a.rank) {
-      throw Error(OCTOLORA_INVALID_ARGUMENT, "adapter.b_stride = %d, expected at least the rank %d, or 0", a.b_stride,
-                  a.rank);
-    }
-    require(a.a, "adapter.a");
-    require(a.b, "adapter.b");
-    require_aligned(a.a, octolora::size_of(a_type), "adapter.a");
-    require_aligned(a.b, octolora::size_of(b_type), "adapter.b");
-    require_aligned(a.bias, alignof(float), "adapter.bias");
-    require_aligned(a.magnitude, alignof(float), "adapter.magnitude");
-    if (a.magnitude && !slots->magnitudes) {
-      throw Error(OCTOLORA_INVALID_ARGUMENT,
-                  "adapter.magnitude = %p, expected NULL: the slots were not made with OCTOLORA_LORA_MAGNITUDES",
-                  static_cast<const void*>(a.magnitude));
-    }
-    if (a.magnitude && a.bias) {
-      throw Error(OCTOLORA_UNSUPPORTED, "an adapter with a magnitude and a bias");
-    }
-    require_finite(scale, "scale");
-    slots->impl->set(slot, a, scale, stream);
+    first->device->fill(all.data(), count, stream);
   });
 }
 

@@ -59,6 +59,10 @@ class CpuDevice final : public Device {
   void stream_synchronize(octolora_stream) override {}
   void drain() noexcept override {}
   uint64_t in_use() const override { return context_->in_use.load(std::memory_order_relaxed); }
+  void fill(const SlotFill* fills, int count, octolora_stream) override {
+    for (int i = 0; i < count; ++i)
+      static_cast<CpuSlots*>(fills[i].slots)->set(fills[i].slot, fills[i].adapter, fills[i].scale);
+  }
   std::unique_ptr<Linear> create_linear(const LinearSpec& spec, const octolora_linear_desc& desc) override {
     return std::make_unique<CpuLinear>(context_, spec, desc);
   }

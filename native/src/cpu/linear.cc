@@ -59,14 +59,14 @@ Panels CpuSlots::a_panels(int rank) const { return {rank, k_, context_->kernels.
 Panels CpuSlots::b_panels(int rank) const { return {n_, rank, context_->kernels.columns, context_->kernels.lanes, 1}; }
 
 // Nothing below can fail once the arguments are valid, so a slot is never left half-filled.
-void CpuSlots::set(int index, const octolora_adapter_desc& adapter, float scale, octolora_stream) {
+void CpuSlots::set(int index, const octolora_adapter_desc& adapter, float scale) {
   if (adapter.bias != nullptr) require_finite(adapter.bias, n_, "adapter.bias");
   if (adapter.magnitude != nullptr) require_finite(adapter.magnitude, n_, "adapter.magnitude");
   Slot& slot = slots_[static_cast<size_t>(index)];
   const Kernels& kernels = context_->kernels;
-  const int64_t b_stride = adapter.b_stride != 0 ? adapter.b_stride : adapter.rank;
   pack_factor(kernels, a_panels(adapter.rank), adapter.a, static_cast<Dtype>(adapter.a_dtype), k_, slot.a.data());
-  pack_factor(kernels, b_panels(adapter.rank), adapter.b, static_cast<Dtype>(adapter.b_dtype), b_stride, slot.b.data());
+  pack_factor(kernels, b_panels(adapter.rank), adapter.b, static_cast<Dtype>(adapter.b_dtype), adapter.b_stride,
+              slot.b.data());
   slot.has_bias = adapter.bias != nullptr;
   if (slot.has_bias) std::memcpy(slot.bias.data(), adapter.bias, static_cast<size_t>(n_) * sizeof(float));
   slot.has_magnitude = adapter.magnitude != nullptr;

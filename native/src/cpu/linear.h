@@ -32,7 +32,7 @@ class CpuSlots final : public Slots {
   };
 
   CpuSlots(const CpuLinear& linear, const std::vector<int>& capacity, bool magnitudes);
-  void set(int slot, const octolora_adapter_desc& adapter, float scale, octolora_stream stream) override;
+  void set(int slot, const octolora_adapter_desc& adapter, float scale);
   void set_scale(int slot, float scale, octolora_stream stream) override;
   void clear(int slot, octolora_stream stream) override;
   void refresh(octolora_stream stream) override;

@@ -117,38 +117,39 @@ __device__ __forceinline__ Halves halves_of(const Octet& octet, Dtype type, cons
 // ---- Measure ----
 
 // fp32 factors alone: the largest magnitude, and whether the 16-bit types hold every element.
-__global__ __launch_bounds__(kThreads) void measure(const FactorSource a, const FactorSource b,
-                                                    FactorStatistics* found) {
-  const int lane = threadIdx.x % 32;
-  for (int which = 0; which < 2; ++which) {
-    const FactorSource& s = which ? b : a;
-    if (s.type != Dtype::f32) continue;
-    const bool vectors = loads_vectors(s);
-    const int octets = (s.columns + 7) / 8;
-    const int64_t items = static_cast<int64_t>(s.rows) * octets, step = static_cast<int64_t>(gridDim.x) * kThreads;
-    uint32_t largest = 0;
-    bool beyond_bf16 = false, beyond_f16 = false;
-    for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < items; i += step) {
-      const int64_t row = i / octets;
-      const int column = static_cast<int>(i - row * octets) * 8;
-      const Octet octet = load_octet(s.data, s.type, row * s.stride + column, min(8, s.columns - column), vectors);
+__device__ void measure_factor(const FactorSource& s, FactorStatistics* found) {
+  if (s.type != Dtype::f32) return;
+  const bool vectors = loads_vectors(s);
+  const int octets = (s.columns + 7) / 8;
+  const int64_t items = static_cast<int64_t>(s.rows) * octets, step = static_cast<int64_t>(gridDim.x) * kThreads;
+  uint32_t largest = 0;
+  bool beyond_bf16 = false, beyond_f16 = false;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < items; i += step) {
+    const int64_t row = i / octets;
+    const int column = static_cast<int>(i - row * octets) * 8;
+    const Octet octet = load_octet(s.data, s.type, row * s.stride + column, min(8, s.columns - column), vectors);
 #pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const float value = __uint_as_float(octet.word[j]);
-        largest = max(largest, magnitude_bits(value));
-        beyond_bf16 |= (octet.word[j] & 0xffffu) != 0;
-        beyond_f16 |= round_to_f16(value) != value;
-      }
-    }
-    largest = __reduce_max_sync(~0u, largest);
-    beyond_bf16 = __any_sync(~0u, beyond_bf16);
-    beyond_f16 = __any_sync(~0u, beyond_f16);
-    if (lane == 0) {
-      atomicMax(&found[which].largest, largest);
-      if (beyond_bf16) atomicOr(&found[which].beyond_bf16, 1u);
-      if (beyond_f16) atomicOr(&found[which].beyond_f16, 1u);
+    for (int j = 0; j < 8; ++j) {
+      const float value = __uint_as_float(octet.word[j]);
+      largest = max(largest, magnitude_bits(value));
+      beyond_bf16 |= (octet.word[j] & 0xffffu) != 0;
+      beyond_f16 |= round_to_f16(value) != value;
     }
   }
+  largest = __reduce_max_sync(~0u, largest);
+  beyond_bf16 = __any_sync(~0u, beyond_bf16);
+  beyond_f16 = __any_sync(~0u, beyond_f16);
+  if (threadIdx.x % 32 == 0) {
+    atomicMax(&found->largest, largest);
+    if (beyond_bf16) atomicOr(&found->beyond_bf16, 1u);
+    if (beyond_f16) atomicOr(&found->beyond_f16, 1u);
+  }
+}
+
+__global__ __launch_bounds__(kThreads) void measure(const __grid_constant__ PackBatch batch) {
+  const PackArgs& p = batch.member[blockIdx.y];
+  measure_factor(p.a_source, &p.found[0]);
+  measure_factor(p.b_source, &p.found[1]);
 }
 
 // ---- Pack ----
@@ -170,9 +171,13 @@ struct Pieces {
 };
 
 template <bool kSplit>
-__global__ __launch_bounds__(kThreads) void pack(const PackArgs p) {
+__device__ void pack_slot(const PackArgs& p) {
   const int lane = threadIdx.x % 32;
   const Pieces pieces(p);
+  const int64_t total = pieces.total(p);
+  // A small slot has less to do than the widest of the launch.
+  const unsigned blocks = min(gridDim.x, static_cast<unsigned>((total + kWarps - 1) / kWarps));
+  if (blockIdx.x >= blocks) return;
   const StoredType a_type = stored_type(p.a_source.type, p.found[0]), b_type = stored_type(p.b_source.type, p.found[1]);
   const PowerOfTwo a_power(a_type.exponent), b_power(b_type.exponent);
   const bool a_vectors = loads_vectors(p.a_source), b_vectors = loads_vectors(p.b_source);
@@ -247,9 +252,8 @@ __global__ __launch_bounds__(kThreads) void pack(const PackArgs p) {
     }
   };
 
-  const int64_t total = pieces.total(p);
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32; i < total;
-       i += static_cast<int64_t>(gridDim.x) * kWarps) {
+       i += static_cast<int64_t>(blocks) * kWarps) {
     int64_t piece = i;
     if (piece < pieces.a) {
       pack_a(piece);
@@ -278,7 +282,7 @@ __global__ __launch_bounds__(kThreads) void pack(const PackArgs p) {
   __shared__ bool last;
   __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) last = atomicAdd(&p.found[0].blocks, 1u) + 1 == gridDim.x;
+  if (threadIdx.x == 0) last = atomicAdd(&p.found[0].blocks, 1u) + 1 == blocks;
   __syncthreads();
   if (!last) return;
   __threadfence();
@@ -303,6 +307,14 @@ __global__ __launch_bounds__(kThreads) void pack(const PackArgs p) {
     if (p.has_magnitude) *p.has_magnitude = p.magnitude_source != nullptr;
     p.found[0] = p.found[1] = FactorStatistics{};
   }
+}
+
+__global__ __launch_bounds__(kThreads) void pack(const __grid_constant__ PackBatch batch) {
+  const PackArgs& p = batch.member[blockIdx.y];
+  if (p.split)
+    pack_slot<true>(p);
+  else
+    pack_slot<false>(p);
 }
 
 __global__ void set_scale(float* scale, float value) { *scale = value; }
@@ -461,26 +473,30 @@ __global__ __launch_bounds__(kThreads) void compose(const ComposeArgs p) {
   }
 }
 
-unsigned blocks_for(int64_t items, int per_block) {
-  return static_cast<unsigned>(std::clamp<int64_t>((items + per_block - 1) / per_block, 1, kMaxBlocks));
-}
-
 }  // namespace
 
-void launch_pack(const PackArgs& args, bool split, cudaStream_t stream) {
-  const FactorSource &a = args.a_source, &b = args.b_source;
-  if (a.type == Dtype::f32 || b.type == Dtype::f32) {
-    const int64_t octets =
-        static_cast<int64_t>(a.rows) * ((a.columns + 7) / 8) + static_cast<int64_t>(b.rows) * ((b.columns + 7) / 8);
-    measure<<<blocks_for(octets, kThreads), kThreads, 0, stream>>>(a, b, args.found);
-    OCTOLORA_CUDA(cudaGetLastError(), "measuring an adapter: rank %d, N = %d, K = %d", a.rows, args.n, a.columns);
+void launch_pack(const PackBatch& batch, cudaStream_t stream) {
+  int64_t octets = 0, pieces = 0;  // of the largest
+  for (int i = 0; i < batch.count; ++i) {
+    const PackArgs& p = batch.member[i];
+    pieces = std::max(pieces, Pieces(p).total(p));
+    for (const FactorSource* s : {&p.a_source, &p.b_source}) {
+      if (s->type == Dtype::f32) octets = std::max(octets, static_cast<int64_t>(s->rows) * ((s->columns + 7) / 8));
+    }
   }
-  const unsigned blocks = blocks_for(Pieces(args).total(args), kWarps);
-  if (split)
-    pack<true><<<blocks, kThreads, 0, stream>>>(args);
-  else
-    pack<false><<<blocks, kThreads, 0, stream>>>(args);
-  OCTOLORA_CUDA(cudaGetLastError(), "packing an adapter: rank %d, N = %d, K = %d", a.rows, args.n, a.columns);
+  const PackArgs& first = batch.member[0];
+  const auto grid = [&](int64_t items, int per_block) {
+    const int64_t blocks = std::clamp<int64_t>((items + per_block - 1) / per_block, 1, kMaxBlocks);
+    return dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(batch.count));
+  };
+  if (octets) {
+    measure<<<grid(octets, kThreads), kThreads, 0, stream>>>(batch);
+    OCTOLORA_CUDA(cudaGetLastError(), "measuring %d adapters, the first for N = %d, K = %d", batch.count, first.n,
+                  first.a_source.columns);
+  }
+  pack<<<grid(pieces, kWarps), kThreads, 0, stream>>>(batch);
+  OCTOLORA_CUDA(cudaGetLastError(), "packing %d adapters, the first for N = %d, K = %d", batch.count, first.n,
+                first.a_source.columns);
 }
 
 void launch_set_scale(float* scale, float value, cudaStream_t stream) {

@@ -152,8 +152,10 @@ CudaLinear::CudaLinear(CudaDevice& device_, const LinearSpec& spec_, const octol
     bias_ = std::make_unique<Buffer>(device, static_cast<size_t>(spec.n) * sizeof(float));
     bias_->fill(desc.bias, spec.n);
   }
-  if (!desc.weight || k_pitch != spec.k) weight_.clear();
-  if (desc.weight) write(0, spec.n, desc.weight);
+  if (desc.weight)
+    write(0, spec.n, desc.weight);
+  else
+    weight_.clear();
 }
 
 void CudaLinear::write(int first_row, int rows, const int8_t* weight) {
@@ -161,6 +163,9 @@ void CudaLinear::write(int first_row, int rows, const int8_t* weight) {
   int8_t* const to = weight_.as<int8_t>() + static_cast<int64_t>(first_row) * k_pitch;
   OCTOLORA_CUDA(cudaMemcpy2D(to, k_pitch, weight, spec.k, spec.k, rows, cudaMemcpyDefault), "weight: %d rows of K = %d",
                 rows, spec.k);
+  if (k_pitch != spec.k) {  // what lies there is zero in the order of the file alone
+    OCTOLORA_CUDA(cudaMemset2D(to + spec.k, k_pitch, 0, k_pitch - spec.k, rows), "weight: %d rows", rows);
+  }
   if (spec.mode == Mode::w8a16) launch_widen_order(to, static_cast<int64_t>(rows) * k_pitch / 16, nullptr);
   OCTOLORA_CUDA(cudaStreamSynchronize(nullptr), "weight: %d rows of K = %d", rows, spec.k);
 }

@@ -61,6 +61,7 @@ class CudaDevice final : public Device {
   void drain() noexcept override;
   uint64_t in_use() const override { return in_use_.load(); }
   std::unique_ptr<Linear> create_linear(const LinearSpec& spec, const octolora_linear_desc& desc) override;
+  void fill(const SlotFill* fills, int count, octolora_stream stream) override;
   size_t workspace(const ForwardArgs& args) const override;
   void forward(const ForwardArgs& args) const override;
 
@@ -140,12 +141,17 @@ class CudaSlots final : public Slots {
  public:
   CudaSlots(CudaLinear& linear, const std::vector<int>& capacity, bool split, bool magnitudes);
   ~CudaSlots() override;
-  void set(int slot, const octolora_adapter_desc& adapter, float scale, octolora_stream stream) override;
   void set_scale(int slot, float scale, octolora_stream stream) override;
   void clear(int slot, octolora_stream stream) override;
   void refresh(octolora_stream stream) override;
   float* scales() override { return view_.scale; }
   AdapterView view() const { return view_; }
+  // The slot's place and what to put there, all but the sources.
+  PackArgs pack_args(int slot, const octolora_adapter_desc& adapter, float scale) const;
+  const LinearSpec& spec() const;
+  // With magnitudes: the factors of slots first to end - 1, whose contents, scale or weights are new, and what depends
+  // on any of them.
+  void compose(int first, int end, cudaStream_t stream);
   // s_w as the magnitudes change it, or null: the linear's own.
   const float* weight_scale() const { return weight_scale_; }
 
@@ -154,7 +160,6 @@ class CudaSlots final : public Slots {
     int first, count;  // chunks
   };
   void place(const std::vector<int>& capacity);
-  void compose(int first, int end, cudaStream_t stream);
   int64_t down_columns(int chunks) const { return static_cast<int64_t>(chunks) * kChunkRank * (split_ ? 2 : 1); }
   int64_t up_columns(int chunks) const { return static_cast<int64_t>(chunks) * kChunkRank * (split_ ? 3 : 1); }
 
@@ -165,7 +170,7 @@ class CudaSlots final : public Slots {
   std::unique_ptr<Buffer> memory_;
   // All below lie in memory_.
   AdapterView view_;
-  FactorStatistics* found_ = nullptr;
+  FactorStatistics* found_ = nullptr;  // [slots][2]
   // With magnitudes: what was given, from which what the view shows is composed; else the same.
   uint16_t* given_b_ = nullptr;
   float* given_bias_ = nullptr;

@@ -190,8 +190,17 @@ struct PackArgs {
   float* bias = nullptr;             // [N]
   float* magnitude = nullptr;        // [N]
   float new_scale = 0.f;
-  bool low_parts = false;  // split slots: what the high parts leave is kept, else zero
+  bool split = false;
+  bool low_parts = false;  // split: what the high parts leave is kept, else zero
 };
+
+// Adapters for different slots, as many as the arguments of a kernel hold.
+constexpr int kMaxPack = 20;
+struct PackBatch {
+  int count = 0;
+  PackArgs member[kMaxPack];
+};
+static_assert(sizeof(PackBatch) <= 4096);
 
 struct ClearArgs {
   int n = 0, chunk_count = 0;
@@ -233,7 +242,7 @@ struct ComposeArgs {
   float* bias = nullptr;
 };
 
-void launch_pack(const PackArgs& args, bool split, cudaStream_t stream);
+void launch_pack(const PackBatch& batch, cudaStream_t stream);
 void launch_set_scale(float* scale, float value, cudaStream_t stream);
 void launch_clear(const ClearArgs& args, cudaStream_t stream);
 // w8a16: the weights lie in the order for widening.

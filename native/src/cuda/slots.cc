@@ -48,8 +48,12 @@ Staging::~Staging() { cudaEventRecord(device_.staging_free_, stream_); }
 
 const void* Staging::put(const void* from, size_t width, size_t rows, size_t pitch) {
   void* const to = static_cast<uint8_t*>(device_.staging_) + used_;
-  OCTOLORA_CUDA(cudaMemcpy2DAsync(to, width, from, pitch, width, rows, cudaMemcpyDefault, stream_),
-                "%zu rows of %zu bytes", rows, width);
+  if (width == pitch) {
+    OCTOLORA_CUDA(cudaMemcpyAsync(to, from, width * rows, cudaMemcpyDefault, stream_), "%zu bytes", width * rows);
+  } else {
+    OCTOLORA_CUDA(cudaMemcpy2DAsync(to, width, from, pitch, width, rows, cudaMemcpyDefault, stream_),
+                  "%zu rows of %zu bytes", rows, width);
+  }
   used_ += static_cast<size_t>(round_up64(static_cast<int64_t>(width * rows), kAlignment));
   return to;
 }
@@ -89,6 +93,8 @@ class Sources {
     }
     return static_cast<const float*>(there);
   }
+
+  bool staged() const { return staging_.has_value(); }
 
  private:
   Staging& staging(const void* data, const char* what) {
@@ -140,10 +146,9 @@ CudaSlots::CudaSlots(CudaLinear& linear, const std::vector<int>& capacity, bool 
                              cudaMemcpyHostToDevice),
                   "%zu chunks", chunks.size());
   }
+  refresh(nullptr);
   OCTOLORA_CUDA(cudaStreamSynchronize(nullptr), "%zu slots", capacity.size());
   if (staging_) linear_.device.need_staging(staging_);
-  if (magnitudes_) refresh(nullptr);
-  OCTOLORA_CUDA(cudaStreamSynchronize(nullptr), "%zu slots", capacity.size());
 }
 
 CudaSlots::~CudaSlots() {
@@ -177,7 +182,7 @@ void CudaSlots::place(const std::vector<int>& capacity) {
     take(view_.scale, slots);
     take(view_.slot_bias, bias_count);
     take(view_.has_bias, slots);
-    take(found_, 2);
+    take(found_, 2 * slots);
     given_b_ = const_cast<uint16_t*>(view_.b);
     given_bias_ = const_cast<float*>(view_.slot_bias);
     if (magnitudes_) {
@@ -194,26 +199,20 @@ void CudaSlots::place(const std::vector<int>& capacity) {
   all(memory_->as<uint8_t>());
 }
 
-void CudaSlots::set(int slot, const octolora_adapter_desc& adapter, float scale, octolora_stream stream_) {
-  const Current current(linear_.device.ordinal);
-  const cudaStream_t stream = cuda_stream(stream_);
-  const int n = linear_.spec.n, k = linear_.spec.k, rank = adapter.rank;
+const LinearSpec& CudaSlots::spec() const { return linear_.spec; }
+
+PackArgs CudaSlots::pack_args(int slot, const octolora_adapter_desc& adapter, float scale) const {
   const Range range = ranges_[slot];
-  const int64_t at = static_cast<int64_t>(slot) * n;
-  Sources sources(linear_.device, stream);
+  const int64_t at = static_cast<int64_t>(slot) * linear_.spec.n;
   PackArgs args;
-  args.a_source = sources.matrix(adapter.a, static_cast<Dtype>(adapter.a_dtype), rank, k, k, "adapter.a");
-  args.b_source =
-      sources.matrix(adapter.b, static_cast<Dtype>(adapter.b_dtype), n, rank, adapter.b_stride, "adapter.b");
-  args.bias_source = sources.vector(adapter.bias, n, "adapter.bias");
-  args.magnitude_source = sources.vector(adapter.magnitude, n, "adapter.magnitude");
-  args.n = n;
+  args.n = linear_.spec.n;
+  args.split = split_;
   args.low_parts = adapter.precision == OCTOLORA_LORA_SPLIT;
   args.chunk_count = range.count;
   args.first_down = static_cast<int>(down_columns(range.first));
   args.first_up = static_cast<int>(up_columns(range.first));
   args.up_columns = view_.up_columns;
-  args.found = found_;
+  args.found = found_ + 2 * slot;
   args.a = const_cast<uint4*>(view_.a);
   args.b = given_b_;
   args.chunks = const_cast<Chunk*>(view_.chunks) + range.first;
@@ -223,14 +222,48 @@ void CudaSlots::set(int slot, const octolora_adapter_desc& adapter, float scale,
   args.bias = given_bias_ + at;
   args.magnitude = magnitudes_ ? magnitude_ + at : nullptr;
   args.new_scale = scale;
-  launch_pack(args, split_, stream);
-  if (magnitudes_) compose(slot, slot + 1, stream);
+  return args;
+}
+
+// Fills whose sources the device reads where they are go together, as many as a launch takes; one that passes through
+// the staging buffer goes alone.
+void CudaDevice::fill(const SlotFill* fills, int count, octolora_stream stream_) {
+  const Current current(ordinal);
+  const cudaStream_t stream = cuda_stream(stream_);
+  PackBatch batch;
+  int first = 0;  // of the fills in the batch
+  const auto flush = [&](int end) {
+    if (batch.count) launch_pack(batch, stream);
+    batch.count = 0;
+    for (int i = first; i < end; ++i) {
+      static_cast<CudaSlots*>(fills[i].slots)->compose(fills[i].slot, fills[i].slot + 1, stream);
+    }
+    first = end;
+  };
+  for (int i = 0; i < count; ++i) {
+    const octolora_adapter_desc& adapter = fills[i].adapter;
+    const LinearSpec& spec = static_cast<CudaSlots*>(fills[i].slots)->spec();
+    PackArgs args = static_cast<CudaSlots*>(fills[i].slots)->pack_args(fills[i].slot, adapter, fills[i].scale);
+    const bool again = std::any_of(batch.member, batch.member + batch.count,
+                                   [&](const PackArgs& other) { return other.chunks == args.chunks; });
+    if (again || batch.count == kMaxPack) flush(i);
+    Sources sources(*this, stream);
+    const auto a_type = static_cast<Dtype>(adapter.a_dtype), b_type = static_cast<Dtype>(adapter.b_dtype);
+    args.a_source = sources.matrix(adapter.a, a_type, adapter.rank, spec.k, spec.k, "adapter.a");
+    args.b_source = sources.matrix(adapter.b, b_type, spec.n, adapter.rank, adapter.b_stride, "adapter.b");
+    args.bias_source = sources.vector(adapter.bias, spec.n, "adapter.bias");
+    args.magnitude_source = sources.vector(adapter.magnitude, spec.n, "adapter.magnitude");
+    if (sources.staged()) flush(i);
+    batch.member[batch.count++] = args;
+    if (sources.staged()) flush(i + 1);
+  }
+  flush(count);
 }
 
 void CudaSlots::set_scale(int slot, float scale, octolora_stream stream_) {
   const Current current(linear_.device.ordinal);
   launch_set_scale(view_.scale + slot, scale, cuda_stream(stream_));
-  if (magnitudes_) compose(slot, slot + 1, cuda_stream(stream_));
+  compose(slot, slot + 1, cuda_stream(stream_));
 }
 
 void CudaSlots::clear(int slot, octolora_stream stream_) {
@@ -247,18 +280,16 @@ void CudaSlots::clear(int slot, octolora_stream stream_) {
   args.has_bias = const_cast<int32_t*>(view_.has_bias) + slot;
   args.has_magnitude = magnitudes_ ? has_magnitude_ + slot : nullptr;
   launch_clear(args, cuda_stream(stream_));
-  if (magnitudes_) compose(slot, slot + 1, cuda_stream(stream_));
+  compose(slot, slot + 1, cuda_stream(stream_));
 }
 
 void CudaSlots::refresh(octolora_stream stream_) {
-  if (!magnitudes_) return;
   const Current current(linear_.device.ordinal);
   compose(0, static_cast<int>(ranges_.size()), cuda_stream(stream_));
 }
 
-// The factors of slots first to end - 1, whose contents, scale or weights are new, and then what depends on any of
-// them.
 void CudaSlots::compose(int first, int end, cudaStream_t stream) {
+  if (!magnitudes_) return;
   const GemmMember weights = linear_.member();
   const int n = linear_.spec.n;
   for (int slot = first; slot < end; ++slot) {
