@@ -158,7 +158,7 @@ void many(const Options& options, octolora_device* device, bool magnitudes) {
   for (int i = 0; i < 2 * kSlots; ++i) {
     const Type type = static_cast<Type>(i % 3);
     s.adapters.push_back(
-        {1 + i * 5 % 17, type, type, 0.1f * static_cast<float>(i % 5 - 2), false, false, magnitudes && i % 4 == 0});
+        {1 + i * 5 % 17, type, type, 0.1f * static_cast<float>(i % 5 - 2), false, false, magnitudes && i % 12 == 0});
     s.adapters.back().bias = !s.adapters.back().magnitude && i % 2;
   }
   const Problem p = make_problem(s);

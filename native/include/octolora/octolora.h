@@ -181,7 +181,7 @@ typedef struct octolora_slots octolora_slots;
  * order of their slots, each to what those before it made of the base, where s_w * W stands for the real weight:
  *     y' = g * (y + scale * (x.A^T).B^T)      g[n] = m[n] / |row n of s_w * W + scale * B.A|      before the bias
  * It has no bias of its own; a scale of 0 leaves y' = m / |row of W| * y, clearing the slot leaves y. B times the g of
- * its own and of all later slots is kept in 16 bits. */
+ * its own and of all later slots is kept in B's 16-bit type, which it must not overflow. */
 typedef struct octolora_adapter_desc {
   uint32_t struct_size; /* sizeof as the caller compiled it; new fields come at the end */
   int32_t rank;         /* 1 to the slot's capacity */

@@ -54,7 +54,8 @@ struct PowerOfTwo {
   __device__ float operator()(float value) const { return value * first * second; }
 };
 
-// Eight consecutive elements, of which `present` exist, as one or two 16-byte loads where they are aligned.
+// Eight consecutive elements, of which the first `present` exist (none below 1, all from 8 on), as one or two 16-byte
+// loads where they are aligned.
 struct Octet {
   uint32_t word[8];  // fp32: one element a word; else two
 };
@@ -62,7 +63,7 @@ __device__ __forceinline__ Octet load_octet(const void* data, Dtype type, int64_
   Octet octet = {};
   if (type == Dtype::f32) {
     const auto* from = static_cast<const uint32_t*>(data) + index;
-    if (vectors && present == 8) {
+    if (vectors && present >= 8) {
       const uint4 low = reinterpret_cast<const uint4*>(from)[0], high = reinterpret_cast<const uint4*>(from)[1];
       return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
     }
@@ -72,7 +73,7 @@ __device__ __forceinline__ Octet load_octet(const void* data, Dtype type, int64_
     return octet;
   }
   const auto* from = static_cast<const uint16_t*>(data) + index;
-  if (vectors && present == 8) {
+  if (vectors && present >= 8) {
     const uint4 all = *reinterpret_cast<const uint4*>(from);
     return {{all.x, all.y, all.z, all.w}};
   }
@@ -127,7 +128,7 @@ __device__ void measure_factor(const FactorSource& s, FactorStatistics* found) {
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < items; i += step) {
     const int64_t row = i / octets;
     const int column = static_cast<int>(i - row * octets) * 8;
-    const Octet octet = load_octet(s.data, s.type, row * s.stride + column, min(8, s.columns - column), vectors);
+    const Octet octet = load_octet(s.data, s.type, row * s.stride + column, s.columns - column, vectors);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       const float value = __uint_as_float(octet.word[j]);
@@ -195,7 +196,7 @@ __device__ void pack_slot(const PackArgs& p) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int row = group * 8 + 4 * j + r, k = first_k + 8 * q;
-      const int present = row < rank ? max(0, min(8, p.a_source.columns - k)) : 0;
+      const int present = row < rank ? p.a_source.columns - k : 0;
       octet[j] = load_octet(p.a_source.data, p.a_source.type, row * p.a_source.stride + k, present, a_vectors);
     }
 #pragma unroll
@@ -233,7 +234,7 @@ __device__ void pack_slot(const PackArgs& p) {
     if (row >= p.n) return;
     const int octet = static_cast<int>(item - row * pieces.b_octets), column = octet * 8;
     const Octet loaded = load_octet(p.b_source.data, p.b_source.type, row * p.b_source.stride + column,
-                                    max(0, min(8, rank - column)), b_vectors);
+                                    rank - column, b_vectors);
     const Halves halves = halves_of<kSplit>(loaded, p.b_source.type, b_type, b_power, p.low_parts);
     uint16_t* const to =
         p.b + row * p.up_columns + p.first_up + octet / 2 * kChunkRank * (kSplit ? 3 : 1) + octet % 2 * 8;

@@ -245,6 +245,7 @@ public final class AdapterSet implements AutoCloseable {
           continue;
         }
         AdapterSlots slots = layer.slots(precision,
+            here.stream().anyMatch(adapter -> adapter.layers.get(layer.name).magnitude() != null),
             here.stream().mapToInt(adapter -> adapter.layers.get(layer.name).rank()).toArray());
         fresh.slots.put(layer.name, slots);
         for (int i = 0; i < here.size(); i++) {

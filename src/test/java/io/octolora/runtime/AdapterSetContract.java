@@ -72,7 +72,7 @@ abstract class AdapterSetContract {
       RandomLayer.Adapter made = layer.adapter(rank, scale);
       adapters.put(name, made);
       HostAdapter host = HostAdapter.of(rank, made.a(), made.b(), linear.name(), layer.n, layer.k);
-      return new HostAdapter(rank, host.a(), host.aType(), host.b(), host.bType(), null, scale);
+      return new HostAdapter(rank, host.a(), host.aType(), host.b(), host.bType(), null, null, scale);
     }
 
     /** What the oracle adds for weights by name. */
