@@ -18,10 +18,9 @@
 // `row_norms` makes g_i from the int8 weights and the stored factors, `compose` makes G s_w, F_i B_i and F_i bias_i.
 #include <algorithm>
 
+#include "attach.h"
 #include "check.h"
 #include "convert.cuh"
-#include "kernels.h"
-#include "ptx.cuh"
 
 namespace octolora::cuda {
 namespace {
@@ -233,8 +232,8 @@ __device__ void pack_slot(const PackArgs& p) {
     const int64_t item = piece * 32 + lane, row = item / pieces.b_octets;
     if (row >= p.n) return;
     const int octet = static_cast<int>(item - row * pieces.b_octets), column = octet * 8;
-    const Octet loaded = load_octet(p.b_source.data, p.b_source.type, row * p.b_source.stride + column,
-                                    rank - column, b_vectors);
+    const Octet loaded =
+        load_octet(p.b_source.data, p.b_source.type, row * p.b_source.stride + column, rank - column, b_vectors);
     const Halves halves = halves_of<kSplit>(loaded, p.b_source.type, b_type, b_power, p.low_parts);
     uint16_t* const to =
         p.b + row * p.up_columns + p.first_up + octet / 2 * kChunkRank * (kSplit ? 3 : 1) + octet % 2 * 8;

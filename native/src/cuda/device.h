@@ -12,6 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "attach.h"
 #include "backend.h"
 #include "check.h"
 #include "kernels.h"
@@ -64,6 +65,7 @@ class CudaDevice final : public Device {
   void fill(const SlotFill* fills, int count, octolora_stream stream) override;
   size_t workspace(const ForwardArgs& args) const override;
   void forward(const ForwardArgs& args) const override;
+  void explain(const ForwardArgs& args, Explanation& to) const override;
 
   // The device has a buffer that adapters in pageable memory pass through, as large as the largest of its slots needs.
   void need_staging(size_t bytes);
