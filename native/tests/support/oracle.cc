@@ -95,6 +95,7 @@ FactorStorage storage(const Typed& factor, bool split) {
   bool in_half = true, in_bfloat = true;
   double most = 0;
   for (float v : factor.value) {
+    if (std::isnan(v)) continue;  // between the rows of B
     in_half = in_half && round_to(Type::f16, v) == v;
     in_bfloat = in_bfloat && round_to(Type::bf16, v) == v;
     most = std::max<double>(most, std::fabs(v));
