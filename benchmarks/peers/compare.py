@@ -138,10 +138,16 @@ class Bench:
 
     # Functions that run one system over all sets.
 
-    def ours(self, weights, xs, ys, ranks=(), mode=DYNAMIC, threshold=0.0, bias=None, keep=None, **forward):
-        linears = [Linear(self.lib, w, ranks, mode, threshold, bias) for w in weights]
+    def ours(self, weights, xs, ys, ranks=(), mode=DYNAMIC, threshold=0.0, *, keep):
+        linears = [Linear(self.lib, w, ranks, mode, threshold) for w in weights]
         keep += linears
-        return self.each([Forward(self.lib, [linear], x, [y], **forward) for linear, x, y in zip(linears, xs, ys)])
+        return self.forwards(linears, xs, ys)
+
+    def forwards(self, linears, xs, ys, row_slot=None):
+        run = self.each([Forward(self.lib, [linear], x, [y], row_slot) for linear, x, y in zip(linears, xs, ys)])
+        run()
+        linears[-1].check(xs[-1], ys[-1], row_slot)
+        return run
 
     @staticmethod
     def each(calls):
@@ -220,8 +226,11 @@ class Bench:
                 for w, x in zip(weights, xs):
                     members = [Linear(self.lib, part, ranks) for part in w.split(ns)]
                     keep += members
-                    calls.append(Forward(self.lib, members, x,
-                                         [torch.empty(m, i, device="cuda", dtype=torch.bfloat16) for i in ns]))
+                    outputs = [torch.empty(m, i, device="cuda", dtype=torch.bfloat16) for i in ns]
+                    calls.append(Forward(self.lib, members, x, outputs))
+                    calls[-1]()
+                    for member, y in zip(members, outputs):
+                        member.check(x, y)
                 runs["w8a8", ranks] = self.each(calls)
             self.measure("groups", case, (m, k, n), runs, count, times)
             self.release(keep)
@@ -265,8 +274,7 @@ class Bench:
             if adapters == 1:
                 cases = {"contiguous": order, "none": torch.full_like(order, -1)}
             for case, slot in cases.items():
-                runs = {("w8a8", (rank,) * adapters): self.each(
-                    [Forward(self.lib, [linear], x, [y], row_slot=slot) for linear, x, y in zip(linears, xs, ys)])}
+                runs = {("w8a8", (rank,) * adapters): self.forwards(linears, xs, ys, slot)}
                 if case != "none":
                     where = [(slot == i).nonzero()[:, 0] for i in range(adapters)]
                     if case == "contiguous":
@@ -300,22 +308,22 @@ class Bench:
                 y += torch.bmm(torch.bmm(x[:, None], a), b)[:, 0]
         self.measure("rows", "64 shuffled", (m, k, n), {
             ("bf16 linear", ()): self.linear(weights, xs, ys), ("w8a8", ()): self.ours(weights, xs, ys, keep=keep),
-            ("w8a8", (rank,) * m): self.each(
-                [Forward(self.lib, [linear], x, [y], row_slot=slot) for linear, x, y in zip(linears, xs, ys)]),
+            ("w8a8", (rank,) * m): self.forwards(linears, xs, ys, slot),
             ("torch per adapter", (rank,) * m): batched}, count, eager=False)
         self.release(keep)
 
     def modes(self):
         for m, k, n, _ in FLUX[:1] if self.quick else FLUX[:2]:
             count, keep = self.sets(m, k, n), []
-            weights, xs = self.weights(count, n, k), self.activations(count, m, k)
-            for x in xs:
-                x[:, :6] *= 20  # six columns beyond the threshold, as in real models
+            weights, calm = self.weights(count, n, k), self.activations(count, m, k)
             ys = [torch.empty(m, n, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
-            runs = {("bf16 linear", ()): self.linear(weights, xs, ys)}
+            loud = [x.clone() for x in calm]
+            for x in loud:
+                x[:, :6] *= 20  # six columns beyond the threshold, as in real models
+            runs = {("bf16 linear", ()): self.linear(weights, calm, ys)}
             for ranks in [(), (16,)]:
-                runs["w8a8 outliers", ranks] = self.ours(weights, xs, ys, ranks, threshold=6.0, keep=keep)
-                runs["w8a8 static", ranks] = self.ours(weights, xs, ys, ranks, STATIC, keep=keep)
+                runs["w8a8 outliers", ranks] = self.ours(weights, loud, ys, ranks, threshold=6.0, keep=keep)
+                runs["w8a8 static", ranks] = self.ours(weights, calm, ys, ranks, STATIC, keep=keep)
             self.measure("modes", "", (m, k, n), runs, count, eager=False)
             self.release(keep)
 
@@ -341,14 +349,12 @@ class Bench:
             for m in every:
                 xs = self.activations(count, m, k)
                 ys = [torch.empty(m, n, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
-                calls = lambda linears: self.each([Forward(self.lib, [linear], x, [y])
-                                                   for linear, x, y in zip(linears, xs, ys)])
                 size = n * k + 2 * rank * (n + k) + 2 * m * (n + k)
                 runs = {("bf16 linear", ()): self.linear(weights, xs, ys),
-                        ("w8a8", (rank,)): calls(adapted),
+                        ("w8a8", (rank,)): self.forwards(adapted, xs, ys),
                         ("plain read", (rank,)): self.each([read.call(buffer, size, blocks) for buffer in buffers])}
                 if m in some:
-                    runs["w8a8", ()] = calls(plain)
+                    runs["w8a8", ()] = self.forwards(plain, xs, ys)
 
                     def peft(layers=layers, xs=xs):
                         with torch.no_grad():
@@ -356,7 +362,7 @@ class Bench:
                                 layer(x)
                     runs["bf16 PEFT", (rank,)] = peft
                 if m <= 16 and m & (m - 1) == 0:
-                    runs["w8a16", (16,)] = calls(wide)
+                    runs["w8a16", (16,)] = self.forwards(wide, xs, ys)
                 self.measure("decode", "", (m, k, n), runs, count, rounds=5 if self.quick else 15, least_us=400.0,
                              eager=("w8a8", "bf16 linear") if m in some else False, passes=-(-24 // count))
             self.release(keep)

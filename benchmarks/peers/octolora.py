@@ -58,7 +58,7 @@ class Linear:
     """One int8 linear and its adapters; weights from a float matrix, absmax / 127 a row."""
 
     def __init__(self, lib, weight, ranks=(), mode=DYNAMIC, threshold=0.0, bias=None):
-        self.lib, (self.n, self.k), self.ranks = lib, weight.shape, ranks
+        self.lib, self.weight, (self.n, self.k), self.factors = lib, weight, weight.shape, []
         scale = weight.abs().amax(1).float() / 127
         codes = torch.round(weight / scale[:, None]).clamp_(-127, 127).to(torch.int8)
         scale = scale.cpu()
@@ -72,10 +72,22 @@ class Linear:
             capacity = (ctypes.c_int32 * len(ranks))(*ranks)
             lib.check(lib.c.octolora_slots_create(self.handle, len(ranks), capacity, 0, ctypes.byref(self.slots)))
             for slot, rank in enumerate(ranks):
-                a, b = (t.cpu() for t in factors(rank, self.k, self.n))
+                self.factors.append(factors(rank, self.k, self.n))
+                a, b = (t.cpu() for t in self.factors[slot])
                 adapter = AdapterDesc(ctypes.sizeof(AdapterDesc), rank, BF16, BF16, 0, 0, a.data_ptr(), b.data_ptr(),
                                       None)
                 lib.check(lib.c.octolora_slots_set(self.slots, slot, ctypes.byref(adapter), ctypes.c_float(1.0), None))
+
+    def check(self, x, y, row_slot=None):
+        """Whether some rows of y are those of x but for int8's error, which is 1.5 % of normal numbers."""
+        for row in {0, x.shape[0] // 2, x.shape[0] - 1}:
+            want = x[row] @ self.weight.t()
+            for slot, (a, b) in enumerate(self.factors):
+                if row_slot is None or row_slot[row] == slot:
+                    want += (x[row] @ a.t()) @ b.t()
+            error = float((y[row] - want).float().norm() / want.float().norm())
+            if not error < 0.03:
+                raise RuntimeError(f"row {row} of {x.shape[0]} x {self.k} x {self.n} is off by {error:.1%}")
 
     def close(self):
         self.lib.c.octolora_slots_destroy(self.slots)
