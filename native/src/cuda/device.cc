@@ -193,10 +193,6 @@ Workspace CudaLinear::place(const ForwardArgs& f) const {
     take(w.outliers.list, spec.k);
     take(w.outliers.count, 1);
   }
-  if (spec.mode != Mode::w8a16 && leaves_partial_sums(device.limits, f.rows)) {
-    take(w.partial, kPartialBytes / sizeof *w.partial);
-    take(w.partial_flags, kPartialFlags);
-  }
   for (int i = 0; i < f.output_count; ++i) {
     const auto* slots = static_cast<const CudaSlots*>(f.outputs[i].slots);
     if (!slots || !slots->view().slot_count) continue;
@@ -304,8 +300,6 @@ Plan plan_of(const ForwardArgs& f) {
     plan.prepares = true;
     gemm.x = workspace.q;
     gemm.x_pitch = first.k_pitch;
-    gemm.partial = workspace.partial;
-    gemm.partial_flags = prepare.partial_flags = workspace.partial_flags;
     plan.families = kW8a8Families;
     return plan;
   }

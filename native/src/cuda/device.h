@@ -188,8 +188,6 @@ struct Workspace {
   OutlierView outliers;
   uint16_t* h[kMaxMembers] = {};
   float* total_bias[kMaxMembers] = {};
-  int4* partial = nullptr;
-  uint32_t* partial_flags = nullptr;
   size_t bytes = 0;
 };
 

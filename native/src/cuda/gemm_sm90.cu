@@ -18,10 +18,6 @@
 // low-rank update and round; to keep that short, a tile's results wait as 16-bit numbers, part in shared memory and
 // part in registers, and leave during the main loop of the next tile.
 //
-// The tiles that do not fill a last wave are cut along K where that keeps more of the device busy: the clusters that
-// share a tile leave their int32 sums in the workspace, and the last of them adds them to its own, so the sums stay
-// exact. All other tiles run in step, which keeps what they share in L2.
-//
 // Barriers a stage: `full` (the bytes of both operands, one producer arrival) in each block; `empty`, with an arrival
 // from each consumer warpgroup of both blocks, since a producer writes into both.
 #include <cuda.h>
@@ -54,7 +50,6 @@ struct Config {
   static constexpr int kBlockN = BlockN_;
   static constexpr int kStages = kBlockN == 128 ? 6 : 4;
   static constexpr int kParts = kBlockN / kPart;
-  static constexpr bool kSplits = kBlockN == 256;
   static constexpr int kHeld = 2;  // parts that wait in shared memory; the others wait in registers
   static constexpr int kStageBytes = (kBlockM + kBlockN) * 128;
   // Offsets in shared memory.
@@ -77,11 +72,15 @@ struct Member {
   bool streams_ranks;     // more low-rank blocks than stay at once: they come once for each part of a tile
 };
 
+// Where a block's tile begins, and in which output.
+struct Tile {
+  int row, column, member;
+};
+
 struct Params {
   CUtensorMap q;
   GemmArgs args;
   int k_blocks, pairs_m, tiles_n, members;
-  int split_tiles, ways;  // the last tiles are cut into so many pieces along K
   Member member[kMaxMembers];
 };
 
@@ -143,13 +142,6 @@ __device__ __forceinline__ void add_outliers(float (&value)[kPart / 2], const Ge
   }
 }
 
-// A tile, or a piece of one: blocks begin .. end of K. The piece with the last block ends in y.
-struct Work {
-  int row, column;  // first of the block's tile
-  int begin, end;
-  int member;
-};
-
 template <class C, bool kWide, bool kExtras>
 __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -182,18 +174,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
   __syncthreads();
   ptx::cluster_sync();
 
-  const int k_blocks = p.k_blocks;
   const int cluster = static_cast<int>(blockIdx.x) / kCluster;
-  // Where a cluster leaves the sums of its piece of a tile.
-  const auto partial_flag = [&](int of) {
-    return p.args.partial_flags + (of * kCluster + static_cast<int>(rank)) * kWarpgroups + warpgroup;
-  };
-  const auto partial_sums = [&](int of) {
-    return p.args.partial +
-           (static_cast<int64_t>(of * kCluster + static_cast<int>(rank)) * kWarpgroups + warpgroup) *
-               (C::kBlockN / 8 * 128) +
-           threadIdx.x % 128;
-  };
   int stage = 0;
   uint32_t phase = 0;
   const auto step_stage = [&] {
@@ -207,29 +188,15 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     ptx::registers_fewer<40>();
     if (threadIdx.x == kWarpgroups * 128) {
       const int clusters = static_cast<int>(gridDim.x) / kCluster;
-      const int whole = p.pairs_m * p.tiles_n - p.split_tiles;
-      int next_tile = cluster;
-      const auto place = [&](int tile, int begin, int end) {
+      const int tiles = p.pairs_m * p.tiles_n;
+      const auto place = [&](int tile) {
         const int group = tile / (kRasterPairs * p.tiles_n), within = tile - group * kRasterPairs * p.tiles_n;
         const int pairs = min(kRasterPairs, p.pairs_m - group * kRasterPairs);
         const int pair = group * kRasterPairs + within % pairs, tile_n = within / pairs;
         int member = 0;
         while (member + 1 < p.members && tile_n >= p.member[member + 1].first_tile_n) ++member;
-        return Work{(pair * kCluster + static_cast<int>(rank)) * kBlockM,
-                    (tile_n - p.member[member].first_tile_n) * C::kBlockN, begin, end, member};
-      };
-      const auto next = [&](Work& work) {
-        if (next_tile < whole) {
-          work = place(next_tile, 0, k_blocks);
-        } else if (next_tile - cluster < whole + clusters && cluster < p.split_tiles * p.ways) {
-          const int piece = cluster % p.ways;
-          work = place(whole + cluster / p.ways, piece * k_blocks / p.ways, (piece + 1) * k_blocks / p.ways);
-          next_tile = whole + clusters;
-        } else {
-          return false;
-        }
-        next_tile += clusters;
-        return true;
+        return Tile{(pair * kCluster + static_cast<int>(rank)) * kBlockM,
+                    (tile_n - p.member[member].first_tile_n) * C::kBlockN, member};
       };
 
       ptx::prefetch_map(&p.q);
@@ -246,81 +213,67 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         ptx::barrier_expect_bytes(full(stage), kXBytes + rows * 128);
       };
 
-      Work work;
-      bool more = next(work);
+      Tile tile = place(cluster);
       // Weights do not depend on the kernel before: the first of them come while it ends.
-      const int early = min(C::kStages, work.end - work.begin);
+      const int early = min(C::kStages, p.k_blocks);
       for (int block = 0; block < early; ++block) {
         begin_stage(C::kBlockN);
-        load_w(p.member[work.member].w, (work.begin + block) * 128, work.column, C::kBlockN);
+        load_w(p.member[tile.member].w, block * 128, tile.column, C::kBlockN);
         step_stage();
       }
       ptx::dependency_wait();
       stage = 0;
       for (int block = 0; block < early; ++block) {
-        ptx::tensor_load(x_tile(), &p.q, (work.begin + block) * 128, work.row, full(stage));
+        ptx::tensor_load(x_tile(), &p.q, block * 128, tile.row, full(stage));
         step_stage();
       }
       phase = early == C::kStages;
-      uint32_t columns_phase = 1;
-      int step = 0;
-      for (; more; ++step, more = next(work)) {
-        const Member& member = p.member[work.member];
+      const auto tell = [&](int step, uint4 entry) {
         ptx::barrier_wait(work_empty(step), (step / 2 & 1) ^ 1);
-        ptx::store_shared(work_entry(step), uint4{static_cast<uint32_t>(work.row), static_cast<uint32_t>(work.column),
-                                                  static_cast<uint32_t>(work.begin | work.end << 16),
-                                                  static_cast<uint32_t>(work.member)});
+        ptx::store_shared(work_entry(step), entry);
         ptx::barrier_arrive(work_full(step));
-        const int blocks = work.end - work.begin;
-        const bool whole_tile = blocks == k_blocks;
-        const auto load_columns = [&] {
-          ptx::barrier_wait(columns_empty, columns_phase);
-          columns_phase ^= 1;
-          const uint32_t bytes = static_cast<uint32_t>(min(C::kBlockN, member.out.n - work.column)) * 4;
-          ptx::barrier_expect_bytes(columns_full, member.out.bias ? 2 * bytes : bytes);
-          ptx::bulk_load(columns, member.out.scale + work.column, bytes, columns_full);
-          if (member.out.bias)
-            ptx::bulk_load(columns + C::kBlockN * 4, member.out.bias + work.column, bytes, columns_full);
-        };
-        for (int block = 0; block < blocks; ++block) {
+      };
+      int step = 0;
+      for (int next = cluster; next < tiles; next += clusters, ++step) {
+        if (step > 0) tile = place(next);
+        const Member& member = p.member[tile.member];
+        tell(step, {static_cast<uint32_t>(tile.row), static_cast<uint32_t>(tile.column),
+                    static_cast<uint32_t>(tile.member), 1});
+        for (int block = 0; block < p.k_blocks; ++block) {
           if (step > 0 || block >= early) {
             begin_stage(C::kBlockN);
-            load_w(member.w, (work.begin + block) * 128, work.column, C::kBlockN);
-            ptx::tensor_load(x_tile(), &p.q, (work.begin + block) * 128, work.row, full(stage));
+            load_w(member.w, block * 128, tile.column, C::kBlockN);
+            ptx::tensor_load(x_tile(), &p.q, block * 128, tile.row, full(stage));
             step_stage();
           }
           // Once the consumers are in this tile for sure, where there are enough blocks.
-          if (whole_tile && block == min(C::kStages, blocks - 1)) load_columns();
+          if (block == min(C::kStages, p.k_blocks - 1)) {
+            ptx::barrier_wait(columns_empty, step & 1 ^ 1);
+            const uint32_t bytes = static_cast<uint32_t>(min(C::kBlockN, member.out.n - tile.column)) * 4;
+            ptx::barrier_expect_bytes(columns_full, member.out.bias ? 2 * bytes : bytes);
+            ptx::bulk_load(columns, member.out.scale + tile.column, bytes, columns_full);
+            if (member.out.bias)
+              ptx::bulk_load(columns + C::kBlockN * 4, member.out.bias + tile.column, bytes, columns_full);
+          }
         }
-        if (work.end < k_blocks) continue;
         const bool streams = kWide && member.streams_ranks;
         const int rows = streams ? kPart : C::kBlockN;
         for (int part = 0; part < (streams ? C::kParts : 1); ++part) {
           for (int block = 0; block < member.rank_blocks; ++block) {
             begin_stage(rows);
-            load_w(member.b, block * 128, work.column + part * kPart, rows);
-            ptx::tensor_load(x_tile(), &member.h, block * 128, work.row, full(stage));
+            load_w(member.b, block * 128, tile.column + part * kPart, rows);
+            ptx::tensor_load(x_tile(), &member.h, block * 128, tile.row, full(stage));
             step_stage();
           }
         }
-        if (!whole_tile) {
-          // The consumers wait for the columns before they read what the other pieces have left.
-          for (int before = 1; before < p.ways; ++before) {
-            for (int i = 0; i < kWarpgroups; ++i) ptx::wait_flag(partial_flag(cluster - before) - warpgroup + i);
-          }
-          load_columns();
-        }
       }
-      ptx::barrier_wait(work_empty(step), (step / 2 & 1) ^ 1);
-      ptx::store_shared(work_entry(step), uint4{0, 0, 0, 0});
-      ptx::barrier_arrive(work_full(step));
+      tell(step, {0, 0, 0, 0});
     }
   } else {
     ptx::registers_more<232>();
     constexpr int kRegisters = C::kBlockN / 2;
     const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
     const int g = lane / 4, t = lane % 4;
-    uint32_t columns_phase = 0;
     const auto release = [&](int which) {
       if (threadIdx.x % 128 < kCluster) ptx::barrier_arrive_cluster(empty(which), threadIdx.x % 128);
     };
@@ -345,7 +298,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     }
     ptx::named_sync(1, kWarpgroups * 128);
 
-    Work work{};
+    Tile tile{};
     // What waits to be stored: the place of its tile and the parts that are in registers. At first nothing, in a row
     // that does not exist.
     int waiting_row = p.args.m, waiting_column = 0, waiting_member = 0;
@@ -368,8 +321,8 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     [[maybe_unused]] const auto stage_with_residual = [&](const GemmMember& out, int part, float(&v)[kPart / 2]) {
       const bool f16 = p.args.y_type == Dtype::f16;
       if (out.residual) {
-        const int row = work.row + warpgroup * 64 + warp * 16 + lane / 8;
-        const int column = work.column + part * kPart + lane % 8 * 8;
+        const int row = tile.row + warpgroup * 64 + warp * 16 + lane / 8;
+        const int column = tile.column + part * kPart + lane % 8 * 8;
         const auto* const from =
             static_cast<const uint16_t*>(out.residual) + static_cast<int64_t>(row) * out.n + column;
 #pragma unroll
@@ -421,11 +374,15 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       __syncwarp();
     };
 
-    // kLeaves: the sums are for another cluster. kContinues: others have left some for this one.
-    const auto process = [&](auto leaves, auto continues) {
-      constexpr bool kLeaves = decltype(leaves)::value, kContinues = decltype(continues)::value;
-      const Member& member = p.member[work.member];
-      const int first_row = work.row + warpgroup * 64 + warp * 16 + g;
+    for (int step = 0;; ++step) {
+      ptx::barrier_wait(work_full(step), step / 2 & 1);
+      const uint4 entry = ptx::load_shared_16(work_entry(step));
+      __syncwarp();
+      if (lane == 0) ptx::barrier_arrive(work_empty(step));
+      if (entry.w == 0) break;
+      tile = {static_cast<int>(entry.x), static_cast<int>(entry.y), static_cast<int>(entry.z)};
+      const Member& member = p.member[tile.member];
+      const int first_row = tile.row + warpgroup * 64 + warp * 16 + g;
       RowScale rows[2];
       for (int i = 0; i < 2; ++i) {
         rows[i] = first_row + 8 * i < p.args.m ? p.args.rows[first_row + 8 * i] : RowScale{1.f, 1.f};
@@ -433,7 +390,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       if (kExtras && member.out.residual) {  // into L2 while the main loop runs
         constexpr int kLines = C::kBlockN / 64;
         for (int i = lane; i < 16 * kLines; i += 32) {
-          const int row = work.row + warpgroup * 64 + warp * 16 + i / kLines, column = work.column + i % kLines * 64;
+          const int row = tile.row + warpgroup * 64 + warp * 16 + i / kLines, column = tile.column + i % kLines * 64;
           if (row < p.args.m && column < member.out.n) {
             ptx::prefetch_l2(static_cast<const uint16_t*>(member.out.residual) +
                              static_cast<int64_t>(row) * member.out.n + column);
@@ -442,8 +399,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       }
 
       int32_t sum[kRegisters];
-      const int blocks = work.end - work.begin;
-      for (int block = 0; block < blocks; ++block) {
+      for (int block = 0; block < p.k_blocks; ++block) {
         ptx::barrier_wait(full(stage), phase);
         const uint64_t x = x_operand(stage), w = w_operand(stage);
         ptx::wgmma_fence();
@@ -454,7 +410,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           ptx::wgmma_wait<1>();
           release(before_stage());
         }
-        if constexpr (!kLeaves && !kExtras) {
+        if constexpr (!kExtras) {
           // One part every other block: the writes spread over time.
 #pragma unroll
           for (int part = 0; part < C::kParts; ++part) {
@@ -465,191 +421,156 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       }
       ptx::wgmma_wait<0>();
       release(before_stage());
-      if constexpr (kLeaves) {
-        int4* const to = partial_sums(cluster);
-#pragma unroll
-        for (int i = 0; i < kRegisters / 4; ++i)
-          __stcg(to + i * 128, int4{sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]});
-        __threadfence();
-        meet();
-        if (threadIdx.x % 128 == 0) ptx::raise_flag(partial_flag(cluster));
-      } else {
-        if constexpr (!kExtras) {
-#pragma unroll
-          for (int part = 0; part < C::kParts; ++part) {
-            if (blocks <= 1 + 2 * part) store_part(part);
-          }
-        }
-        // 1 / p of a power of two. The empty statement keeps the compiler from computing this before the main loop,
-        // where it would wait for the rows' numbers.
-        float inverse[2];
-        for (int i = 0; i < 2; ++i) {
-          asm volatile("" : "+f"(rows[i].power));
-          inverse[i] = __uint_as_float((254u << 23) - __float_as_uint(rows[i].power));
-          if (!kExtras) rows[i].scale *= inverse[i];  // outliers join before the division
-        }
-        waiting_row = work.row + warpgroup * 64 + warp * 16;
-        waiting_column = work.column;
-        waiting_member = work.member;
-        ptx::barrier_wait(columns_full, columns_phase);
-        columns_phase ^= 1;
-        const uint32_t my_scales = columns + t * 8;
-        const uint32_t my_biases = member.out.bias ? my_scales + C::kBlockN * 4 : base + C::kZeros + t * 8;
-        const int bias_step = member.out.bias ? 32 : 0;
-        const bool streams = kWide && member.streams_ranks;
-
-        // The sums as floats in units of p, with the low-rank update.
-        const auto begin_part = [&](int part, float(&v)[kPart / 2]) {
-#pragma unroll
-          for (int j = 0; j < kPart / 8; ++j) {
-            int32_t total[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) total[i] = sum[part * 32 + 4 * j + i];
-            if constexpr (kContinues) {
-              for (int before = 1; before < p.ways; ++before) {
-                const int4 more = __ldcg(partial_sums(cluster - before) + (part * kPart / 8 + j) * 128);
-                total[0] += more.x, total[1] += more.y, total[2] += more.z, total[3] += more.w;
-              }
-            }
-            if constexpr (kExtras) {
-#pragma unroll
-              for (int i = 0; i < 4; ++i) v[4 * j + i] = static_cast<float>(total[i]) * rows[i / 2].scale;
-            } else {
-              const float2 scale = ptx::load_shared_pair(my_scales + (part * kPart / 8 + j) * 32);
-#pragma unroll
-              for (int i = 0; i < 4; ++i)
-                v[4 * j + i] = static_cast<float>(total[i]) * rows[i / 2].scale * (i % 2 ? scale.y : scale.x);
-            }
-          }
-          if constexpr (kExtras) {
-            if (p.args.outliers.list)
-              add_outliers(v, p.args, member.out, *p.args.outliers.count, first_row, work.column + part * kPart);
-#pragma unroll
-            for (int j = 0; j < kPart / 8; ++j) {
-              const float2 scale = ptx::load_shared_pair(my_scales + (part * kPart / 8 + j) * 32);
-#pragma unroll
-              for (int i = 0; i < 4; ++i) v[4 * j + i] = v[4 * j + i] * inverse[i / 2] * (i % 2 ? scale.y : scale.x);
-            }
-          }
-          if constexpr (kWide) {
-            int from = stage;
-            uint32_t from_phase = phase;
-            for (int block = 0; block < member.rank_blocks; ++block) {
-              if (part == 0 || streams) ptx::barrier_wait(full(from), from_phase);
-              const uint64_t x = x_operand(from);
-              const uint64_t b = w_operand(from) + (streams ? 0 : part * (kPart * 128 >> 4));
-              const int steps = min(4, member.up_columns / kChunkRank - block * 4);
-              const uint32_t f16 = ptx::load_shared(types + (member.first_step / 8 + block / 8 * 4)) >> block % 8 * 4;
-              ptx::wgmma_fence();
-              for (int k = 0; k < steps; ++k) {
-                if (f16 >> k & 1)
-                  ptx::wgmma_f16(v, x + 2 * k, b + 2 * k, true);
-                else
-                  ptx::wgmma_bf16(v, x + 2 * k, b + 2 * k, true);
-              }
-              ptx::wgmma_commit();
-              ptx::wgmma_wait<0>();
-              if (streams) release(from);
-              if (++from == C::kStages) {
-                from = 0;
-                from_phase ^= 1;
-              }
-            }
-            if (streams) {
-              stage = from;
-              phase = from_phase;
-            }
-          } else if (member.rank_blocks) {
-            if (part == 0) ptx::barrier_wait(full(stage), phase);
-            const uint32_t h_tile = base + stage * C::kStageBytes + (warpgroup * 64 + warp * 16) * 128;
-            const uint32_t b_tile = base + stage * C::kStageBytes + (kBlockM + part * kPart) * 128;
-            const int h_row = lane % 16, b_row = lane / 16 * 8 + lane % 8;
-            const uint32_t f16 = ptx::load_shared(types + member.first_step / 8);
-            for (int k = 0; k * kChunkRank < member.up_columns; ++k) {
-              uint32_t h[4];
-              ptx::load_matrix_x4(h, h_tile + h_row * 128 + (((k * 2 + lane / 16) ^ h_row % 8) * 16));
-              const uint32_t b_at = b_tile + b_row * 128 + (((k * 2 + lane / 8 % 2) ^ b_row % 8) * 16);
-              const auto multiply = [&](auto&& mma) {
-#pragma unroll
-                for (int pair = 0; pair < kPart / 16; ++pair) {
-                  uint32_t b[4];
-                  ptx::load_matrix_x4(b, b_at + pair * 16 * 128);
-                  mma(four(v, 2 * pair), h, b[0], b[1]);
-                  mma(four(v, 2 * pair + 1), h, b[2], b[3]);
-                }
-              };
-              using Registers = const uint32_t(&)[4];
-              if (f16 >> k & 1)
-                multiply([](float(&c)[4], Registers x, uint32_t b0, uint32_t b1) { ptx::mma_f16(c, x, b0, b1); });
-              else
-                multiply([](float(&c)[4], Registers x, uint32_t b0, uint32_t b1) { ptx::mma_bf16(c, x, b0, b1); });
-            }
-          }
-        };
-        // Out of units of p, finished and rounded.
-        const auto end_part = [&](int part, float(&v)[kPart / 2]) {
-          uint32_t bits[kPart / 4];
-#pragma unroll
-          for (int j = 0; j < kPart / 8; ++j) {
-            const float2 bias = ptx::load_shared_pair(my_biases + (part * kPart / 8 + j) * bias_step);
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              v[4 * j + 2 * i] = v[4 * j + 2 * i] * rows[i].power + bias.x;
-              v[4 * j + 2 * i + 1] = v[4 * j + 2 * i + 1] * rows[i].power + bias.y;
-            }
-          }
-          if constexpr (kExtras) {
-            finish_fragments(p.args, member.out, v, first_row, work.column + part * kPart + 2 * t);
-            stage_with_residual(member.out, part, v);
-            store_part(part);
-            return;
-          }
-          if (p.args.y_type == Dtype::f16) {
-#pragma unroll
-            for (int i = 0; i < kPart / 4; ++i) bits[i] = pack_f16x2(v[2 * i], v[2 * i + 1]);
-          } else {
-#pragma unroll
-            for (int i = 0; i < kPart / 4; ++i) bits[i] = pack_bf16x2(v[2 * i], v[2 * i + 1]);
-          }
-          if (part < C::kHeld) {
-            stage_part(part, bits);
-          } else if constexpr (kInRegisters > 0) {
-#pragma unroll
-            for (int i = 0; i < kPart / 4; ++i) packed[(part - C::kHeld) * 16 + i] = bits[i];
-          }
-        };
+      if constexpr (!kExtras) {
 #pragma unroll
         for (int part = 0; part < C::kParts; ++part) {
-          float v[kPart / 2];
-          begin_part(part, v);
-          if (part + 1 == C::kParts && !streams) {
-            if (!kWide && member.rank_blocks) meet();  // ldmatrix of all warps is done
-            for (int block = 0; block < member.rank_blocks; ++block) {
-              release(stage);
-              step_stage();
+          if (p.k_blocks <= 1 + 2 * part) store_part(part);
+        }
+      }
+      // 1 / p of a power of two. The empty statement keeps the compiler from computing this before the main loop,
+      // where it would wait for the rows' numbers.
+      float inverse[2];
+      for (int i = 0; i < 2; ++i) {
+        asm volatile("" : "+f"(rows[i].power));
+        inverse[i] = __uint_as_float((254u << 23) - __float_as_uint(rows[i].power));
+        if (!kExtras) rows[i].scale *= inverse[i];  // outliers join before the division
+      }
+      waiting_row = tile.row + warpgroup * 64 + warp * 16;
+      waiting_column = tile.column;
+      waiting_member = tile.member;
+      ptx::barrier_wait(columns_full, step & 1);
+      const uint32_t my_scales = columns + t * 8;
+      const uint32_t my_biases = member.out.bias ? my_scales + C::kBlockN * 4 : base + C::kZeros + t * 8;
+      const int bias_step = member.out.bias ? 32 : 0;
+      const bool streams = kWide && member.streams_ranks;
+
+      // The sums as floats in units of p, with the low-rank update.
+      const auto begin_part = [&](int part, float(&v)[kPart / 2]) {
+#pragma unroll
+        for (int j = 0; j < kPart / 8; ++j) {
+          const int32_t* const total = sum + part * 32 + 4 * j;
+          if constexpr (kExtras) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) v[4 * j + i] = static_cast<float>(total[i]) * rows[i / 2].scale;
+          } else {
+            const float2 scale = ptx::load_shared_pair(my_scales + (part * kPart / 8 + j) * 32);
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+              v[4 * j + i] = static_cast<float>(total[i]) * rows[i / 2].scale * (i % 2 ? scale.y : scale.x);
+          }
+        }
+        if constexpr (kExtras) {
+          if (p.args.outliers.list)
+            add_outliers(v, p.args, member.out, *p.args.outliers.count, first_row, tile.column + part * kPart);
+#pragma unroll
+          for (int j = 0; j < kPart / 8; ++j) {
+            const float2 scale = ptx::load_shared_pair(my_scales + (part * kPart / 8 + j) * 32);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) v[4 * j + i] = v[4 * j + i] * inverse[i / 2] * (i % 2 ? scale.y : scale.x);
+          }
+        }
+        if constexpr (kWide) {
+          int from = stage;
+          uint32_t from_phase = phase;
+          for (int block = 0; block < member.rank_blocks; ++block) {
+            if (part == 0 || streams) ptx::barrier_wait(full(from), from_phase);
+            const uint64_t x = x_operand(from);
+            const uint64_t b = w_operand(from) + (streams ? 0 : part * (kPart * 128 >> 4));
+            const int steps = min(4, member.up_columns / kChunkRank - block * 4);
+            const uint32_t f16 = ptx::load_shared(types + (member.first_step / 8 + block / 8 * 4)) >> block % 8 * 4;
+            ptx::wgmma_fence();
+            for (int k = 0; k < steps; ++k) {
+              if (f16 >> k & 1)
+                ptx::wgmma_f16(v, x + 2 * k, b + 2 * k, true);
+              else
+                ptx::wgmma_bf16(v, x + 2 * k, b + 2 * k, true);
+            }
+            ptx::wgmma_commit();
+            ptx::wgmma_wait<0>();
+            if (streams) release(from);
+            if (++from == C::kStages) {
+              from = 0;
+              from_phase ^= 1;
             }
           }
-          end_part(part, v);
+          if (streams) {
+            stage = from;
+            phase = from_phase;
+          }
+        } else if (member.rank_blocks) {
+          if (part == 0) ptx::barrier_wait(full(stage), phase);
+          const uint32_t h_tile = base + stage * C::kStageBytes + (warpgroup * 64 + warp * 16) * 128;
+          const uint32_t b_tile = base + stage * C::kStageBytes + (kBlockM + part * kPart) * 128;
+          const int h_row = lane % 16, b_row = lane / 16 * 8 + lane % 8;
+          const uint32_t f16 = ptx::load_shared(types + member.first_step / 8);
+          for (int k = 0; k * kChunkRank < member.up_columns; ++k) {
+            uint32_t h[4];
+            ptx::load_matrix_x4(h, h_tile + h_row * 128 + (((k * 2 + lane / 16) ^ h_row % 8) * 16));
+            const uint32_t b_at = b_tile + b_row * 128 + (((k * 2 + lane / 8 % 2) ^ b_row % 8) * 16);
+            const auto multiply = [&](auto&& mma) {
+#pragma unroll
+              for (int pair = 0; pair < kPart / 16; ++pair) {
+                uint32_t b[4];
+                ptx::load_matrix_x4(b, b_at + pair * 16 * 128);
+                mma(four(v, 2 * pair), h, b[0], b[1]);
+                mma(four(v, 2 * pair + 1), h, b[2], b[3]);
+              }
+            };
+            using Registers = const uint32_t(&)[4];
+            if (f16 >> k & 1)
+              multiply([](float(&c)[4], Registers x, uint32_t b0, uint32_t b1) { ptx::mma_f16(c, x, b0, b1); });
+            else
+              multiply([](float(&c)[4], Registers x, uint32_t b0, uint32_t b1) { ptx::mma_bf16(c, x, b0, b1); });
+          }
         }
-        __syncwarp();
-        if (lane == 0) ptx::barrier_arrive(columns_empty);
+      };
+      // Out of units of p, finished and rounded.
+      const auto end_part = [&](int part, float(&v)[kPart / 2]) {
+        uint32_t bits[kPart / 4];
+#pragma unroll
+        for (int j = 0; j < kPart / 8; ++j) {
+          const float2 bias = ptx::load_shared_pair(my_biases + (part * kPart / 8 + j) * bias_step);
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            v[4 * j + 2 * i] = v[4 * j + 2 * i] * rows[i].power + bias.x;
+            v[4 * j + 2 * i + 1] = v[4 * j + 2 * i + 1] * rows[i].power + bias.y;
+          }
+        }
+        if constexpr (kExtras) {
+          finish_fragments(p.args, member.out, v, first_row, tile.column + part * kPart + 2 * t);
+          stage_with_residual(member.out, part, v);
+          store_part(part);
+          return;
+        }
+        if (p.args.y_type == Dtype::f16) {
+#pragma unroll
+          for (int i = 0; i < kPart / 4; ++i) bits[i] = pack_f16x2(v[2 * i], v[2 * i + 1]);
+        } else {
+#pragma unroll
+          for (int i = 0; i < kPart / 4; ++i) bits[i] = pack_bf16x2(v[2 * i], v[2 * i + 1]);
+        }
+        if (part < C::kHeld) {
+          stage_part(part, bits);
+        } else if constexpr (kInRegisters > 0) {
+#pragma unroll
+          for (int i = 0; i < kPart / 4; ++i) packed[(part - C::kHeld) * 16 + i] = bits[i];
+        }
+      };
+#pragma unroll
+      for (int part = 0; part < C::kParts; ++part) {
+        float v[kPart / 2];
+        begin_part(part, v);
+        if (part + 1 == C::kParts && !streams) {
+          if (!kWide && member.rank_blocks) meet();  // ldmatrix of all warps is done
+          for (int block = 0; block < member.rank_blocks; ++block) {
+            release(stage);
+            step_stage();
+          }
+        }
+        end_part(part, v);
       }
-    };
-
-    for (int step = 0;; ++step) {
-      ptx::barrier_wait(work_full(step), step / 2 & 1);
-      const uint4 entry = ptx::load_shared_16(work_entry(step));
       __syncwarp();
-      if (lane == 0) ptx::barrier_arrive(work_empty(step));
-      work = {static_cast<int>(entry.x), static_cast<int>(entry.y), static_cast<int>(entry.z & 0xffff),
-              static_cast<int>(entry.z >> 16), static_cast<int>(entry.w)};
-      if (work.end == 0) break;
-      if (!C::kSplits || (work.begin == 0 && work.end == k_blocks))
-        process(std::false_type{}, std::false_type{});
-      else if (work.end < k_blocks)
-        process(std::true_type{}, std::false_type{});
-      else
-        process(std::false_type{}, std::true_type{});
+      if (lane == 0) ptx::barrier_arrive(columns_empty);
     }
     if constexpr (!kExtras) {
 #pragma unroll
@@ -694,12 +615,6 @@ CUtensorMap map_of(const void* matrix, int64_t width, int64_t rows, int64_t pitc
   return map;
 }
 
-struct Choice {
-  int width, split_tiles, ways;
-  double waves;
-  const char* why;
-};
-
 template <class C>
 Params params_of(const GemmArgs& args) {
   Params p{};
@@ -733,12 +648,9 @@ Params params_of(const GemmArgs& args) {
 }
 
 template <class C, bool kWide, bool kExtras>
-void launch(const GemmArgs& args, const Choice& choice, const Limits& limits, cudaStream_t stream) {
-  Params p = params_of<C>(args);
-  p.split_tiles = choice.split_tiles;
-  p.ways = choice.ways;
-  const int whole = p.pairs_m * p.tiles_n - choice.split_tiles;
-  const int clusters = std::min(std::max(whole, choice.split_tiles * choice.ways), limits.multiprocessors / kCluster);
+void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+  const Params p = params_of<C>(args);
+  const int clusters = std::min(p.pairs_m * p.tiles_n, limits.multiprocessors / kCluster);
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(clusters * kCluster));
   config.blockDim = dim3(kThreads);
@@ -770,6 +682,7 @@ void set_up_all(const Limits& limits) {
   if (limits.capability != 90) return;
   encoder();  // a driver without it fails here, not in a forward
   set_up<Config<256>, false>();
+  set_up<Config<192>, false>();
   set_up<Config<128>, false>();
   set_up<Config<192>, true>();
   set_up<Config<128>, true>();
@@ -807,52 +720,60 @@ bool has_extras(const GemmArgs& args) {
   return false;
 }
 
-// Waves of tiles, weighed by what a tile's main loop reaches of the tensor cores: 128 columns ask more of shared memory
-// than it has and reach 0.85 of the wider ones. A cut tile costs its clusters a quarter of one beside their pieces.
+struct Choice {
+  int width;
+  double waves;
+};
+
+// The width whose whole waves take the least time, weighed by what a tile's main loop reaches of the tensor cores: the
+// narrower it is, the more it asks of shared memory.
 Choice choose(const GemmArgs& args, const Limits& limits) {
-  constexpr int kMaxWays = 4, kMinPiece = 4;  // blocks of K
-  const int clusters = limits.multiprocessors / kCluster;
-  const auto tiles_of = [&](int width) {
-    int columns = 0;
-    for (int i = 0; i < args.member_count; ++i) columns += (args.member[i].n + width - 1) / width;
-    return columns * ((args.m + kBlockM * kCluster - 1) / (kBlockM * kCluster));
-  };
-  const bool extras = has_extras(args);
-  const int width = extras ? 192 : 256;
-  const int wide = tiles_of(width), narrow = tiles_of(128);
-  const double waves = static_cast<double>(wide) / clusters, narrow_waves = static_cast<double>(narrow) / clusters;
-  const int rest = wide % clusters, k_blocks = (args.k + kBlockK - 1) / kBlockK;
-  const int ways = rest && args.partial && !extras ? std::min({clusters / rest, kMaxWays, k_blocks / kMinPiece}) : 1;
-  const double last_wave = rest == 0 ? 0 : ways > 1 ? 1. / ways + 0.25 : 1;
-  const double wide_cost = (wide / clusters + last_wave) * width;
-  if (std::ceil(narrow_waves) * 128 / 0.85 < wide_cost)
-    return {128, 0, 1, narrow_waves, "narrow tiles fill the last wave better"};
-  if (ways > 1) return {width, rest, ways, waves, "the last wave's tiles are cut along K"};
-  return {width, 0, 1, waves, "whole tiles fill the last wave well enough"};
+  constexpr struct {
+    int width;
+    double speed;
+  } kWidths[] = {{256, 1.}, {192, 0.97}, {128, 0.85}};
+  Choice best{};
+  double best_cost = 0;
+  for (const auto& [width, speed] : kWidths) {
+    if (width == 256 && has_extras(args)) continue;
+    int64_t tiles = 0;
+    for (int i = 0; i < args.member_count; ++i) tiles += (args.member[i].n + width - 1) / width;
+    tiles *= (args.m + kBlockM * kCluster - 1) / (kBlockM * kCluster);
+    const double waves = static_cast<double>(tiles) / (limits.multiprocessors / kCluster);
+    const double cost = std::ceil(waves) * width / speed;
+    if (best.width == 0 || cost < best_cost) {
+      best = {width, waves};
+      best_cost = cost;
+    }
+  }
+  return best;
 }
 
 template <class C, bool kExtras>
-void launch_config(const GemmArgs& args, const Choice& choice, const Limits& limits, cudaStream_t stream) {
-  (is_wide(args) ? launch<C, true, kExtras> : launch<C, false, kExtras>)(args, choice, limits, stream);
+void launch_config(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+  (is_wide(args) ? launch<C, true, kExtras> : launch<C, false, kExtras>)(args, limits, stream);
 }
 
 void launch_all(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
-  const Choice choice = choose(args, limits);
-  const auto launch_chosen = choice.width == 256   ? launch_config<Config<256>, false>
-                             : choice.width == 192 ? launch_config<Config<192>, true>
-                             : has_extras(args)    ? launch_config<Config<128>, true>
-                                                   : launch_config<Config<128>, false>;
-  launch_chosen(args, choice, limits, stream);
+  const int width = choose(args, limits).width;
+  const auto launch_chosen = has_extras(args)
+                                 ? (width == 192 ? launch_config<Config<192>, true> : launch_config<Config<128>, true>)
+                             : width == 256 ? launch_config<Config<256>, false>
+                             : width == 192 ? launch_config<Config<192>, false>
+                                            : launch_config<Config<128>, false>;
+  launch_chosen(args, limits, stream);
 }
 
 void describe(const GemmArgs& args, const Limits& limits, Explanation& to) {
   const Choice choice = choose(args, limits);
   int n = 0;
   for (int i = 0; i < args.member_count; ++i) n += args.member[i].n;
-  to.launch("%s, %d output%s, N = %d: tile %dx%d, clusters of %d, %d stages, %.2f waves: %s; low-rank update by %s%s",
-            kGemmSm90.name, args.member_count, args.member_count == 1 ? "" : "s", n, kBlockM, choice.width, kCluster,
-            choice.width == 128 ? Config<128>::kStages : Config<256>::kStages, choice.waves, choice.why,
-            is_wide(args) ? "wgmma" : "mma.sync", has_extras(args) ? "; outliers or epilogue before the store" : "");
+  to.launch(
+      "%s, %d output%s, N = %d: tile %dx%d, whose %.2f waves take the least time, clusters of %d, %d stages; "
+      "low-rank update by %s%s",
+      kGemmSm90.name, args.member_count, args.member_count == 1 ? "" : "s", n, kBlockM, choice.width, choice.waves,
+      kCluster, choice.width == 128 ? Config<128>::kStages : Config<256>::kStages, is_wide(args) ? "wgmma" : "mma.sync",
+      has_extras(args) ? "; outliers or epilogue before the store" : "");
 }
 
 }  // namespace

@@ -84,12 +84,6 @@ struct PrepareMember {
   int n = 0;
 };
 
-// What gemm_sm90.cu may leave from one cluster of blocks to the next: int32 sums of a tile of 128 x 256 for each block
-// of a device of at most kPartialBlocks multiprocessors, and a flag for each of a tile's two halves.
-constexpr int kPartialBlocks = 160;
-constexpr int kPartialFlags = 2 * kPartialBlocks;
-constexpr int64_t kPartialBytes = int64_t{kPartialBlocks} * 128 * 256 * 4;
-
 struct PrepareArgs {
   const void* x = nullptr;  // [M,K]
   Dtype x_type = Dtype::bf16;
@@ -102,7 +96,6 @@ struct PrepareArgs {
   // [M]: the one slot that a row uses, h is zero in the columns of all others; null: a row uses every slot. See
   // row_slots.cuh for what may be left out.
   const int32_t* row_slot = nullptr;
-  uint32_t* partial_flags = nullptr;  // [kPartialFlags] to set to zero, or null
   int member_count = 0;
   PrepareMember member[kMaxMembers];
 };
@@ -137,9 +130,6 @@ struct GemmArgs {
   Dtype raw_type = Dtype::bf16;
   Dtype y_type = Dtype::bf16;
   bool store_sums = false;  // y int32: the sums before any scale
-  // Sums that one block leaves to another, and a flag for each, zero before the launch; null: none may be left.
-  int4* partial = nullptr;
-  uint32_t* partial_flags = nullptr;
   int member_count = 0;
   GemmMember member[kMaxMembers];
 };
@@ -149,9 +139,6 @@ struct Limits {
   int multiprocessors;
   int shared_bytes;  // a block may have, opt-in
 };
-constexpr bool leaves_partial_sums(const Limits& limits, int rows) {
-  return limits.capability == 90 && limits.multiprocessors <= kPartialBlocks && rows > 64;
-}
 
 // prepare.cu
 void set_up_prepare(const Limits& limits);

@@ -409,9 +409,6 @@ __global__ __launch_bounds__(kThreads,
     }
   };
 
-  if (blockIdx.x == 0 && args.partial_flags) {
-    for (int i = threadIdx.x; i < kPartialFlags; i += kThreads) args.partial_flags[i] = 0;
-  }
   for (int i = 0; i < args.member_count; ++i) add_up_bias(args.member[i]);
   if (threadIdx.x < kRows) shared.below[threadIdx.x] = shared.full[threadIdx.x] = 0;
   for (int pass = 0; pass < plan.passes; ++pass) {

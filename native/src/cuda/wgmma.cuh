@@ -59,19 +59,6 @@ __device__ __forceinline__ void dependency_wait() { asm volatile("griddepcontrol
 __device__ __forceinline__ void prefetch_l2(const void* line) {
   asm volatile("prefetch.global.L2 [%0];\n" ::"l"(line) : "memory");
 }
-// A flag in memory that another block raises after its writes.
-__device__ __forceinline__ void raise_flag(uint32_t* flag) {
-  asm volatile("st.release.gpu.u32 [%0], 1;\n" ::"l"(flag) : "memory");
-}
-__device__ __forceinline__ void wait_flag(const uint32_t* flag) {
-  asm volatile(
-      "{\n.reg .pred zero;\n.reg .b32 seen;\n"
-      "again:\n"
-      "ld.acquire.gpu.u32 seen, [%0];\n"
-      "setp.eq.u32 zero, seen, 0;\n"
-      "@zero bra again;\n}\n" ::"l"(flag)
-      : "memory");
-}
 
 // Volatile: a compiler that gathers such loads ahead of their uses runs out of registers beside the accumulators.
 __device__ __forceinline__ float2 load_shared_pair(uint32_t address) {
