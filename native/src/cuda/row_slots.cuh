@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What of the low-rank update some rows need: a tile whose rows use two of eight slots multiplies the ranks of two. A
-// kernel asks once a tile, which is a few loads from L2, and every part of it that walks the ranks gets the same answer.
+// kernel asks once a tile, which is a few loads from L2; every part of it that walks the ranks gets the same answer.
 #pragma once
 
 #include "kernels.h"

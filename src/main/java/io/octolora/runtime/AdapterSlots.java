@@ -83,8 +83,8 @@ public final class AdapterSlots extends Forward {
   }
 
   /**
-   * The device address of the slots' scales, [{@link #count}] fp32: weight times the adapter's own. The caller's kernels
-   * may write them, on a stream, in place of {@link #setWeight}; a forward reads them when it runs. Valid until
+   * The device address of the slots' scales, [{@link #count}] fp32: weight times the adapter's own. The caller's
+   * kernels may write them, on a stream, in place of {@link #setWeight}; a forward reads them when it runs. Valid until
    * {@link #close}. Slots with magnitudes need {@link #refresh} after that.
    */
   public long scales() {
