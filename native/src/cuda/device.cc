@@ -325,8 +325,8 @@ void CudaDevice::forward(const ForwardArgs& f) const {
   const Current current(ordinal);
   const cudaStream_t stream = cuda_stream(f.stream);
   const Plan plan = plan_of(f);
-  if (plan.outliers) launch_find_outliers(plan.prepare, stream);
   if (plan.gemm.row_slot && plan.adapters) launch_find_needed_steps(plan.gemm, stream);
+  if (plan.outliers) launch_find_outliers(plan.prepare, stream);
   if (plan.prepares) launch_prepare(plan.prepare, limits, stream);
   plan.family(limits).launch(plan.gemm, limits, stream);
 }
@@ -338,6 +338,7 @@ void CudaDevice::explain(const ForwardArgs& f, Explanation& to) const {
   const Plan plan = plan_of(placed);
   to.note("cuda:%d: %s, compute capability %d.%d, %d multiprocessors", ordinal, name_.c_str(), limits.capability / 10,
           limits.capability % 10, limits.multiprocessors);
+  if (plan.gemm.row_slot && plan.adapters) describe_find_needed_steps(to);
   if (plan.outliers) describe_find_outliers(plan.prepare, to);
   if (plan.prepares)
     describe_prepare(plan.prepare, limits, to);

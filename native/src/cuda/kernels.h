@@ -169,6 +169,7 @@ extern const GemmFamily kGemmW8a16;  // gemm_w8a16.cu: everywhere
 
 // row_slots.cu: fills needed_steps of all members, before a GEMM that reads them
 void launch_find_needed_steps(const GemmArgs& args, cudaStream_t stream);
+void describe_find_needed_steps(Explanation& to);
 // pack.cu
 void launch_widen_order(int8_t* weight, int64_t groups, cudaStream_t stream);
 

@@ -41,4 +41,8 @@ void launch_find_needed_steps(const GemmArgs& args, cudaStream_t stream) {
   OCTOLORA_CUDA(cudaGetLastError(), "slots of rows: M = %d, %d outputs", args.m, args.member_count);
 }
 
+void describe_find_needed_steps(Explanation& to) {
+  to.launch("find needed ranks: which slots each %d rows use", kSlotRows);
+}
+
 }  // namespace octolora::cuda
