@@ -36,6 +36,7 @@ namespace octolora::cuda {
 namespace {
 
 constexpr int kBlockM = 128, kBlockK = 128, kBlockRank = 64;
+static_assert(kBlockM == kSlotRows, "a tile asks once which slots it needs");
 constexpr int kWarpgroups = 2, kThreads = 128 * (kWarpgroups + 1);
 constexpr int kCluster = 2;
 constexpr int kPart = 64;                   // columns of a tile that are finished together
