@@ -123,6 +123,10 @@ void launch_gemm_w8a16(const GemmArgs& args, const Limits& limits, cudaStream_t 
 void set_up_gemm_sm90(const Limits& limits);
 bool gemm_sm90_takes(const GemmArgs& args, const Limits& limits);
 void launch_gemm_sm90(const GemmArgs& args, const Limits& limits, cudaStream_t stream);
+// gemm_w8a16_sm90.cu: W8A16 on Hopper, for the arguments that it takes
+void set_up_gemm_w8a16_sm90(const Limits& limits);
+bool gemm_w8a16_sm90_takes(const GemmArgs& args, const Limits& limits);
+void launch_gemm_w8a16_sm90(const GemmArgs& args, const Limits& limits, cudaStream_t stream);
 // pack.cu
 void launch_widen_order(int8_t* weight, int64_t groups, cudaStream_t stream);
 void launch_total_bias(float* total, const float* bias, const float* slot_bias, const float* scale,
