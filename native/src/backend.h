@@ -28,6 +28,12 @@ struct LinearSpec {
   float x_scale = 0.f;
   float x_divisor = 127.f;
   float outlier_threshold = 0.f;
+
+  // Both read x alike, so that one quantized x serves both.
+  bool shares_x_with(const LinearSpec& other) const {
+    return k == other.k && mode == other.mode && round_x_to_f16 == other.round_x_to_f16 && x_scale == other.x_scale &&
+           x_divisor == other.x_divisor && outlier_threshold == other.outlier_threshold;
+  }
 };
 
 // The low-rank storage of one linear. Which slots are filled, and with which rank, is the implementation's to keep.
@@ -39,15 +45,34 @@ class Slots {
   virtual void clear(int slot, octolora_stream stream) = 0;
 };
 
+enum class Activation : int32_t {
+  none = OCTOLORA_ACTIVATION_NONE,
+  gelu_tanh = OCTOLORA_ACTIVATION_GELU_TANH,
+  gelu_erf = OCTOLORA_ACTIVATION_GELU_ERF,
+  silu = OCTOLORA_ACTIVATION_SILU
+};
+
+class Linear;
+
+struct Output {
+  const Linear* linear = nullptr;
+  const Slots* slots = nullptr;  // may be null
+  void* y = nullptr;             // [rows,n]
+  Activation activation = Activation::none;
+  const void* residual = nullptr;  // [rows,n] of y's type, y itself or null
+  const void* gate = nullptr;      // [n] of y's type, or null
+};
+
+// All outputs are of one device, with one k and one way to quantize x.
 struct ForwardArgs {
-  const Slots* slots;  // may be null
-  const void* x;       // [rows,k]
-  Dtype x_type;
-  void* y;  // [rows,n]
-  Dtype y_type;
-  int rows;  // > 0
-  void* workspace;
-  octolora_stream stream;
+  const void* x = nullptr;  // [rows,k]
+  Dtype x_type = Dtype::f32, y_type = Dtype::f32;
+  int rows = 0;                       // > 0
+  const int32_t* row_slot = nullptr;  // [rows] or null
+  int output_count = 0;
+  Output outputs[OCTOLORA_MAX_OUTPUTS];
+  void* workspace = nullptr;
+  octolora_stream stream = nullptr;
 };
 
 struct QuantizedArgs {
@@ -68,8 +93,6 @@ class Linear {
   // weight [rows,k]; done on return.
   virtual void write(int first_row, int rows, const int8_t* weight) = 0;
   virtual std::unique_ptr<Slots> create_slots(const std::vector<int>& capacity, bool split) = 0;
-  virtual size_t workspace(const Slots* slots, int rows, Dtype x_type) const = 0;
-  virtual void forward(const ForwardArgs& args) const = 0;
   virtual void quantized(const QuantizedArgs& args) const = 0;
 
   const LinearSpec spec;
@@ -91,6 +114,10 @@ class Device {
   virtual uint64_t in_use() const = 0;
   // desc has its defaults filled in and is valid; scale and bias are host arrays, weight may be null (zeros).
   virtual std::unique_ptr<Linear> create_linear(const LinearSpec& spec, const octolora_linear_desc& desc) = 0;
+
+  // Of args, the linears, the slots, rows and x_type.
+  virtual size_t workspace(const ForwardArgs& args) const = 0;
+  virtual void forward(const ForwardArgs& args) const = 0;
 };
 
 std::shared_ptr<Device> make_cpu_device();              // src/cpu

@@ -2,13 +2,15 @@
  *
  * Octolora: int8 linear layers with live LoRA adapters.
  *
- *     y[M,N] = base(x) + bias + sum_i c_i * (x . A_i^T) . B_i^T
+ *     y[M,N] = residual + gate * activation(base(x) + bias + sum_i c_i * (x . A_i^T) . B_i^T)
  *
  *   W8A8   base(x)[m,n] = s_x[m] * s_w[n] * sum_k q(x)[m,k] * W[n,k]      (int8 x int8, exact int32 sum)
  *          with outlier columns O:  k in O leaves the int8 sum and is added as  s_w[n] * sum_{k in O} x[m,k] * W[n,k]
  *   W8A16  base(x)[m,n] = s_w[n] * sum_k x[m,k] * W[n,k]                  (int8 widened in registers)
  *
- * The adapter branch always reads the unquantized x. Every sum but the int32 one is kept in fp32; y is rounded once.
+ * Activation, residual [M,N] and gate [N] are optional, and linears that read the same x (q, k and v; gate and up) may
+ * share one call. The adapter branch always reads the unquantized x. Every sum but the int32 one, and all that follows
+ * it, is kept in fp32; y is rounded once.
  *
  * Conventions
  *   - Matrices are row-major and dense. W [N,K], A [rank,K], B [N,rank], x [M,K], y [M,N].
@@ -40,7 +42,7 @@ extern "C" {
 #endif
 
 /* Changes whenever a signature, a struct or the meaning of a value does. Compare with octolora_abi_version(). */
-#define OCTOLORA_ABI_VERSION 1
+#define OCTOLORA_ABI_VERSION 2
 
 /* ---- Status ------------------------------------------------------------------------------------------------------ */
 
@@ -51,7 +53,7 @@ typedef int32_t octolora_status;
 #define OCTOLORA_NO_DEVICE 3           /* no CUDA driver, driver too old, no such ordinal, built without CUDA */
 #define OCTOLORA_UNSUPPORTED 4         /* valid, but not something this device or build does */
 #define OCTOLORA_CUDA_ERROR 5          /* a CUDA call failed; the message has its name and place */
-#define OCTOLORA_WORKSPACE_TOO_SMALL 6 /* fewer bytes than octolora_linear_workspace() asks for */
+#define OCTOLORA_WORKSPACE_TOO_SMALL 6 /* fewer bytes than octolora_forward_workspace() asks for */
 #define OCTOLORA_INTERNAL 7            /* a defect of this library */
 
 /* The last failure of the calling thread: what was wrong, its value, what was allowed. Never NULL; valid until the
@@ -196,14 +198,54 @@ OCTOLORA_API octolora_status octolora_slots_clear(octolora_slots* slots, int32_t
 
 /* ---- Forward ----------------------------------------------------------------------------------------------------- */
 
-/* bytes: scratch that a forward of at most `rows` rows needs on the device, for every alignment of x and y. slots NULL:
- * no adapters. 256-byte aligned workspace (what cudaMalloc and octolora_device_alloc give) is required. */
+#define OCTOLORA_ACTIVATION_NONE 0
+#define OCTOLORA_ACTIVATION_GELU_TANH 1 /* v / 2 * (1 + tanh(sqrt(2 / pi) * (v + 0.044715 v^3))) */
+#define OCTOLORA_ACTIVATION_GELU_ERF 2  /* v / 2 * (1 + erf(v / sqrt(2))) */
+#define OCTOLORA_ACTIVATION_SILU 3      /* v / (1 + exp(-v)) */
+
+#define OCTOLORA_MAX_OUTPUTS 8
+
+/* One linear of a forward and where its result goes: y = residual + gate * activation(linear(x)). */
+typedef struct octolora_output {
+  uint32_t struct_size;          /* sizeof as the caller compiled it; new fields come at the end */
+  int32_t activation;            /* OCTOLORA_ACTIVATION_... */
+  const octolora_linear* linear; /* n is its own; device, k, mode and all that quantizes x are those of the others */
+  const octolora_slots* slots;   /* of this linear; NULL: no adapters */
+  void* y;                       /* [rows,n], device */
+  /* [rows,n] of y's type, device, or NULL: nothing is added. May be y itself. */
+  const void* residual;
+  const void* gate; /* [n] of y's type, device, or NULL: 1 */
+} octolora_output;
+
+typedef struct octolora_forward_desc {
+  uint32_t struct_size; /* sizeof as the caller compiled it; new fields come at the end */
+  int32_t rows;         /* 0 or more */
+  const void* x;        /* [rows,k], device */
+  int32_t x_dtype, y_dtype;
+  /* [rows], device, or NULL: every filled slot is added to every row. Else the one slot that a row uses, in each output
+   * by its number; a number that an output has no filled slot for, such as -1, adds nothing there, and a row to which
+   * no output adds anything has the bits it would have without adapters. */
+  const int32_t* row_slot;
+  const octolora_output* outputs; /* [output_count], host; read before the call returns */
+  int32_t output_count;           /* 1 to OCTOLORA_MAX_OUTPUTS */
+  void* workspace;                /* device, 256-byte aligned (what cudaMalloc and octolora_device_alloc give) */
+  size_t workspace_bytes;
+} octolora_forward_desc;
+
+/* bytes: scratch that a forward of this description, or the same with fewer rows, needs on the device. Reads
+ * output_count, the outputs' linear and slots, rows and x_dtype: no pointer to data, and for every alignment of it. */
+OCTOLORA_API octolora_status octolora_forward_workspace(const octolora_forward_desc* desc, size_t* bytes);
+/* Quantizes x once and multiplies it by every output's linear and adapters. No two of x, the y and the workspace
+ * overlap, and a residual or a gate overlaps a y only where it is that residual's own y. Enqueues and returns: allocates
+ * nothing, waits for nothing, may be captured in a CUDA graph. Two forwards that may run at the same time need two
+ * workspaces. The same call on the same device gives the same bits. A NaN or an infinity in x makes its own row of
+ * every y NaN or infinite and no other. */
+OCTOLORA_API octolora_status octolora_forward(const octolora_forward_desc* desc, octolora_stream stream);
+
+/* One linear with every filled slot added, and nothing after it: octolora_forward_workspace and octolora_forward for
+ * the plain case. slots NULL: no adapters. */
 OCTOLORA_API octolora_status octolora_linear_workspace(const octolora_linear* linear, const octolora_slots* slots,
                                                        int32_t rows, int32_t x_dtype, size_t* bytes);
-/* y = linear(x) with every filled slot added. x [rows,k], y [rows,n], workspace: device pointers that do not overlap;
- * rows >= 0. Enqueues and returns: allocates nothing, waits for nothing, may be captured in a CUDA graph. Two forwards
- * that may run at the same time need two workspaces. The same inputs on the same device give the same bits.
- * A NaN or an infinity in x makes its own row of y NaN or infinite and no other. */
 OCTOLORA_API octolora_status octolora_linear_forward(const octolora_linear* linear, const octolora_slots* slots,
                                                      const void* x, int32_t x_dtype, void* y, int32_t y_dtype,
                                                      int32_t rows, void* workspace, size_t workspace_bytes,

@@ -17,12 +17,15 @@
 #error "the build defines OCTOLORA_VERSION_STRING"
 #endif
 
+using octolora::Activation;
 using octolora::Device;
 using octolora::Dtype;
 using octolora::Error;
+using octolora::ForwardArgs;
 using octolora::Linear;
 using octolora::LinearSpec;
 using octolora::Mode;
+using octolora::Output;
 using octolora::Slots;
 
 // Members go in reverse order, so what lives on a device goes before the device.
@@ -188,9 +191,9 @@ size_t matrix_bytes(int64_t rows, int64_t columns, Dtype type) {
   return static_cast<size_t>(rows) * static_cast<size_t>(columns) * octolora::size_of(type);
 }
 
-void check_slots(const octolora_linear* linear, const octolora_slots* slots) {
+void check_slots(const octolora_linear* linear, const octolora_slots* slots, const char* what) {
   if (slots && slots->linear != linear->impl) {
-    throw Error(OCTOLORA_INVALID_ARGUMENT, "slots were created for another linear (n = %d, k = %d)",
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "%s were created for another linear (n = %d, k = %d)", what,
                 slots->linear->spec.n, slots->linear->spec.k);
   }
 }
@@ -211,6 +214,173 @@ void check_slot(const octolora_slots* slots, int32_t slot) {
   if (slot < 0 || slot >= count) {
     throw Error(OCTOLORA_INVALID_ARGUMENT, "slot = %d, expected 0 to %d", slot, count - 1);
   }
+}
+
+// "outputs[2].y", in a buffer of its own; "y" alone for an output of no description, number -1.
+struct Name {
+  Name(int output, const char* field) {
+    if (output < 0)
+      std::snprintf(text, sizeof text, "%s", field);
+    else
+      std::snprintf(text, sizeof text, "outputs[%d].%s", output, field);
+  }
+  operator const char*() const { return text; }
+
+  char text[32];
+};
+
+const char* mode_name(Mode mode) {
+  switch (mode) {
+    case Mode::w8a16:
+      return "OCTOLORA_W8A16";
+    case Mode::dynamic:
+      return "OCTOLORA_W8A8_DYNAMIC";
+    case Mode::fixed:
+      return "OCTOLORA_W8A8_STATIC";
+  }
+  return "unknown";
+}
+
+// A call as the caller wrote it, in this library's types; all but the pointers to data is checked.
+struct Call {
+  const octolora_linear* first = nullptr;
+  bool described = false;  // by the caller, and not made from the arguments of a single forward
+  size_t workspace_bytes = 0;
+  ForwardArgs args;
+};
+
+Output read_output(const octolora_output& given, const octolora_linear* first, int i) {
+  require(given.linear, Name(i, "linear"));
+  if (given.activation < OCTOLORA_ACTIVATION_NONE || given.activation > OCTOLORA_ACTIVATION_SILU) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT,
+                "%s = %d, expected OCTOLORA_ACTIVATION_NONE (0), _GELU_TANH (1), _GELU_ERF (2) or _SILU (3)",
+                Name(i, "activation").text, given.activation);
+  }
+  check_slots(given.linear, given.slots, Name(i, "slots"));
+  const LinearSpec& spec = given.linear->impl->spec;
+  if (first && given.linear->device != first->device) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "%s is on another octolora_device than outputs[0].linear",
+                Name(i, "linear").text);
+  }
+  if (first && !spec.shares_x_with(first->impl->spec)) {
+    const LinearSpec& other = first->impl->spec;
+    throw Error(OCTOLORA_INVALID_ARGUMENT,
+                "%s reads x another way than outputs[0].linear: k = %d and %d, %s and %s, round_x %d and %d, x_scale "
+                "%g and %g, x_divisor %g and %g, outlier_threshold %g and %g",
+                Name(i, "linear").text, spec.k, other.k, mode_name(spec.mode), mode_name(other.mode),
+                spec.round_x_to_f16, other.round_x_to_f16, spec.x_scale, other.x_scale, spec.x_divisor, other.x_divisor,
+                spec.outlier_threshold, other.outlier_threshold);
+  }
+  Output output;
+  output.linear = given.linear->impl.get();
+  output.slots = given.slots ? given.slots->impl.get() : nullptr;
+  output.y = given.y;
+  output.activation = static_cast<Activation>(given.activation);
+  output.residual = given.residual;
+  output.gate = given.gate;
+  return output;
+}
+
+Call read_call(const octolora_forward_desc* given) {
+  const auto desc = read_struct(given, "desc", sizeof(octolora_forward_desc));
+  Call call;
+  call.described = true;
+  call.workspace_bytes = desc.workspace_bytes;
+  ForwardArgs& args = call.args;
+  require_rows(desc.rows);
+  args.x = desc.x;
+  args.x_type = dtype(desc.x_dtype, "x_dtype");
+  args.y_type = dtype(desc.y_dtype, "y_dtype");
+  args.rows = desc.rows;
+  args.row_slot = desc.row_slot;
+  args.workspace = desc.workspace;
+  if (desc.output_count < 1 || desc.output_count > OCTOLORA_MAX_OUTPUTS) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "output_count = %d, expected 1 to %d", desc.output_count,
+                OCTOLORA_MAX_OUTPUTS);
+  }
+  require(desc.outputs, "outputs");
+  args.output_count = desc.output_count;
+  // An array of structs lies in steps of the size that the caller's header gave them.
+  const uint32_t step = desc.outputs->struct_size;
+  const char* at = reinterpret_cast<const char*>(desc.outputs);
+  for (int i = 0; i < desc.output_count; ++i, at += step) {
+    char name[16];
+    std::snprintf(name, sizeof name, "outputs[%d]", i);
+    const auto output = read_struct(reinterpret_cast<const octolora_output*>(at), name, sizeof(octolora_output));
+    if (output.struct_size != step) {
+      throw Error(OCTOLORA_INVALID_ARGUMENT, "%s.struct_size = %u, expected %u as in outputs[0]", name,
+                  output.struct_size, step);
+    }
+    args.outputs[i] = read_output(output, call.first, i);
+    if (!call.first) call.first = output.linear;
+  }
+  return call;
+}
+
+// The pointers to data, once there is at least one row.
+void check_data(const Call& call) {
+  const ForwardArgs& args = call.args;
+  const auto name = [&](int output, const char* field) { return Name(call.described ? output : -1, field); };
+  const size_t x_bytes = matrix_bytes(args.rows, args.outputs[0].linear->spec.k, args.x_type);
+  const size_t y_element = octolora::size_of(args.y_type);
+  require(args.x, "x");
+  require_aligned(args.x, octolora::size_of(args.x_type), "x");
+  require_aligned(args.row_slot, alignof(int32_t), "row_slot");
+  for (int i = 0; i < args.output_count; ++i) {
+    const Output& output = args.outputs[i];
+    const Name y = name(i, "y");
+    require(output.y, y);
+    require_aligned(output.y, y_element, y);
+    require_aligned(output.residual, y_element, name(i, "residual"));
+    require_aligned(output.gate, y_element, name(i, "gate"));
+  }
+  // Every y against everything that is read and against the other y.
+  for (int i = 0; i < args.output_count; ++i) {
+    const Name y = name(i, "y");
+    const size_t y_bytes = matrix_bytes(args.rows, args.outputs[i].linear->spec.n, args.y_type);
+    const auto apart = [&](const void* other, size_t bytes, const char* name) {
+      if (other) require_apart(other, bytes, name, args.outputs[i].y, y_bytes, y);
+    };
+    apart(args.x, x_bytes, "x");
+    apart(args.row_slot, static_cast<size_t>(args.rows) * sizeof(int32_t), "row_slot");
+    for (int j = 0; j < args.output_count; ++j) {
+      const Output& other = args.outputs[j];
+      const int n = other.linear->spec.n;
+      if (j > i) apart(other.y, matrix_bytes(args.rows, n, args.y_type), name(j, "y"));
+      if (j != i || other.residual != other.y) {
+        apart(other.residual, matrix_bytes(args.rows, n, args.y_type), name(j, "residual"));
+      }
+      apart(other.gate, matrix_bytes(1, n, args.y_type), name(j, "gate"));
+    }
+  }
+}
+
+size_t workspace_of(const Call& call) { return call.args.rows ? call.first->device->workspace(call.args) : 0; }
+
+void forward(Call& call, octolora_stream stream) {
+  require_no_stream(call.first->cpu, stream);
+  if (!call.args.rows) return;
+  check_data(call);
+  check_workspace(workspace_of(call), call.args.workspace, call.workspace_bytes);
+  call.args.stream = stream;
+  call.first->device->forward(call.args);
+}
+
+// The call of the functions that take one linear and no description.
+Call single_call(const octolora_linear* linear, const octolora_slots* slots, int32_t x_dtype, int32_t y_dtype,
+                 int32_t rows) {
+  require(linear, "linear");
+  require_rows(rows);
+  check_slots(linear, slots, "slots");
+  Call call;
+  call.first = linear;
+  call.args.x_type = dtype(x_dtype, "x_dtype");
+  call.args.y_type = dtype(y_dtype, "y_dtype");
+  call.args.rows = rows;
+  call.args.output_count = 1;
+  call.args.outputs[0].linear = linear->impl.get();
+  call.args.outputs[0].slots = slots ? slots->impl.get() : nullptr;
+  return call;
 }
 
 }  // namespace
@@ -463,15 +633,25 @@ octolora_status octolora_slots_clear(octolora_slots* slots, int32_t slot, octolo
   });
 }
 
+octolora_status octolora_forward_workspace(const octolora_forward_desc* desc, size_t* bytes) {
+  return guarded([&] {
+    require(bytes, "bytes");
+    *bytes = workspace_of(read_call(desc));
+  });
+}
+
+octolora_status octolora_forward(const octolora_forward_desc* desc, octolora_stream stream) {
+  return guarded([&] {
+    Call call = read_call(desc);
+    forward(call, stream);
+  });
+}
+
 octolora_status octolora_linear_workspace(const octolora_linear* linear, const octolora_slots* slots, int32_t rows,
                                           int32_t x_dtype, size_t* bytes) {
   return guarded([&] {
-    require(linear, "linear");
     require(bytes, "bytes");
-    require_rows(rows);
-    check_slots(linear, slots);
-    const Dtype type = dtype(x_dtype, "x_dtype");
-    *bytes = rows ? linear->impl->workspace(slots ? slots->impl.get() : nullptr, rows, type) : 0;
+    *bytes = workspace_of(single_call(linear, slots, x_dtype, OCTOLORA_FLOAT32, rows));
   });
 }
 
@@ -479,21 +659,12 @@ octolora_status octolora_linear_forward(const octolora_linear* linear, const oct
                                         int32_t x_dtype, void* y, int32_t y_dtype, int32_t rows, void* workspace,
                                         size_t workspace_bytes, octolora_stream stream) {
   return guarded([&] {
-    require(linear, "linear");
-    require_rows(rows);
-    require_no_stream(linear->cpu, stream);
-    check_slots(linear, slots);
-    const Dtype x_type = dtype(x_dtype, "x_dtype"), y_type = dtype(y_dtype, "y_dtype");
-    if (!rows) return;
-    const Slots* impl = slots ? slots->impl.get() : nullptr;
-    const LinearSpec& spec = linear->impl->spec;
-    require(x, "x");
-    require(y, "y");
-    require_aligned(x, octolora::size_of(x_type), "x");
-    require_aligned(y, octolora::size_of(y_type), "y");
-    require_apart(x, matrix_bytes(rows, spec.k, x_type), "x", y, matrix_bytes(rows, spec.n, y_type), "y");
-    check_workspace(linear->impl->workspace(impl, rows, x_type), workspace, workspace_bytes);
-    linear->impl->forward({impl, x, x_type, y, y_type, rows, workspace, stream});
+    Call call = single_call(linear, slots, x_dtype, y_dtype, rows);
+    call.args.x = x;
+    call.args.outputs[0].y = y;
+    call.args.workspace = workspace;
+    call.workspace_bytes = workspace_bytes;
+    forward(call, stream);
   });
 }
 
@@ -514,7 +685,8 @@ octolora_status octolora_linear_quantized(const octolora_linear* linear, const v
     require_aligned(x, octolora::size_of(x_type), "x");
     require_aligned(sums, alignof(int32_t), "sums");
     require_aligned(row_scale, alignof(float), "row_scale");
-    check_workspace(linear->impl->workspace(nullptr, rows, x_type), workspace, workspace_bytes);
+    check_workspace(workspace_of(single_call(linear, nullptr, x_dtype, OCTOLORA_FLOAT32, rows)), workspace,
+                    workspace_bytes);
     linear->impl->quantized({x, x_type, sums, codes, row_scale, rows, workspace, stream});
   });
 }

@@ -57,6 +57,8 @@ class CudaDevice final : public Device {
   void drain() noexcept override;
   uint64_t in_use() const override { return in_use_.load(); }
   std::unique_ptr<Linear> create_linear(const LinearSpec& spec, const octolora_linear_desc& desc) override;
+  size_t workspace(const ForwardArgs& args) const override;
+  void forward(const ForwardArgs& args) const override;
 
   const int ordinal;
   Limits limits{};
@@ -108,7 +110,6 @@ class CudaSlots final : public Slots {
   void set_scale(int slot, float scale, octolora_stream stream) override;
   void clear(int slot, octolora_stream stream) override;
   AdapterView view() const;
-  const float* total_bias() const { return total_bias_.as<float>(); }
 
  private:
   struct Range {
@@ -116,22 +117,22 @@ class CudaSlots final : public Slots {
   };
   void write_scale(int slot, float scale, cudaStream_t stream);
   void write_chunks(int slot, cudaStream_t stream);
-  void write_active(int slot, bool active, cudaStream_t stream);
-  void add_up_bias(cudaStream_t stream);
+  void write_has_bias(int slot, bool has_bias, cudaStream_t stream);
 
   CudaLinear& linear_;
   const bool split_;
   std::vector<Range> ranges_;  // by slot
   std::vector<Chunk> chunks_;
-  Buffer a_, b_, chunk_buffer_, scale_, slot_bias_, active_, total_bias_;
+  Buffer a_, b_, chunk_buffer_, scale_, slot_bias_, has_bias_;
 };
 
 struct Workspace {
   int8_t* q = nullptr;
   uint16_t* planes = nullptr;
   RowScale* rows = nullptr;
-  uint16_t* h = nullptr;
   OutlierView outliers;
+  uint16_t* h[kMaxMembers] = {};
+  float* total_bias[kMaxMembers] = {};
   size_t bytes = 0;
 };
 
@@ -143,21 +144,18 @@ class CudaLinear final : public Linear {
     const Current current(device.ordinal);
     return std::make_unique<CudaSlots>(*this, capacity, split);
   }
-  size_t workspace(const Slots* slots, int rows, Dtype x_type) const override {
-    return place(nullptr, static_cast<const CudaSlots*>(slots), rows, x_type).bytes;
-  }
-  void forward(const ForwardArgs& args) const override;
   void quantized(const QuantizedArgs& args) const override;
+
+  // What all linears of a forward share is taken from the first.
+  Workspace place(const ForwardArgs& args) const;
+  PrepareArgs prepare_args(const void* x, Dtype x_type, int rows, const Workspace& workspace) const;
+  GemmArgs gemm_args(int rows) const;
+  GemmMember member() const;
 
   CudaDevice& device;
   const int k_pitch;
-  const float* bias() const { return bias_ ? bias_->as<float>() : nullptr; }
 
  private:
-  Workspace place(void* memory, const CudaSlots* slots, int rows, Dtype x_type) const;
-  PrepareArgs prepare_args(const void* x, Dtype x_type, int rows, const Workspace& workspace) const;
-  GemmArgs gemm_args(int rows) const;
-
   Buffer weight_, scale_;
   std::unique_ptr<Buffer> bias_;
 };
@@ -298,26 +296,31 @@ void CudaLinear::write(int first_row, int rows, const int8_t* weight) {
   OCTOLORA_CUDA(cudaStreamSynchronize(nullptr), "weight: %d rows of K = %d", rows, spec.k);
 }
 
-Workspace CudaLinear::place(void* memory, const CudaSlots* slots, int rows, Dtype x_type) const {
+Workspace CudaLinear::place(const ForwardArgs& f) const {
   Workspace w;
   const auto take = [&](auto*& pointer, size_t count) {
     using T = std::remove_pointer_t<std::remove_reference_t<decltype(pointer)>>;
-    pointer = reinterpret_cast<T*>(static_cast<uint8_t*>(memory) + w.bytes);
+    pointer = reinterpret_cast<T*>(static_cast<uint8_t*>(f.workspace) + w.bytes);
     w.bytes += static_cast<size_t>(round_up64(static_cast<int64_t>(count * sizeof(T)), kAlignment));
   };
-  const size_t padded = static_cast<size_t>(rows) * k_pitch;
+  const size_t padded = static_cast<size_t>(f.rows) * k_pitch;
   if (spec.mode == Mode::w8a16)
-    take(w.planes, padded * (x_type == Dtype::f32 ? 3 : 1));
+    take(w.planes, padded * (f.x_type == Dtype::f32 ? 3 : 1));
   else
     take(w.q, padded);
-  take(w.rows, rows);
-  if (slots) take(w.h, static_cast<size_t>(rows) * slots->view().up_columns);
+  take(w.rows, f.rows);
   if (spec.outlier_threshold > 0) {
     w.outliers.words = (spec.k + 31) / 32;
     take(w.outliers.partial, static_cast<size_t>(w.outliers.words) * kOutlierRowChunks);
     take(w.outliers.flags, w.outliers.words);
     take(w.outliers.list, spec.k);
     take(w.outliers.count, 1);
+  }
+  for (int i = 0; i < f.output_count; ++i) {
+    const auto* slots = static_cast<const CudaSlots*>(f.outputs[i].slots);
+    if (!slots || !slots->view().slot_count) continue;
+    take(w.h[i], static_cast<size_t>(f.rows) * slots->view().up_columns);
+    take(w.total_bias[i], f.outputs[i].linear->spec.n);
   }
   return w;
 }
@@ -334,36 +337,64 @@ PrepareArgs CudaLinear::prepare_args(const void* x, Dtype x_type, int rows, cons
   args.q = workspace.q;
   args.planes = workspace.planes;
   args.rows = workspace.rows;
-  args.h = workspace.h;
   return args;
 }
 
 GemmArgs CudaLinear::gemm_args(int rows) const {
   GemmArgs args;
-  args.weight = weight_.as<int8_t>();
   args.m = rows;
-  args.n = spec.n;
   args.k = spec.k;
   args.k_pitch = k_pitch;
-  args.scale = scale_.as<float>();
-  args.bias = bias();
   return args;
 }
 
-void CudaLinear::forward(const ForwardArgs& f) const {
-  const Current current(device.ordinal);
+GemmMember CudaLinear::member() const {
+  GemmMember member;
+  member.weight = weight_.as<int8_t>();
+  member.n = spec.n;
+  member.scale = scale_.as<float>();
+  member.bias = bias_ ? bias_->as<float>() : nullptr;
+  return member;
+}
+
+size_t CudaDevice::workspace(const ForwardArgs& f) const {
+  ForwardArgs sizes = f;
+  sizes.workspace = nullptr;
+  return static_cast<const CudaLinear*>(f.outputs[0].linear)->place(sizes).bytes;
+}
+
+void CudaDevice::forward(const ForwardArgs& f) const {
+  const Current current(ordinal);
   const cudaStream_t stream = cuda_stream(f.stream);
-  const auto* slots = static_cast<const CudaSlots*>(f.slots);
-  const Workspace workspace = place(f.workspace, slots, f.rows, f.x_type);
-  PrepareArgs prepare = prepare_args(f.x, f.x_type, f.rows, workspace);
-  GemmArgs gemm = gemm_args(f.rows);
-  gemm.y = f.y;
+  const auto& first = *static_cast<const CudaLinear*>(f.outputs[0].linear);
+  const LinearSpec& spec = first.spec;
+  const Workspace workspace = first.place(f);
+  PrepareArgs prepare = first.prepare_args(f.x, f.x_type, f.rows, workspace);
+  GemmArgs gemm = first.gemm_args(f.rows);
   gemm.y_type = f.y_type;
   gemm.rows = workspace.rows;
-  if (slots) {
-    prepare.adapters = gemm.adapters = slots->view();
-    gemm.h = workspace.h;
-    gemm.bias = slots->total_bias();
+  prepare.row_slot = gemm.row_slot = f.row_slot;
+  prepare.member_count = gemm.member_count = f.output_count;
+  bool adapters = false;
+  for (int i = 0; i < f.output_count; ++i) {
+    const Output& output = f.outputs[i];
+    GemmMember& to = gemm.member[i];
+    to = static_cast<const CudaLinear*>(output.linear)->member();
+    to.y = output.y;
+    to.activation = output.activation;
+    to.residual = output.residual;
+    to.gate = output.gate;
+    PrepareMember& from = prepare.member[i];
+    from.n = to.n;
+    if (!workspace.h[i]) continue;
+    adapters = true;
+    from.adapters = to.adapters = static_cast<const CudaSlots*>(output.slots)->view();
+    from.h = workspace.h[i];
+    to.h = workspace.h[i];
+    if (f.row_slot) continue;  // each row has a bias of its own
+    from.bias = to.bias;
+    from.total_bias = workspace.total_bias[i];
+    to.bias = workspace.total_bias[i];
   }
   if (spec.mode != Mode::w8a16) {
     if (spec.outlier_threshold > 0) {
@@ -372,32 +403,36 @@ void CudaLinear::forward(const ForwardArgs& f) const {
       gemm.raw_x = f.x;
       gemm.raw_type = f.x_type;
     }
-    launch_prepare(prepare, device.limits, stream);
+    launch_prepare(prepare, limits, stream);
     gemm.x = workspace.q;
-    gemm.x_pitch = k_pitch;
-    if (gemm_sm90_takes(gemm, device.limits))
-      launch_gemm_sm90(gemm, device.limits, stream);
+    gemm.x_pitch = first.k_pitch;
+    if (gemm_sm90_takes(gemm, limits))
+      launch_gemm_sm90(gemm, limits, stream);
     else
-      launch_gemm_w8a8(gemm, device.limits, stream);
+      launch_gemm_w8a8(gemm, limits, stream);
     return;
   }
   const bool in_place = f.x_type != Dtype::f32 && spec.k % 8 == 0 && reinterpret_cast<uintptr_t>(f.x) % 16 == 0;
   if (in_place) prepare.planes = nullptr;
-  if (!in_place || prepare.adapters.chunk_count)
-    launch_prepare(prepare, device.limits, stream);
+  if (!in_place || adapters)
+    launch_prepare(prepare, limits, stream);
   else
     gemm.rows = nullptr;
   gemm.x = in_place ? f.x : workspace.planes;
-  gemm.x_pitch = in_place ? spec.k : k_pitch;
+  gemm.x_pitch = in_place ? spec.k : first.k_pitch;
   gemm.planes = f.x_type == Dtype::f32 ? 3 : 1;
   gemm.x_f16 = f.x_type == Dtype::f16;
-  launch_gemm_w8a16(gemm, device.limits, stream);
+  launch_gemm_w8a16(gemm, limits, stream);
 }
 
 void CudaLinear::quantized(const QuantizedArgs& f) const {
   const Current current(device.ordinal);
   const cudaStream_t stream = cuda_stream(f.stream);
-  const Workspace workspace = place(f.workspace, nullptr, f.rows, f.x_type);
+  ForwardArgs placed;
+  placed.x_type = f.x_type;
+  placed.rows = f.rows;
+  placed.workspace = f.workspace;
+  const Workspace workspace = place(placed);
   const PrepareArgs prepare = prepare_args(f.x, f.x_type, f.rows, workspace);
   if (spec.outlier_threshold > 0) launch_find_outliers(prepare, stream);
   launch_prepare(prepare, device.limits, stream);
@@ -405,10 +440,12 @@ void CudaLinear::quantized(const QuantizedArgs& f) const {
     GemmArgs gemm = gemm_args(f.rows);
     gemm.x = workspace.q;
     gemm.x_pitch = k_pitch;
-    gemm.bias = nullptr;
-    gemm.y = f.sums;
     gemm.y_type = Dtype::f32;
     gemm.store_sums = true;
+    gemm.member_count = 1;
+    gemm.member[0] = member();
+    gemm.member[0].bias = nullptr;
+    gemm.member[0].y = f.sums;
     launch_gemm_w8a8(gemm, device.limits, stream);
   }
   if (f.codes) {
@@ -443,8 +480,7 @@ CudaSlots::CudaSlots(CudaLinear& linear, const std::vector<int>& capacity, bool 
       chunk_buffer_(linear.device, static_cast<size_t>(chunks_of(capacity)) * sizeof(Chunk)),
       scale_(linear.device, capacity.size() * sizeof(float)),
       slot_bias_(linear.device, capacity.size() * linear.spec.n * sizeof(float)),
-      active_(linear.device, capacity.size() * sizeof(int32_t)),
-      total_bias_(linear.device, static_cast<size_t>(linear.spec.n) * sizeof(float)) {
+      has_bias_(linear.device, capacity.size() * sizeof(int32_t)) {
   for (size_t slot = 0; slot < capacity.size(); ++slot) {
     const int count = (capacity[slot] + kChunkRank - 1) / kChunkRank;
     ranges_.push_back({static_cast<int>(chunks_.size()), count});
@@ -457,9 +493,8 @@ CudaSlots::CudaSlots(CudaLinear& linear, const std::vector<int>& capacity, bool 
       chunks_.push_back(chunk);
     }
   }
-  for (Buffer* buffer : {&a_, &b_, &scale_, &slot_bias_, &active_}) buffer->clear();
+  for (Buffer* buffer : {&a_, &b_, &scale_, &slot_bias_, &has_bias_}) buffer->clear();
   if (!chunks_.empty()) chunk_buffer_.fill(chunks_.data(), chunks_.size());
-  add_up_bias(nullptr);
   OCTOLORA_CUDA(cudaStreamSynchronize(nullptr), "%zu slots", capacity.size());
 }
 
@@ -469,6 +504,9 @@ AdapterView CudaSlots::view() const {
           b_.as<uint16_t>(),
           chunk_buffer_.as<Chunk>(),
           scale_.as<float>(),
+          slot_bias_.as<float>(),
+          has_bias_.as<int32_t>(),
+          static_cast<int>(ranges_.size()),
           chunks,
           down_columns(chunks, split_),
           up_columns(chunks, split_)};
@@ -542,15 +580,13 @@ void CudaSlots::set(int slot, const octolora_adapter_desc& adapter, float scale,
                   "bias of slot %d", slot);
   }
   write_chunks(slot, stream);
-  write_active(slot, adapter.bias != nullptr, stream);
+  write_has_bias(slot, adapter.bias != nullptr, stream);
   write_scale(slot, scale, stream);
-  add_up_bias(stream);
 }
 
 void CudaSlots::set_scale(int slot, float scale, octolora_stream stream) {
   const Current current(linear_.device.ordinal);
   write_scale(slot, scale, cuda_stream(stream));
-  add_up_bias(cuda_stream(stream));
 }
 
 void CudaSlots::clear(int slot, octolora_stream stream_) {
@@ -558,8 +594,7 @@ void CudaSlots::clear(int slot, octolora_stream stream_) {
   const cudaStream_t stream = cuda_stream(stream_);
   for (int i = 0; i < ranges_[slot].count; ++i) chunks_[ranges_[slot].first + i].ranks = 0;
   write_chunks(slot, stream);
-  write_active(slot, false, stream);
-  add_up_bias(stream);
+  write_has_bias(slot, false, stream);
 }
 
 void CudaSlots::write_scale(int slot, float scale, cudaStream_t stream) {
@@ -574,15 +609,10 @@ void CudaSlots::write_chunks(int slot, cudaStream_t stream) {
                 "chunks of slot %d", slot);
 }
 
-void CudaSlots::write_active(int slot, bool active, cudaStream_t stream) {
-  const int32_t value = active;
-  OCTOLORA_CUDA(cudaMemcpyAsync(active_.as<int32_t>() + slot, &value, sizeof value, cudaMemcpyHostToDevice, stream),
+void CudaSlots::write_has_bias(int slot, bool has_bias, cudaStream_t stream) {
+  const int32_t value = has_bias;
+  OCTOLORA_CUDA(cudaMemcpyAsync(has_bias_.as<int32_t>() + slot, &value, sizeof value, cudaMemcpyHostToDevice, stream),
                 "bias of slot %d", slot);
-}
-
-void CudaSlots::add_up_bias(cudaStream_t stream) {
-  launch_total_bias(total_bias_.as<float>(), linear_.bias(), slot_bias_.as<float>(), scale_.as<float>(),
-                    active_.as<int32_t>(), static_cast<int>(ranges_.size()), linear_.spec.n, stream);
 }
 
 }  // namespace

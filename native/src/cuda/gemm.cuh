@@ -2,7 +2,8 @@
 //
 // Tensor-core GEMM for sm_80 and later whose accumulators take the low-rank update before the single store.
 //
-//   y[m,n] = p[m] * ( s_w[n] * (s_x[m] / p[m]) * sum_k q[m,k] W[n,k]  +  sum_r h[m,r] B[n,r] ) + bias[n]
+//   v[m,n] = p[m] * ( s_w[n] * (s_x[m] / p[m]) * sum_k q[m,k] W[n,k]  +  sum_r h[m,r] B[n,r] ) + bias[n]
+//   y[m,n] = residual[m,n] + gate[n] * activation(v[m,n])
 //
 //   q [M,K] int8 (W8A8) or x [M,K] 16-bit (W8A16)   W [N,K] int8   h [M,R], B [N,R] 16-bit   y [M,N] fp32, fp16 or bf16
 //
@@ -12,12 +13,15 @@
 //
 // In shared memory the 16-byte chunk c of row r lies at chunk c ^ (r % 8) of its row, which keeps both cp.async and
 // ldmatrix free of bank conflicts. Rows and columns beyond the matrices are zeros that are never read from memory.
+//
+// A launch makes one output, member[0] of its arguments.
 #pragma once
 
 #include <algorithm>
 
 #include "check.h"
 #include "convert.cuh"
+#include "epilogue.cuh"
 #include "kernels.h"
 #include "ptx.cuh"
 
@@ -85,6 +89,7 @@ template <class C>
 __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
   constexpr bool kInt8 = C::kInt8, kOutliers = C::kBase == Base::w8a8_outliers, kSums = C::kBase == Base::w8a8_sums;
   constexpr int kTilesM = C::kWarpM / 16, kTilesN = C::kWarpN / 8;
+  const GemmMember& out = args.member[0];
   extern __shared__ __align__(128) uint8_t memory[];
   auto* const row_scales = reinterpret_cast<RowScale*>(memory + C::kPipelineBytes);
   auto* const column_scales = reinterpret_cast<float*>(row_scales + C::kBlockM);
@@ -94,14 +99,14 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
   const int warp_m = warp / (C::kBlockN / C::kWarpN) * C::kWarpM, warp_n = warp % (C::kBlockN / C::kWarpN) * C::kWarpN;
   const int g = lane / 4, t = lane % 4;
 
-  const int tiles_m = (args.m + C::kBlockM - 1) / C::kBlockM, tiles_n = (args.n + C::kBlockN - 1) / C::kBlockN;
+  const int tiles_m = (args.m + C::kBlockM - 1) / C::kBlockM, tiles_n = (out.n + C::kBlockN - 1) / C::kBlockN;
   const int group = static_cast<int>(blockIdx.x) / (kRasterRows * tiles_n);
   const int group_rows = min(kRasterRows, tiles_m - group * kRasterRows);
   const int within = static_cast<int>(blockIdx.x) - group * kRasterRows * tiles_n;
   const int m0 = (group * kRasterRows + within % group_rows) * C::kBlockM, n0 = within / group_rows * C::kBlockN;
 
   const int k_blocks = (args.k + kBlockK - 1) / kBlockK * (kInt8 ? 1 : args.planes);
-  const int rank_blocks = (args.adapters.up_columns + kBlockRank - 1) / kBlockRank;
+  const int rank_blocks = (out.adapters.up_columns + kBlockRank - 1) / kBlockRank;
   const int blocks = k_blocks + rank_blocks;
 
   // A thread copies chunk `chunk` of every kRowStep-th row of a tile, from row `row` on.
@@ -139,7 +144,7 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
   const std::integral_constant<int, 4> quarters;
   const int x_bytes = static_cast<int>(args.x_pitch) * (kInt8 ? 1 : 2);
   Rows x_rows = rows_of(args.x, x_bytes, x_bytes, m0, args.m);
-  const Rows w_rows = rows_of(args.weight, args.k_pitch, args.k_pitch, n0, args.n);
+  const Rows w_rows = rows_of(out.weight, args.k_pitch, args.k_pitch, n0, out.n);
 
   // A quarter of a block: they are issued between the k-steps of the block that multiplies meanwhile.
   int next = 0, next_stage = 0, next_k = 0;
@@ -152,9 +157,9 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
       }
       load_rows(rows_n, w_rows, w_tile, next_k, quarter, quarters);
     } else if (next < blocks) {
-      const int offset = (next - k_blocks) * kBlockRank * 2, pitch = args.adapters.up_columns * 2;
-      load_rows(rows_m, rows_of(args.h, pitch, pitch, m0, args.m), x_tile, offset, quarter, quarters);
-      load_rows(rows_n, rows_of(args.adapters.b, pitch, pitch, n0, args.n), w_tile, offset, quarter, quarters);
+      const int offset = (next - k_blocks) * kBlockRank * 2, pitch = out.adapters.up_columns * 2;
+      load_rows(rows_m, rows_of(out.h, pitch, pitch, m0, args.m), x_tile, offset, quarter, quarters);
+      load_rows(rows_n, rows_of(out.adapters.b, pitch, pitch, n0, out.n), w_tile, offset, quarter, quarters);
     }
     if (quarter == 3) {
       ptx::copy_async_commit();
@@ -187,9 +192,9 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
   }
   static_assert(C::kBlockM <= C::kThreads);
   for (int i = threadIdx.x; i < C::kBlockN; i += C::kThreads) {
-    const bool present = n0 + i < args.n;
-    column_scales[i] = present ? args.scale[n0 + i] : 0.f;
-    column_bias[i] = present && args.bias ? args.bias[n0 + i] : 0.f;
+    const bool present = n0 + i < out.n;
+    column_scales[i] = present ? out.scale[n0 + i] : 0.f;
+    column_bias[i] = present && out.bias ? out.bias[n0 + i] : 0.f;
   }
 
   const auto fetch = [&] {
@@ -325,8 +330,8 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
         for (int i = threadIdx.x; i < C::kBlockN * kBlockRank; i += C::kThreads) {
           const int r = i / kBlockRank, j = i % kBlockRank;
           float w = 0.f;
-          if (base + j < count && n0 + r < args.n) {
-            w = args.weight[static_cast<int64_t>(n0 + r) * args.k_pitch + args.outliers.list[base + j]];
+          if (base + j < count && n0 + r < out.n) {
+            w = out.weight[static_cast<int64_t>(n0 + r) * args.k_pitch + args.outliers.list[base + j]];
           }
           *reinterpret_cast<uint16_t*>(w_tile + place(r, j)) = encode16(w, f16);
         }
@@ -344,18 +349,18 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
     each([&](float& v, int, int n, int, int, int) { v *= column_scales[n]; });
   }
   const int columns_per_chunk =
-      args.adapters.chunk_count ? args.adapters.up_columns / args.adapters.chunk_count : kChunkRank;
+      out.adapters.chunk_count ? out.adapters.up_columns / out.adapters.chunk_count : kChunkRank;
   for (int block = 0; block < rank_blocks; ++block) {
     bool f16[4];
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       const int column = block * kBlockRank + step * 16;
-      f16[step] = column < args.adapters.up_columns && args.adapters.chunks[column / columns_per_chunk].b_f16;
+      f16[step] = column < out.adapters.up_columns && out.adapters.chunks[column / columns_per_chunk].b_f16;
     }
     const uint32_t x_tile = advance();
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-      if (block * kBlockRank + step * 16 < args.adapters.up_columns) {
+      if (block * kBlockRank + step * 16 < out.adapters.up_columns) {
         multiply_tile16(x_tile, x_tile + C::kXBytes, step, f16[step]);
       }
       fetch_quarter(step);
@@ -365,8 +370,9 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
   // Through shared memory, so that a warp stores whole rows of the tile.
   ptx::copy_async_wait<0>();
   __syncthreads();
-  const int element = args.y_type == Dtype::f32 ? 4 : 2;
-  const int pitch = C::kBlockN * element + 16;
+  const bool epilogue = !kSums && has_epilogue(args, out), wide = epilogue || args.y_type == Dtype::f32;
+  const int element = args.y_type == Dtype::f32 ? 4 : 2, staged = wide ? 4 : 2;
+  const int pitch = C::kBlockN * staged + 16;
   if constexpr (!kSums) {
     each([&](float& v, int m, int n, int, int, int) { v = v * row_scales[m].power + column_bias[n]; });
   }
@@ -377,8 +383,8 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float low = value[i][j][half * 2], high = value[i][j][half * 2 + 1];
-        uint8_t* const to = memory + (warp_m + i * 16 + g + half * 8) * pitch + (warp_n + j * 8 + 2 * t) * element;
-        if (args.y_type == Dtype::f32) {
+        uint8_t* const to = memory + (warp_m + i * 16 + g + half * 8) * pitch + (warp_n + j * 8 + 2 * t) * staged;
+        if (wide) {
           *reinterpret_cast<float2*>(to) = {low, high};
         } else if (args.y_type == Dtype::f16) {
           *reinterpret_cast<__half2*>(to) = __floats2half2_rn(low, high);
@@ -389,8 +395,17 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
     }
   }
   __syncthreads();
-  auto* const y = static_cast<uint8_t*>(args.y);
-  const int64_t y_pitch = static_cast<int64_t>(args.n) * element;
+  if (epilogue) {
+    constexpr int kPieces = C::kBlockN / 8;
+    for (int i = threadIdx.x; i < C::kBlockM * kPieces; i += C::kThreads) {
+      const int r = i / kPieces, c = i % kPieces * 8;
+      if (m0 + r >= args.m || n0 + c >= out.n) continue;
+      finish_eight(args, out, reinterpret_cast<const float*>(memory + r * pitch + c * 4), m0 + r, n0 + c);
+    }
+    return;
+  }
+  auto* const y = static_cast<uint8_t*>(out.y);
+  const int64_t y_pitch = static_cast<int64_t>(out.n) * element;
   if (reinterpret_cast<uintptr_t>(y) % 16 == 0 && y_pitch % 16 == 0) {
     const int row_vectors = C::kBlockN * element / 16;
     for (int i = threadIdx.x; i < C::kBlockM * row_vectors; i += C::kThreads) {
@@ -403,8 +418,8 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
   } else {
     for (int i = threadIdx.x; i < C::kBlockM * C::kBlockN; i += C::kThreads) {
       const int r = i / C::kBlockN, c = i % C::kBlockN;
-      if (m0 + r < args.m && n0 + c < args.n) {
-        const int64_t at = static_cast<int64_t>(m0 + r) * args.n + n0 + c;
+      if (m0 + r < args.m && n0 + c < out.n) {
+        const int64_t at = static_cast<int64_t>(m0 + r) * out.n + n0 + c;
         if (element == 4)
           reinterpret_cast<uint32_t*>(y)[at] = *reinterpret_cast<const uint32_t*>(memory + r * pitch + c * 4);
         else
@@ -426,6 +441,10 @@ struct Tuned {
   int shared_bytes;
   int block_m, block_n, threads;
   void (*kernel)(GemmArgs);
+
+  int64_t tiles(int m, int n) const {
+    return static_cast<int64_t>((m + block_m - 1) / block_m) * ((n + block_n - 1) / block_n);
+  }
 };
 
 template <class C>
@@ -443,22 +462,30 @@ inline void set_up(const Tuned* table, int count, const Limits& limits) {
 }
 
 // The first row that fits; the last row of a table fits everything.
-inline void launch(const Tuned* table, int count, const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+inline const Tuned& choose(const Tuned* table, int count, int m, int n, const Limits& limits) {
   for (int i = 0; i < count; ++i) {
     const Tuned& row = table[i];
-    const int64_t tiles =
-        static_cast<int64_t>((args.m + row.block_m - 1) / row.block_m) * ((args.n + row.block_n - 1) / row.block_n);
-    if (args.m > row.max_m || tiles < row.min_tiles || row.shared_bytes > limits.shared_bytes) continue;
+    if (m <= row.max_m && row.tiles(m, n) >= row.min_tiles && row.shared_bytes <= limits.shared_bytes) return row;
+  }
+  throw Error(OCTOLORA_INTERNAL, "no kernel for M = %d, N = %d", m, n);
+}
+
+// One launch for each output.
+inline void launch(const Tuned* table, int count, const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+  GemmArgs one = args;
+  one.member_count = 1;
+  for (int i = 0; i < args.member_count; ++i) {
+    const GemmMember& out = one.member[0] = args.member[i];
+    const Tuned& row = choose(table, count, args.m, out.n, limits);
+    const int64_t tiles = row.tiles(args.m, out.n);
     if (tiles > INT32_MAX) {
-      throw Error(OCTOLORA_UNSUPPORTED, "M = %d, N = %d: %lld tiles in one launch, at most %d", args.m, args.n,
+      throw Error(OCTOLORA_UNSUPPORTED, "M = %d, N = %d: %lld tiles in one launch, at most %d", args.m, out.n,
                   static_cast<long long>(tiles), INT32_MAX);
     }
-    row.kernel<<<static_cast<unsigned>(tiles), row.threads, row.shared_bytes, stream>>>(args);
+    row.kernel<<<static_cast<unsigned>(tiles), row.threads, row.shared_bytes, stream>>>(one);
     OCTOLORA_CUDA(cudaGetLastError(), "gemm tile %dx%d: M = %d, N = %d, K = %d, up columns = %d", row.block_m,
-                  row.block_n, args.m, args.n, args.k, args.adapters.up_columns);
-    return;
+                  row.block_n, args.m, out.n, args.k, out.adapters.up_columns);
   }
-  throw Error(OCTOLORA_INTERNAL, "no kernel for M = %d, N = %d, K = %d", args.m, args.n, args.k);
 }
 
 }  // namespace octolora::cuda::gemm

@@ -374,37 +374,37 @@ CUtensorMap map_of(const void* matrix, int64_t width, int64_t rows, int64_t pitc
 }
 
 template <class C, bool kOutliers>
-void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+void launch(const GemmArgs& args, const GemmMember& out, const Limits& limits, cudaStream_t stream) {
   Params p{};
-  const int up = args.adapters.up_columns;
+  const int up = out.adapters.up_columns;
   p.q = map_of(args.x, args.k_pitch, args.m, args.x_pitch, kBlockM);
-  p.w = map_of(args.weight, args.k_pitch, args.n, args.k_pitch, C::kBlockN / kCluster);
+  p.w = map_of(out.weight, args.k_pitch, out.n, args.k_pitch, C::kBlockN / kCluster);
   if (up) {
-    p.h = map_of(args.h, up * 2, args.m, up * 2, kBlockM);
-    p.b = map_of(args.adapters.b, up * 2, args.n, up * 2, C::kBlockN / kCluster);
+    p.h = map_of(out.h, up * 2, args.m, up * 2, kBlockM);
+    p.b = map_of(out.adapters.b, up * 2, out.n, up * 2, C::kBlockN / kCluster);
   } else {
     p.h = p.q;
     p.b = p.w;
   }
-  p.y = map_of(args.y, static_cast<int64_t>(args.n) * 2, args.m, static_cast<int64_t>(args.n) * 2, 64);
+  p.y = map_of(out.y, static_cast<int64_t>(out.n) * 2, args.m, static_cast<int64_t>(out.n) * 2, 64);
   p.rows = args.rows;
-  p.scale = args.scale;
-  p.bias = args.bias;
-  p.chunks = args.adapters.chunks;
+  p.scale = out.scale;
+  p.bias = out.bias;
+  p.chunks = out.adapters.chunks;
   p.m = args.m;
-  p.n = args.n;
+  p.n = out.n;
   p.k_blocks = (args.k + kBlockK - 1) / kBlockK;
   p.rank_blocks = (up + kBlockRank - 1) / kBlockRank;
   p.up_columns = up;
-  p.chunk_columns = args.adapters.chunk_count ? up / args.adapters.chunk_count : kChunkRank;
+  p.chunk_columns = out.adapters.chunk_count ? up / out.adapters.chunk_count : kChunkRank;
   p.pairs_m = (args.m + kBlockM * kCluster - 1) / (kBlockM * kCluster);
-  p.tiles_n = (args.n + C::kBlockN - 1) / C::kBlockN;
+  p.tiles_n = (out.n + C::kBlockN - 1) / C::kBlockN;
   p.y_f16 = args.y_type == Dtype::f16;
   p.outlier_list = args.outliers.list;
   p.outlier_count = args.outliers.count;
   p.raw_x = args.raw_x;
   p.raw_type = args.raw_type;
-  p.weight = args.weight;
+  p.weight = out.weight;
   p.k = args.k;
   p.k_pitch = args.k_pitch;
 
@@ -421,7 +421,7 @@ void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
   config.attrs = &attribute;
   config.numAttrs = 1;
   OCTOLORA_CUDA(cudaLaunchKernelEx(&config, gemm<C, kOutliers>, p),
-                "sm_90 gemm tile %dx%d: M = %d, N = %d, K = %d, up columns = %d", kBlockM, C::kBlockN, args.m, args.n,
+                "sm_90 gemm tile %dx%d: M = %d, N = %d, K = %d, up columns = %d", kBlockM, C::kBlockN, args.m, out.n,
                 args.k, up);
 }
 
@@ -444,34 +444,44 @@ void set_up_gemm_sm90(const Limits& limits) {
 }
 
 bool gemm_sm90_takes(const GemmArgs& args, const Limits& limits) {
-  return limits.capability == 90 && args.m > 64 && args.y_type != Dtype::f32 && !args.store_sums && args.n % 8 == 0 &&
-         reinterpret_cast<uintptr_t>(args.y) % 16 == 0;
+  if (limits.capability != 90 || args.m <= 64 || args.y_type == Dtype::f32 || args.store_sums) return false;
+  for (int i = 0; i < args.member_count; ++i) {
+    const GemmMember& out = args.member[i];
+    const bool row_biases = args.row_slot && out.adapters.slot_count;
+    if (out.n % 8 || reinterpret_cast<uintptr_t>(out.y) % 16 || out.activation != Activation::none || out.gate ||
+        out.residual || row_biases) {
+      return false;
+    }
+  }
+  return true;
 }
 
 namespace {
 
 // The width whose tiles fill the last wave best, weighed by what each reaches in its main loop.
 template <bool kOutliers>
-void launch_widest(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+void launch_widest(const GemmArgs& args, const GemmMember& out, const Limits& limits, cudaStream_t stream) {
   const auto cost = [&](int block_n, double efficiency) {
     const int64_t tiles =
-        static_cast<int64_t>((args.m + 2 * kBlockM - 1) / (2 * kBlockM)) * ((args.n + block_n - 1) / block_n);
+        static_cast<int64_t>((args.m + 2 * kBlockM - 1) / (2 * kBlockM)) * ((out.n + block_n - 1) / block_n);
     const int clusters = limits.multiprocessors / kCluster;
     return static_cast<double>((tiles + clusters - 1) / clusters) * block_n / efficiency;
   };
   if (cost(192, 1.0) <= cost(128, 0.9))
-    launch<Config<192>, kOutliers>(args, limits, stream);
+    launch<Config<192>, kOutliers>(args, out, limits, stream);
   else
-    launch<Config<128>, kOutliers>(args, limits, stream);
+    launch<Config<128>, kOutliers>(args, out, limits, stream);
 }
 
 }  // namespace
 
 void launch_gemm_sm90(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
-  if (args.outliers.list)
-    launch_widest<true>(args, limits, stream);
-  else
-    launch_widest<false>(args, limits, stream);
+  for (int i = 0; i < args.member_count; ++i) {
+    if (args.outliers.list)
+      launch_widest<true>(args, args.member[i], limits, stream);
+    else
+      launch_widest<false>(args, args.member[i], limits, stream);
+  }
 }
 
 }  // namespace octolora::cuda

@@ -49,7 +49,10 @@ struct AdapterView {
   const uint4* a = nullptr;
   const uint16_t* b = nullptr;
   const Chunk* chunks = nullptr;
-  const float* scale = nullptr;  // [slots]
+  const float* scale = nullptr;       // [slots]
+  const float* slot_bias = nullptr;   // [slots][N]
+  const int32_t* has_bias = nullptr;  // [slots], whether the adapter in it has one
+  int slot_count = 0;
   int chunk_count = 0;
   int down_columns = 0;
   int up_columns = 0;  // of b and h, multiple of 16
@@ -69,17 +72,47 @@ struct OutlierView {
 };
 constexpr int kOutlierRowChunks = 128;  // bands of rows, enough blocks to fill a device
 
+constexpr int kMaxMembers = OCTOLORA_MAX_OUTPUTS;
+
+// What one output of a forward needs beside the quantized x that all of them share.
+struct PrepareMember {
+  AdapterView adapters;
+  uint16_t* h = nullptr;
+  // total_bias[i] = bias[i] + the biases of all slots, scaled; null: not asked for.
+  float* total_bias = nullptr;  // [N]
+  const float* bias = nullptr;  // [N] or null
+  int n = 0;
+};
+
 struct PrepareArgs {
   const void* x = nullptr;  // [M,K]
   Dtype x_type = Dtype::bf16;
   int m = 0, k = 0, k_pitch = 0;
   LinearSpec spec;
-  AdapterView adapters;
   OutlierView outliers;        // flags null: no outlier columns
   int8_t* q = nullptr;         // W8A8
   uint16_t* planes = nullptr;  // W8A16, where x is not read in place
   RowScale* rows = nullptr;
-  uint16_t* h = nullptr;
+  // [M]: the one slot that a row uses, h is zero in the columns of all others; null: a row uses every slot.
+  const int32_t* row_slot = nullptr;
+  int member_count = 0;
+  PrepareMember member[kMaxMembers];
+};
+
+// One output: y = residual + gate * activation(what the head of gemm.cuh says).
+struct GemmMember {
+  const int8_t* weight = nullptr;
+  int n = 0;
+  const float* scale = nullptr;  // s_w [N]
+  // [N] or null. With row_slot it is the linear's own, and a row adds scale * slot_bias of its slot where has_bias;
+  // without, it has the biases of all slots in it.
+  const float* bias = nullptr;
+  AdapterView adapters;
+  const uint16_t* h = nullptr;
+  void* y = nullptr;
+  Activation activation = Activation::none;
+  const void* residual = nullptr;  // [M,N] of y's type, y itself or null
+  const void* gate = nullptr;      // [N] of y's type, or null
 };
 
 struct GemmArgs {
@@ -87,20 +120,17 @@ struct GemmArgs {
   int64_t x_pitch = 0;      // elements
   int planes = 1;           // W8A16: planes of x, each multiplied by all of W
   bool x_f16 = false;       // W8A16: fp16, else bf16
-  const int8_t* weight = nullptr;
-  int m = 0, n = 0, k = 0, k_pitch = 0;
-  const RowScale* rows = nullptr;  // null: W8A16 without adapters, scale 1 and power 1
-  const float* scale = nullptr;    // s_w [N]
-  const float* bias = nullptr;     // [N] or null
-  AdapterView adapters;
-  const uint16_t* h = nullptr;
+  int m = 0, k = 0, k_pitch = 0;
+  const RowScale* rows = nullptr;     // null: W8A16 without adapters, scale 1 and power 1
+  const int32_t* row_slot = nullptr;  // [M] or null, see PrepareArgs
   // Outlier columns: list null, or the raw x [M,K] they are gathered from.
   OutlierView outliers;
   const void* raw_x = nullptr;
   Dtype raw_type = Dtype::bf16;
-  void* y = nullptr;
   Dtype y_type = Dtype::bf16;
   bool store_sums = false;  // y int32: the sums before any scale
+  int member_count = 0;
+  GemmMember member[kMaxMembers];
 };
 
 struct Limits {
@@ -129,7 +159,5 @@ bool gemm_w8a16_sm90_takes(const GemmArgs& args, const Limits& limits);
 void launch_gemm_w8a16_sm90(const GemmArgs& args, const Limits& limits, cudaStream_t stream);
 // pack.cu
 void launch_widen_order(int8_t* weight, int64_t groups, cudaStream_t stream);
-void launch_total_bias(float* total, const float* bias, const float* slot_bias, const float* scale,
-                       const int32_t* active, int slots, int n, cudaStream_t stream);
 
 }  // namespace octolora::cuda

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What changes in device memory when weights or adapters are loaded, not when a forward runs.
+// The order of W8A16 weights in device memory, made when they are written.
 #include "check.h"
 #include "kernels.h"
 
@@ -18,29 +18,12 @@ __global__ void widen_order(uint4* groups, int64_t count) {
                __byte_perm(k.y, k.w, 0x7632)};
 }
 
-__global__ void total_bias(float* total, const float* bias, const float* slot_bias, const float* scale,
-                           const int32_t* active, int slots, int n) {
-  const int i = blockIdx.x * kThreads + threadIdx.x;
-  if (i >= n) return;
-  float sum = bias ? bias[i] : 0.f;
-  for (int slot = 0; slot < slots; ++slot) {
-    if (active[slot]) sum += scale[slot] * slot_bias[static_cast<int64_t>(slot) * n + i];
-  }
-  total[i] = sum;
-}
-
 }  // namespace
 
 void launch_widen_order(int8_t* weight, int64_t groups, cudaStream_t stream) {
   widen_order<<<static_cast<unsigned>((groups + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
       reinterpret_cast<uint4*>(weight), groups);
   OCTOLORA_CUDA(cudaGetLastError(), "order for widening: %lld groups of 16", static_cast<long long>(groups));
-}
-
-void launch_total_bias(float* total, const float* bias, const float* slot_bias, const float* scale,
-                       const int32_t* active, int slots, int n, cudaStream_t stream) {
-  total_bias<<<(n + kThreads - 1) / kThreads, kThreads, 0, stream>>>(total, bias, slot_bias, scale, active, slots, n);
-  OCTOLORA_CUDA(cudaGetLastError(), "total bias: N = %d, %d slots", n, slots);
 }
 
 }  // namespace octolora::cuda

@@ -4,6 +4,7 @@
 //
 //   W8A8    a[m] = max_k |x[m,k]|   s_x[m] = a[m] / divisor   q[m,k] = rne(x[m,k] * (divisor / a[m]))
 //   all     h[m,r] = c * (x . A^T)[m,r] / p[m]                 p[m] a power of two near a[m]
+//           total_bias[n] = bias[n] + sum over the slots of c * slot_bias[n]
 //
 //   x [M,K] bf16, fp16 or fp32   q int8 [M,k_pitch]   rows {s_x, p} [M]   h 16-bit [M,up_columns]
 //
@@ -11,6 +12,9 @@
 // over the quantization to the down-projection: x is read from memory once. The blocks exchange maxima and partial sums
 // of x.A^T through distributed shared memory, in a fixed order, so the same input gives the same bits. Before sm_90
 // there are no clusters, and where a slice does not fit, the block walks over several and reads x again for each step.
+//
+// The outputs of a forward share x, q and p; each has its own A, h and bias. Where a row names the slot that it uses, h
+// is zero in the columns of the others; where no adapter applies to a row, p = 1.
 //
 // p keeps h in the range of fp16 whatever x and the adapter hold, at no cost in precision: it only moves exponents, and
 // the GEMM multiplies it back in. x.A^T multiplies 16-bit by 16-bit exactly: in the common type where x and A share it,
@@ -57,9 +61,9 @@ struct Shared {
 
 // kPlain: x is measured and quantized as it is, dynamically, to 127 at most and without outlier columns, or not at all.
 template <class X, bool kPlain>
-__global__ __launch_bounds__(kThreads, sizeof(X) == 2 && kPlain ? 3 : 2) void prepare(const PrepareArgs args,
-                                                                                      const Plan plan,
-                                                                                      const bool vectors) {
+__global__ __launch_bounds__(kThreads,
+                             sizeof(X) == 2 && kPlain ? 3 : 2) void prepare(const __grid_constant__ PrepareArgs args,
+                                                                            const Plan plan, const bool vectors) {
   constexpr int kVector = 16 / sizeof(X);
   extern __shared__ __align__(128) uint8_t memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
@@ -137,15 +141,25 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 && kPlain ? 3 : 2) void pr
     }
   };
 
-  // The exponent that brings the largest adapter term near the middle of fp16, for rows below 1.
-  const auto adapter_exponent = [&] {
+  // Whether a slot is added to row r of the cluster's.
+  const auto applies = [&](int slot, int r) {
+    return !args.row_slot || (first_row + r < args.m && args.row_slot[first_row + r] == slot);
+  };
+
+  // The exponent that brings the largest adapter term of row r near the middle of fp16, where x is below 1; INT_MIN
+  // where no adapter applies.
+  const auto adapter_exponent = [&](int r) {
     int exponent = INT_MIN;
-    for (int i = 0; i < args.adapters.chunk_count; ++i) {
-      const Chunk& chunk = args.adapters.chunks[i];
-      const float scale = args.adapters.scale[chunk.slot];
-      if (chunk.ranks && scale != 0) exponent = max(exponent, ilogbf(scale) + 1 + chunk.range);
+    for (int member = 0; member < args.member_count; ++member) {
+      const AdapterView& ad = args.member[member].adapters;
+      for (int i = 0; i < ad.chunk_count; ++i) {
+        const Chunk& chunk = ad.chunks[i];
+        const float scale = ad.scale[chunk.slot];
+        if (chunk.ranks && scale != 0 && applies(chunk.slot, r))
+          exponent = max(exponent, ilogbf(scale) + 1 + chunk.range);
+      }
     }
-    return exponent == INT_MIN ? 0 : exponent;
+    return exponent;
   };
 
   const auto scale_rows = [&] {
@@ -165,10 +179,12 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 && kPlain ? 3 : 2) void pr
     } else if (args.spec.mode == Mode::fixed) {
       scale = full >= kInfinityBits ? __uint_as_float(0x7fc00000u) : args.spec.x_scale;
     }
-    int power = 0;
-    if (args.adapters.chunk_count) {
+    int power = adapter_exponent(r);
+    if (power == INT_MIN) {
+      power = 0;
+    } else {
       const bool usable = full != 0 && full < kInfinityBits;
-      power = (usable ? static_cast<int>(full >> 23) - 127 : 0) + 1 + adapter_exponent();
+      power += (usable ? static_cast<int>(full >> 23) - 127 : 0) + 1;
       power = max(-kPowerLimit, min(kPowerLimit, power));
     }
     shared.factor[r] = factor;
@@ -237,13 +253,14 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 && kPlain ? 3 : 2) void pr
     }
   };
 
-  const AdapterView& ad = args.adapters;
-  // Columns of a that one chunk has, and the chunk of a column.
-  const int chunk_columns = ad.chunk_count ? ad.down_columns / ad.chunk_count : kChunkRank;
   const int k_steps = (args.k + 31) / 32;
+  // Columns of a that one chunk has.
+  const auto columns_of_chunk = [](const AdapterView& ad) { return ad.down_columns / ad.chunk_count; };
 
-  // The block's part of kGroup columns of x.A^T, into shared.block.
-  const auto multiply_down = [&](int group) {
+  // The block's part of kGroup columns of a member's x.A^T, into shared.block[turn].
+  const auto multiply_down = [&](const PrepareMember& member, int group, int turn) {
+    const AdapterView& ad = member.adapters;
+    const int chunk_columns = columns_of_chunk(ad);
     float sum[kColumns][4] = {};
     bool f16[kGroup / kChunkRank];
 #pragma unroll
@@ -339,15 +356,17 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 && kPlain ? 3 : 2) void pr
     __syncthreads();
     if (warp < kHalf) each_sum([&](float& value, int at) { shared.warps[warp][at] += value; });
     __syncthreads();
-    float* const block = shared.block[group % 2];
+    float* const block = shared.block[turn];
     for (int i = threadIdx.x; i < kRows * kGroup; i += kThreads) {
       block[i] = (shared.warps[0][i] + shared.warps[1][i]) + (shared.warps[2][i] + shared.warps[3][i]);
     }
   };
 
   // The cluster's kGroup columns of x.A^T, summed, scaled and rounded to h.
-  const auto store_down = [&](int group) {
-    const float* const block = shared.block[group % 2];
+  const auto store_down = [&](const PrepareMember& member, int group, int turn) {
+    const AdapterView& ad = member.adapters;
+    const int chunk_columns = columns_of_chunk(ad);
+    const float* const block = shared.block[turn];
     const auto total = [&](int at) {
       float value = 0.f;
       for (int i = 0; i < plan.cluster; ++i) {
@@ -361,9 +380,10 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 && kPlain ? 3 : 2) void pr
       const Chunk chunk = ad.chunks[(group * kGroup + column) / chunk_columns];
       if (chunk.split && column >= kChunkRank) continue;  // the low parts join the high ones
       const int j = column % kChunkRank;
-      uint16_t* const h = args.h + static_cast<int64_t>(first_row + r) * ad.up_columns + chunk.up + j;
+      uint16_t* const h = member.h + static_cast<int64_t>(first_row + r) * ad.up_columns + chunk.up + j;
+      const bool present = j < chunk.ranks && applies(chunk.slot, r);
       float value = 0.f;
-      if (j < chunk.ranks) {
+      if (present) {
         value = total(r * kGroup + column);
         if (chunk.split) value += total(r * kGroup + column + kChunkRank);
         value = scalbnf(value * ad.scale[chunk.slot], -chunk.exponent - shared.power[r]);
@@ -371,37 +391,60 @@ __global__ __launch_bounds__(kThreads, sizeof(X) == 2 && kPlain ? 3 : 2) void pr
       const uint16_t high = encode16(value, chunk.b_f16);
       h[0] = high;
       if (chunk.split) {
-        h[kChunkRank] = encode16(j < chunk.ranks ? value - decode16(high, chunk.b_f16) : 0.f, chunk.b_f16);
+        h[kChunkRank] = encode16(present ? value - decode16(high, chunk.b_f16) : 0.f, chunk.b_f16);
         h[2 * kChunkRank] = high;
       }
     }
   };
 
+  const auto add_up_bias = [&](const PrepareMember& member) {
+    if (!member.total_bias) return;
+    const AdapterView& ad = member.adapters;
+    for (int i = static_cast<int>(blockIdx.x) * kThreads + threadIdx.x; i < member.n; i += gridDim.x * kThreads) {
+      float sum = member.bias ? member.bias[i] : 0.f;
+      for (int slot = 0; slot < ad.slot_count; ++slot) {
+        if (ad.has_bias[slot]) sum += ad.scale[slot] * ad.slot_bias[static_cast<int64_t>(slot) * member.n + i];
+      }
+      member.total_bias[i] = sum;
+    }
+  };
+
+  for (int i = 0; i < args.member_count; ++i) add_up_bias(args.member[i]);
   if (threadIdx.x < kRows) shared.below[threadIdx.x] = shared.full[threadIdx.x] = 0;
   for (int pass = 0; pass < plan.passes; ++pass) {
     load_slice(pass);
     measure_slice();
   }
-  const int groups = (ad.down_columns + kGroup - 1) / kGroup;
-  if (groups) multiply_down(0);
-  ptx::cluster_sync();
-  scale_rows();
-  __syncthreads();
-  if (args.q || args.planes) {
-    for (int pass = 0; pass < plan.passes; ++pass) {
-      if (plan.passes > 1) load_slice(pass);
-      if (w8a16)
-        copy_slice(pass);
-      else
-        quantize_slice(pass);
+  // The groups of all members, one after the other. The first is multiplied before the rows are scaled, so that both
+  // wait for the cluster at once.
+  int member = 0, group = 0, turn = 0;
+  for (bool first = true;; first = false) {
+    while (member < args.member_count && group * kGroup >= args.member[member].adapters.down_columns) {
+      ++member;
+      group = 0;
     }
-  }
-  for (int group = 0; group < groups; ++group) {
-    if (group) {
-      multiply_down(group);
-      ptx::cluster_sync();
+    const bool present = member < args.member_count;
+    if (present)
+      multiply_down(args.member[member], group, turn);
+    else if (!first)
+      break;
+    ptx::cluster_sync();
+    if (first) {
+      scale_rows();
+      __syncthreads();
+      if (args.q || args.planes) {
+        for (int pass = 0; pass < plan.passes; ++pass) {
+          if (plan.passes > 1) load_slice(pass);
+          if (w8a16)
+            copy_slice(pass);
+          else
+            quantize_slice(pass);
+        }
+      }
     }
-    store_down(group);
+    if (present) store_down(args.member[member], group, turn);
+    ++group;
+    turn ^= 1;
   }
   ptx::cluster_sync();  // a block's shared memory outlives the reads of its peers
 }
@@ -451,7 +494,7 @@ void launch(const PrepareArgs& args, const Plan& plan, cudaStream_t stream) {
       args.spec.mode == Mode::w8a16 || (args.spec.mode == Mode::dynamic && !args.spec.round_x_to_f16 &&
                                         !(args.spec.outlier_threshold > 0) && args.spec.x_divisor <= 127.f);
   OCTOLORA_CUDA(cudaLaunchKernelEx(&config, plain ? prepare<X, true> : prepare<X, false>, args, plan, vectors),
-                "prepare: M = %d, K = %d, down columns = %d", args.m, args.k, args.adapters.down_columns);
+                "prepare: M = %d, K = %d, %d outputs", args.m, args.k, args.member_count);
 }
 
 template <class X>

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What follows the product, in fp32 and before the one rounding:
+//
+//   y[m,n] = residual[m,n] + gate[n] * activation(v[m,n] + c * slot_bias[n])
+//
+// The last term only where rows name their slots and the row's has a bias; else `bias` has it already (kernels.h).
+#pragma once
+
+#include "convert.cuh"
+#include "kernels.h"
+
+namespace octolora::cuda {
+
+// GELU by tanh is written with 1 + tanh(u) = 2 / (1 + exp(-2u)), which loses nothing where tanh(u) is near -1; where
+// exp overflows the quotient is the zero that it should be.
+__device__ __forceinline__ float activate(float v, Activation activation) {
+  switch (activation) {
+    case Activation::gelu_tanh: {
+      constexpr float kLinear = -1.5957691216057308f;  // -2 sqrt(2 / pi)
+      constexpr float kCubic = kLinear * 0.044715f;
+      return v / (1.f + expf(v * fmaf(kCubic * v, v, kLinear)));
+    }
+    case Activation::gelu_erf:
+      return 0.5f * v * (1.f + erff(v * 0.70710678118654752f));
+    case Activation::silu:
+      return v / (1.f + expf(-v));
+    case Activation::none:
+      return v;
+  }
+  return v;
+}
+
+// Something is left to do between the sum of a product, its adapters and `bias`, and the rounding.
+__device__ __forceinline__ bool has_epilogue(const GemmArgs& args, const GemmMember& out) {
+  return out.activation != Activation::none || out.residual || out.gate || (args.row_slot && out.adapters.slot_count);
+}
+
+// Elements at, at + 1, ... of an array as floats: `count` of them, or all eight by 16-byte loads.
+__device__ __forceinline__ void load_eight(float (&to)[8], const void* from, Dtype type, int64_t at, int count,
+                                           bool vectors) {
+  if (vectors && type != Dtype::f32) {
+    const uint4 bits = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(from) + at);
+    const uint32_t word[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 both = decode16x2(word[i], type == Dtype::f16);
+      to[2 * i] = both.x;
+      to[2 * i + 1] = both.y;
+    }
+  } else if (vectors) {
+    const float4* const four = reinterpret_cast<const float4*>(static_cast<const float*>(from) + at);
+    const float4 low = four[0], high = four[1];
+    to[0] = low.x, to[1] = low.y, to[2] = low.z, to[3] = low.w;
+    to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      to[i] = 0.f;
+      if (i < count) {
+        to[i] = type == Dtype::f32 ? static_cast<const float*>(from)[at + i]
+                                   : decode16(static_cast<const uint16_t*>(from)[at + i], type == Dtype::f16);
+      }
+    }
+  }
+}
+
+__device__ __forceinline__ void store_eight(void* to, const float (&from)[8], Dtype type, int64_t at, int count,
+                                            bool vectors) {
+  if (vectors && type != Dtype::f32) {
+    uint32_t word[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      word[i] = encode16(from[2 * i], type == Dtype::f16) |
+                static_cast<uint32_t>(encode16(from[2 * i + 1], type == Dtype::f16)) << 16;
+    }
+    *reinterpret_cast<uint4*>(static_cast<uint16_t*>(to) + at) = {word[0], word[1], word[2], word[3]};
+  } else if (vectors) {
+    float4* const four = reinterpret_cast<float4*>(static_cast<float*>(to) + at);
+    four[0] = {from[0], from[1], from[2], from[3]};
+    four[1] = {from[4], from[5], from[6], from[7]};
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (i >= count) break;
+      if (type == Dtype::f32)
+        static_cast<float*>(to)[at + i] = from[i];
+      else
+        static_cast<uint16_t*>(to)[at + i] = encode16(from[i], type == Dtype::f16);
+    }
+  }
+}
+
+// Columns n .. n + 7 of row m, as far as they exist. value [8]: 16-byte aligned.
+__device__ __forceinline__ void finish_eight(const GemmArgs& args, const GemmMember& out, const float* value, int m,
+                                             int n) {
+  const Dtype type = args.y_type;
+  const int count = min(8, out.n - n);
+  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
+  // gate and residual are often slices of something larger.
+  const bool vectors = out.n % 8 == 0 && aligned(out.y) && aligned(out.residual) && aligned(out.gate);
+  const int64_t at = static_cast<int64_t>(m) * out.n + n;
+  float v[8], other[8];
+  load_eight(v, value, Dtype::f32, 0, 8, true);
+  if (args.row_slot) {
+    const AdapterView& ad = out.adapters;
+    const int slot = args.row_slot[m];
+    if (slot >= 0 && slot < ad.slot_count && ad.has_bias[slot]) {
+      load_eight(other, ad.slot_bias, Dtype::f32, static_cast<int64_t>(slot) * out.n + n, count, false);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v[i] += ad.scale[slot] * other[i];
+    }
+  }
+  const auto activate_all = [&](Activation activation) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = activate(v[i], activation);
+  };
+  if (out.activation == Activation::gelu_tanh) activate_all(Activation::gelu_tanh);
+  if (out.activation == Activation::gelu_erf) activate_all(Activation::gelu_erf);
+  if (out.activation == Activation::silu) activate_all(Activation::silu);
+  if (out.gate) {
+    load_eight(other, out.gate, type, n, count, vectors);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] *= other[i];
+  }
+  if (out.residual) {
+    load_eight(other, out.residual, type, at, count, vectors);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] += other[i];
+  }
+  store_eight(out.y, v, type, at, count, vectors);
+}
+
+}  // namespace octolora::cuda
