@@ -32,7 +32,7 @@ __device__ __forceinline__ float activate(float v, Activation activation) {
 }
 
 // Something is left to do between the sum of a product, its adapters and `bias`, and the rounding.
-__device__ __forceinline__ bool has_epilogue(const GemmArgs& args, const GemmMember& out) {
+__host__ __device__ __forceinline__ bool has_epilogue(const GemmArgs& args, const GemmMember& out) {
   return out.activation != Activation::none || out.residual || out.gate || (args.row_slot && out.adapters.slot_count);
 }
 

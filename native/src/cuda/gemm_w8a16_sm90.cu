@@ -3,29 +3,36 @@
 // W8A16 for Hopper: int8 weights widen in registers on their way into wgmma, x stays in 16 bits, and the low-rank
 // update joins the same accumulators.
 //
-//   y[m,n] = p[m] * ( s_w[n] / p[m] * sum_k x[m,k] W[n,k]  +  sum_r h[m,r] B[n,r] ) + bias[n]
+//   v[m,n] = p[m] * ( s_w[n] / p[m] * sum_k x[m,k] W[n,k]  +  sum_r h[m,r] B[n,r] ) + bias[n]
+//   y[m,n] = residual[m,n] + gate[n] * activation(v[m,n])
 //
 //   x [M,K] bf16 or fp16   W [N,k_pitch] int8, in the order of kernels.h   h [M,R], B [N,R] 16-bit
-//   y [M,N] bf16 or fp16, rows of whole 16 bytes
+//   y [M,N] bf16 or fp16, rows of whole 16 bytes; several outputs of one x are one launch
 //
 // wgmma takes its first operand from registers and its second from shared memory. So the weights are the first: a
 // warpgroup owns 64 rows of W and all tokens of the tile, and its accumulators are y^T. A stage of the pipeline is 64
 // values of K: the tokens' rows of x, 128 bytes each, and 128 rows of W, 64 bytes each. While the four k-steps of one
-// stage multiply, the warpgroup widens the next stage into a second set of registers.
+// stage multiply, the warpgroup widens the next stage into a second set of registers, so the tensor cores never wait.
+// For the low-rank update a stage holds 64 ranks of h, and B goes from memory to registers as it is.
 //
 // Two consumer warpgroups share a tile of 128 x kTokens, and a cluster of two blocks shares the tokens of two tiles:
 // each loads half of x (or h) and multicasts it to both. Blocks stay and walk over tiles. The second warpgroup starts a
-// few stages after the first and stays behind, so that one multiplies while the other scales, adds the low-rank update
-// and stores.
+// few stages after the first and stays behind, so that one multiplies while the other stores.
+//
+// The main loop needs nothing that prepare makes, so the kernel starts while prepare still runs.
 //
 // Barriers a stage: `full` (the bytes of the stage, one producer arrival) in each block; `empty`, with an arrival from
 // each consumer warp of both blocks, since a producer writes into both.
 #include <cuda.h>
 
 #include <algorithm>
+#include <cmath>
+#include <iterator>
 
 #include "check.h"
 #include "convert.cuh"
+#include "epilogue.cuh"
+#include "explanation.h"
 #include "kernels.h"
 #include "ptx.cuh"
 #include "wgmma.cuh"
@@ -40,41 +47,42 @@ constexpr int kCluster = 2;
 constexpr int kWeightBytes = kBlockN * kBlockK;
 constexpr int kMaxShared = 232448;  // what a block may have on sm_90
 
-// Tokens of a tile; tokens that one store takes, and the number of such buffers a warpgroup has.
-template <int Tokens, int StoreTokens, int Stores>
+// Tokens of a tile, and those that are stored together.
+template <int Tokens, int StoreTokens>
 struct Config {
-  static constexpr int kTokens = Tokens, kStoreTokens = StoreTokens, kStores = Stores;
+  static constexpr int kTokens = Tokens, kStoreTokens = StoreTokens;
   // Rows that one block of the cluster loads. Where half of the tile is no whole number of swizzle groups, the two
   // blocks load some rows twice.
   static constexpr int kBoxTokens = round_up(kTokens / kCluster, 8);
   static constexpr int kTokenBytes = kTokens * 128;
   static constexpr int kStageBytes = kTokenBytes + kWeightBytes;
-  static constexpr int kStoreBytes = kStoreTokens * 128;  // 64 columns of y
-  static constexpr int kPowers = kTokens * 4;             // p of the tile, a warpgroup's own
-  static constexpr int kFixedBytes = kWarpgroups * (kStores * kStoreBytes + kPowers);
+  static constexpr int kStoreBytes =
+      kStoreTokens * 128;                      // 64 columns of y in 16 bits; a warpgroup has two such buffers
+  static constexpr int kPowers = kTokens * 4;  // p of the tile, a warpgroup's own
+  static constexpr int kFixedBytes = kWarpgroups * (2 * kStoreBytes + kPowers);
   static constexpr int kStages = std::min((kMaxShared - kFixedBytes) / (kStageBytes + 16), 8);
   static constexpr int kStaging = kStages * kStageBytes;
-  static constexpr int kPowersAt = kStaging + kWarpgroups * kStores * kStoreBytes;
+  static constexpr int kPowersAt = kStaging + kWarpgroups * 2 * kStoreBytes;
   static constexpr int kBarriers = kPowersAt + kWarpgroups * kPowers;
   static constexpr int kSharedBytes = kBarriers + kStages * 16;
   static_assert(kSharedBytes <= kMaxShared && kStages >= 4);
-  static_assert(kTokenBytes % 1024 == 0 && kStoreBytes % 1024 == 0, "whole swizzle groups");
+  static_assert(kTokenBytes % 1024 == 0 && kBoxTokens % 8 == 0, "whole swizzle groups");
   static_assert(kTokens % kStoreTokens == 0 && kStoreTokens % 8 == 0);
   static_assert(kTokens * 8 <= kWeightBytes, "rows of the tile lie where the weights of a stage do");
 };
 
+struct Output {
+  CUtensorMap w, h;
+  int first_pair;  // of all pairs of tiles along the columns of all outputs
+  int rank_blocks, chunk_columns;
+};
+
 struct Params {
-  CUtensorMap x, w, h, y;
-  const RowScale* rows;  // null: no adapters
-  const float* scale;
-  const float* bias;
-  const uint16_t* b;
-  const Chunk* chunks;
-  int m, n;
-  int k_blocks, rank_blocks, up_columns, chunk_columns;
-  int tiles_m, pairs_n;
+  CUtensorMap x;
+  Output output[kMaxMembers];
+  GemmArgs args;
+  int k_blocks, tiles_m, pairs;
   int raster, lead;
-  bool y_f16;
 };
 
 __device__ __forceinline__ uint32_t load_shared_u32(uint32_t address) {
@@ -99,6 +107,14 @@ __device__ __forceinline__ void store_matrix_x2_transposed(uint32_t address, uin
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};\n" ::"r"(address), "r"(a), "r"(b)
                : "memory");
 }
+__device__ __forceinline__ uint4 load_shared_vector(uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
 
 // Until the kernel before in the stream has finished, where this one was allowed to start early.
 __device__ __forceinline__ void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;\n" ::: "memory"); }
@@ -113,25 +129,27 @@ __device__ __forceinline__ void pin(float (&d)[Count]) {
 // Four int8 in the order of kernels.h to two registers of two 16-bit values.
 template <bool kF16>
 __device__ __forceinline__ void widen(uint32_t bytes, uint32_t& low, uint32_t& high) {
+  // A byte b below the upper byte of a 16-bit value that leaves 2^7 (bf16) or 2^10 (fp16) to the units of its mantissa.
   const auto widen_pair = [](uint32_t pair) {
     if constexpr (kF16) {
-      // 1024 + (b ^ 0x80) as fp16, less 1152
-      const uint32_t biased = (pair ^ 0x00800080u) | 0x64006400u;
+      // 1024 + (b ^ 0x80), less 1152
+      const uint32_t biased = pair ^ 0x00800080u;
       const __half2 value = __hsub2(*reinterpret_cast<const __half2*>(&biased), __half2half2(__ushort_as_half(0x6480)));
       return *reinterpret_cast<const uint32_t*>(&value);
     } else {
-      // Sign and magnitude bits in the mantissas of 128 or 256 and of 128, whose difference is the value, exactly.
-      const uint32_t magnitude = (pair & 0x007f007fu) | 0x43004300u, sign = (pair & 0x00800080u) | 0x43004300u;
+      // 128 + (b & 0x7f), less 128 or, where the sign bit of b makes that the exponent, 256: exact.
+      const uint32_t magnitude = pair & 0xff7fff7fu, sign = pair & 0xff80ff80u;
       const __nv_bfloat162 value = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&magnitude),
                                            *reinterpret_cast<const __nv_bfloat162*>(&sign));
       return *reinterpret_cast<const uint32_t*>(&value);
     }
   };
-  low = widen_pair(__byte_perm(bytes, 0, 0x4140));
-  high = widen_pair(__byte_perm(bytes, 0, 0x4342));
+  constexpr uint32_t kUpper = kF16 ? 0x64 : 0x43;
+  low = widen_pair(__byte_perm(bytes, kUpper, 0x4140));
+  high = widen_pair(__byte_perm(bytes, kUpper, 0x4342));
 }
 
-template <class C, bool kF16>
+template <class C, bool kF16, bool kEpilogue>
 __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) uint8_t memory[];
@@ -150,14 +168,21 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
   }
   ptx::cluster_sync();
 
-  const int tiles = p.tiles_m * p.pairs_n;
+  const GemmArgs& args = p.args;
+  const int tiles = p.tiles_m * p.pairs;
   const int cluster = static_cast<int>(blockIdx.x) / kCluster, clusters = static_cast<int>(gridDim.x) / kCluster;
-  // Tile of this block: first token, first column of y.
+  // Tile of this block: first token, first column of an output.
+  struct Place {
+    int m, n, output;
+  };
   const auto place = [&](int tile) {
-    const int group = tile / (p.raster * p.pairs_n), within = tile - group * p.raster * p.pairs_n;
+    const int group = tile / (p.raster * p.pairs), within = tile - group * p.raster * p.pairs;
     const int rows = min(p.raster, p.tiles_m - group * p.raster);
     const int pair = within / rows;
-    return int2{(group * p.raster + within % rows) * C::kTokens, (pair * kCluster + static_cast<int>(rank)) * kBlockN};
+    int output = 0;
+    while (output + 1 < args.member_count && pair >= p.output[output + 1].first_pair) ++output;
+    return Place{(group * p.raster + within % rows) * C::kTokens,
+                 ((pair - p.output[output].first_pair) * kCluster + static_cast<int>(rank)) * kBlockN, output};
   };
   int stage = 0;
   uint32_t phase = 0;
@@ -169,46 +194,49 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
   };
 
   if (warpgroup == kWarpgroups) {
-    ptx::registers_fewer<24>();
+    ptx::registers_fewer<40>();
     if (threadIdx.x == kWarpgroups * 128) {
-      for (const CUtensorMap* map : {&p.x, &p.w, &p.h}) ptx::prefetch_map(map);
+      if (!args.x_in_place) wait_for_previous_kernel();
+      ptx::prefetch_map(&p.x);
       const int part = static_cast<int>(rank) * (C::kTokens - C::kBoxTokens);
-      bool waited = false;
+      bool waited = !args.x_in_place;
       for (int tile = cluster; tile < tiles; tile += clusters) {
-        const int2 at = place(tile);
+        const Place at = place(tile);
+        const Output& output = p.output[at.output];
         const auto load_tokens = [&](const CUtensorMap* map, int byte) {
-          ptx::tensor_load_multicast(base + stage * C::kStageBytes + part * 128, map, byte, at.x + part, full(stage),
+          ptx::tensor_load_multicast(base + stage * C::kStageBytes + part * 128, map, byte, at.m + part, full(stage),
                                      (1 << kCluster) - 1);
         };
         for (int block = 0; block < p.k_blocks; ++block) {
           ptx::barrier_wait(empty(stage), phase ^ 1);
           ptx::barrier_expect_bytes(full(stage), kCluster * C::kBoxTokens * 128 + kWeightBytes);
           load_tokens(&p.x, block * 128);
-          ptx::tensor_load(base + stage * C::kStageBytes + C::kTokenBytes, &p.w, block * kBlockK, at.y, full(stage));
+          ptx::tensor_load(base + stage * C::kStageBytes + C::kTokenBytes, &output.w, block * kBlockK, at.n,
+                           full(stage));
           step_stage();
         }
-        if (p.rank_blocks && !waited) {
+        if (output.rank_blocks && !waited) {
           wait_for_previous_kernel();
           waited = true;
         }
-        for (int block = 0; block < p.rank_blocks; ++block) {
+        for (int block = 0; block < output.rank_blocks; ++block) {
           ptx::barrier_wait(empty(stage), phase ^ 1);
-          const uint32_t row_bytes = block ? 0 : round_up(min(C::kTokens, p.m - at.x) * 8, 16);
+          const uint32_t row_bytes = block ? 0 : round_up(min(C::kTokens, args.m - at.m) * 8, 16);
           ptx::barrier_expect_bytes(full(stage), kCluster * C::kBoxTokens * 128 + row_bytes);
-          load_tokens(&p.h, block * 128);
+          load_tokens(&output.h, block * 128);
           if (row_bytes)
-            bulk_load(base + stage * C::kStageBytes + C::kTokenBytes, p.rows + at.x, row_bytes, full(stage));
+            bulk_load(base + stage * C::kStageBytes + C::kTokenBytes, args.rows + at.m, row_bytes, full(stage));
           step_stage();
         }
       }
     }
   } else {
-    ptx::registers_more<240>();
+    ptx::registers_more<232>();
     constexpr int kRegisters = C::kTokens / 2;
     const int warp = static_cast<int>(threadIdx.x) / 32 % 4, lane = static_cast<int>(threadIdx.x) % 32;
     const int g = lane / 4, t = lane % 4;
-    const bool leader = threadIdx.x % 128 == 0;
-    const int row = warpgroup * 64 + warp * 16 + g;  // of the tile's 128 columns of y; the other is row + 8
+    const int thread = static_cast<int>(threadIdx.x) % 128;  // of the warpgroup
+    const int row = warpgroup * 64 + warp * 16 + g;          // of the tile's 128 columns of y; the other is row + 8
     const auto sync_warpgroup = [&] {
       if (warpgroup == 0)
         ptx::named_sync<2>(128);
@@ -243,16 +271,14 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       }
     };
 
-    // Bit i: the 16 ranks of k-step i are fp16, for the first 32 steps.
-    const auto step_f16 = [&](int step) { return p.chunks[step * kChunkRank / p.chunk_columns].b_f16 != 0; };
-    const uint32_t f16_steps = __ballot_sync(~0u, lane * kChunkRank < p.up_columns && step_f16(lane));
-
     uint32_t store = 0;  // counts, so that the staging buffers take turns from tile to tile too
     bool waited = false;
     if (warpgroup == 1 && p.k_blocks > p.lead) ptx::barrier_wait(full(p.lead), 0);
 
     for (int tile = cluster; tile < tiles; tile += clusters) {
-      const int2 at = place(tile);
+      const Place at = place(tile);
+      const Output& output = p.output[at.output];
+      const GemmMember& out = args.member[at.output];
       float value[kRegisters];
       uint32_t a[2][4][4];
       int previous = -1;
@@ -279,75 +305,78 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       }
 
       // While the last stage multiplies.
-      if (p.rank_blocks && !waited) {
+      if (args.rows && !waited) {
         wait_for_previous_kernel();
         waited = true;
       }
-      const int column[2] = {at.y + row, at.y + row + 8};
+      const int up_columns = out.adapters.up_columns;
       float scale[2], bias[2];
       const uint16_t* b_row[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const bool exists = column[i] < p.n;
-        scale[i] = exists ? p.scale[column[i]] : 0.f;
-        bias[i] = exists && p.bias ? p.bias[column[i]] : 0.f;
-        b_row[i] = p.b + static_cast<int64_t>(exists ? column[i] : 0) * p.up_columns + 2 * t;
+        const int column = at.n + row + 8 * i;
+        const bool exists = column < out.n;
+        scale[i] = exists ? out.scale[column] : 0.f;
+        bias[i] = exists && out.bias ? out.bias[column] : 0.f;
+        b_row[i] = out.adapters.b + static_cast<int64_t>(exists ? column : 0) * up_columns + 2 * t;
       }
-      uint32_t b[4][4];
-      const auto load_b = [&](int block) {
+      uint32_t b[2][4];
+      const auto load_b = [&](uint32_t(&to)[4], int step) {
+        if (step * 16 >= up_columns) return;
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const int rank_at = block * kBlockRank + k * 16;
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            if (rank_at < p.up_columns)
-              b[k][i] = __ldg(reinterpret_cast<const uint32_t*>(b_row[i % 2] + rank_at + i / 2 * 8));
-          }
+        for (int i = 0; i < 4; ++i) {
+          to[i] = __ldg(reinterpret_cast<const uint32_t*>(b_row[i % 2] + step * 16 + i / 2 * 8));
         }
       };
-      if (p.rank_blocks) load_b(0);
+      // Bit i: the 16 ranks of k-step i are fp16, for the first 32 steps.
+      const auto step_f16 = [&](int step) {
+        return out.adapters.chunks[step * kChunkRank / output.chunk_columns].b_f16 != 0;
+      };
+      uint32_t f16_steps = 0;
+      const uint32_t powers = base + C::kPowersAt + warpgroup * C::kPowers;
+      if (output.rank_blocks) {
+        load_b(b[0], 0);
+        f16_steps = __ballot_sync(~0u, lane * kChunkRank < up_columns && step_f16(lane));
+        ptx::barrier_wait(full(stage), phase);
+        const uint32_t rows = base + stage * C::kStageBytes + C::kTokenBytes;
+        for (int i = thread; i < C::kTokens; i += 128) {
+          ptx::store_shared(powers + i * 4, __uint_as_float(load_shared_u32(rows + i * 8 + 4)));
+        }
+        sync_warpgroup();
+      }
       ptx::wgmma_wait<0>();
       pin(value);
       release(previous);
 
-      const uint32_t powers = base + C::kPowersAt + warpgroup * C::kPowers;
-      if (p.rank_blocks) {
-        ptx::barrier_wait(full(stage), phase);
-        const uint32_t rows = base + stage * C::kStageBytes + C::kTokenBytes;
-        for (int i = static_cast<int>(threadIdx.x) % 128; i < C::kTokens; i += 128) {
-          ptx::store_shared(powers + i * 4, __uint_as_float(load_shared_u32(rows + i * 8 + 4)));
-        }
-        sync_warpgroup();
+      if (output.rank_blocks) {
 #pragma unroll
         for (int j = 0; j < C::kTokens / 8; ++j) {
           const float2 power = ptx::load_shared_pair(powers + (j * 8 + 2 * t) * 4);
-          // 1 / p: the sum of the exponent fields of a power of two and its inverse is 254.
+          // 1 / p: the exponent fields of a power of two and its inverse add up to 254.
           const float inverse[2] = {__uint_as_float(0x7f000000u - __float_as_uint(power.x)),
                                     __uint_as_float(0x7f000000u - __float_as_uint(power.y))};
 #pragma unroll
           for (int i = 0; i < 4; ++i) value[4 * j + i] = value[4 * j + i] * inverse[i % 2] * scale[i / 2];
         }
-        for (int block = 0; block < p.rank_blocks; ++block) {
-          if (block) {
-            load_b(block);
-            ptx::barrier_wait(full(stage), phase);
-          }
+        for (int block = 0; block < output.rank_blocks; ++block) {
+          if (block) ptx::barrier_wait(full(stage), phase);
           const uint64_t h = tokens();
           // A step at a time: ptxas serializes every wgmma of the kernel if one with its operand in registers is
           // skipped or chosen by a branch within a group.
 #pragma unroll
           for (int k = 0; k < 4; ++k) {
             const int step = block * 4 + k;
-            if (step * 16 >= p.up_columns) break;
+            if (step * 16 >= up_columns) break;
+            load_b(b[(k + 1) % 2], step + 1);
             pin(value);
             if (step < 32 ? f16_steps >> step & 1 : step_f16(step)) {
               ptx::wgmma_fence();
-              ptx::wgmma_rs_f16(value, b[k], h + 2 * k, true);
+              ptx::wgmma_rs_f16(value, b[k % 2], h + 2 * k, true);
               ptx::wgmma_commit();
               ptx::wgmma_wait<0>();
             } else {
               ptx::wgmma_fence();
-              ptx::wgmma_rs_bf16(value, b[k], h + 2 * k, true);
+              ptx::wgmma_rs_bf16(value, b[k % 2], h + 2 * k, true);
               ptx::wgmma_commit();
               ptx::wgmma_wait<0>();
             }
@@ -358,35 +387,73 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         }
       }
 
-      constexpr int kPairs = C::kStoreTokens / 8;
+      // Through shared memory, so that whole rows of 64 columns are stored: token i of a part lies in row i, its chunk
+      // of 16 bytes c at c ^ (i % 8).
+      const auto finished = [&](int first, int i) {  // tokens first + 2t, + 1; column row + 8 i
+        float2 both = {value[first / 2 + 2 * i], value[first / 2 + 2 * i + 1]};
+        if (output.rank_blocks) {
+          const float2 power = ptx::load_shared_pair(powers + (first + 2 * t) * 4);
+          both.x = both.x * power.x + bias[i];
+          both.y = both.y * power.y + bias[i];
+        } else {
+          both.x = both.x * scale[i] + bias[i];
+          both.y = both.y * scale[i] + bias[i];
+        }
+        return both;
+      };
+      constexpr int kParts = C::kTokens / C::kStoreTokens;
+      const int first_column = at.n + warpgroup * 64;
+      if (kEpilogue && has_epilogue(args, out)) {
+        // As fp32, a part in both buffers; 8 values from column 8c of token i lie at 8 (c ^ (i / 2 % 4)).
+        const uint32_t buffer = base + C::kStaging + warpgroup * 2 * C::kStoreBytes;
+#pragma unroll 1
+        for (int part = 0; part < kParts; ++part) {
+          sync_warpgroup();
 #pragma unroll
-      for (int part = 0; part < C::kTokens / C::kStoreTokens; ++part, ++store) {
-        const uint32_t buffer =
-            base + C::kStaging + (warpgroup * C::kStores + static_cast<int>(store % C::kStores)) * C::kStoreBytes;
-        if (leader) ptx::store_wait_read<C::kStores - 1>();
+          for (int q = 0; q < kParts; ++q) {
+            if (q != part) continue;
+#pragma unroll
+            for (int j = 0; j < C::kStoreTokens / 8; ++j) {
+#pragma unroll
+              for (int i = 0; i < 2; ++i) {
+                const float2 both = finished(q * C::kStoreTokens + j * 8, i);
+                const int column = warp * 16 + g + 8 * i;
+                const uint32_t to = buffer + (j * 8 + 2 * t) * 256 + (column ^ t * 8) * 4;
+                ptx::store_shared(to, both.x);
+                ptx::store_shared(to + 256, both.y);
+              }
+            }
+          }
+          sync_warpgroup();
+          for (int i = thread; i < C::kStoreTokens * 8; i += 128) {
+            const int token = i / 8, c = i % 8, m = at.m + part * C::kStoreTokens + token, n = first_column + c * 8;
+            if (m >= args.m || n >= out.n) continue;
+            const uint8_t* const from = memory + (buffer - base) + token * 256 + ((c ^ token / 2 % 4) * 32);
+            finish_eight(args, out, reinterpret_cast<const float*>(from), m, n);
+          }
+        }
         sync_warpgroup();
+        continue;
+      }
+      // This thread stores 16 bytes of each 16th row from its first one on.
+      uint8_t* y = static_cast<uint8_t*>(out.y) +
+                   (static_cast<int64_t>(at.m + thread / 8) * out.n + first_column + thread % 8 * 8) * 2;
+      int rows_left = first_column + thread % 8 * 8 < out.n ? args.m - at.m - thread / 8 : 0;
+#pragma unroll
+      for (int part = 0; part < kParts; ++part, ++store) {
+        const uint32_t buffer = base + C::kStaging + (warpgroup * 2 + static_cast<int>(store % 2)) * C::kStoreBytes;
         uint32_t packed[4];
 #pragma unroll
-        for (int j = 0; j < kPairs; ++j) {
-          const int first = part * C::kStoreTokens + j * 8;  // token
-          float2 power = {1.f, 1.f};
-          if (p.rank_blocks) power = ptx::load_shared_pair(powers + (first + 2 * t) * 4);
+        for (int j = 0; j < C::kStoreTokens / 8; ++j) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            float low = value[first / 2 + 2 * i], high = value[first / 2 + 2 * i + 1];
-            if (p.rank_blocks) {
-              low = low * power.x + bias[i];
-              high = high * power.y + bias[i];
+            const float2 both = finished(part * C::kStoreTokens + j * 8, i);
+            if (args.y_type == Dtype::f16) {
+              const __half2 rounded = __floats2half2_rn(both.x, both.y);
+              packed[j % 2 * 2 + i] = *reinterpret_cast<const uint32_t*>(&rounded);
             } else {
-              low = low * scale[i] + bias[i];
-              high = high * scale[i] + bias[i];
-            }
-            if (p.y_f16) {
-              const __half2 both = __floats2half2_rn(low, high);
-              packed[j % 2 * 2 + i] = *reinterpret_cast<const uint32_t*>(&both);
-            } else {
-              const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-              packed[j % 2 * 2 + i] = *reinterpret_cast<const uint32_t*>(&both);
+              const __nv_bfloat162 rounded = __floats2bfloat162_rn(both.x, both.y);
+              packed[j % 2 * 2 + i] = *reinterpret_cast<const uint32_t*>(&rounded);
             }
           }
           // Matrix i of the four: columns 8 (i % 2).. of y, tokens 8 (i / 2)..; a lane gives the address of a token.
@@ -394,20 +461,25 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           if (j % 2) {
             const int token = (j - 1) * 8 + lane / 16 * 8 + lane % 8;
             store_matrix_x4_transposed(buffer + token * 128 + ((chunk ^ lane % 8) * 16), packed);
-          } else if (j == kPairs - 1) {
+          } else if (j == C::kStoreTokens / 8 - 1) {
             const int token = j * 8 + lane % 8;
             store_matrix_x2_transposed(buffer + token * 128 + ((chunk ^ lane % 8) * 16), packed[0], packed[1]);
           }
         }
-        ptx::fence_async_shared();
         sync_warpgroup();
-        if (leader) {
-          ptx::tensor_store(&p.y, (at.y + warpgroup * 64) * 2, at.x + part * C::kStoreTokens, buffer);
-          ptx::store_commit();
+        // The buffer is written again two parts later: after the next part's barrier, which follows these reads.
+#pragma unroll
+        for (int i = 0; i < (C::kStoreTokens + 15) / 16; ++i) {
+          const int token = i * 16 + thread / 8, rows = std::min(16, C::kStoreTokens - i * 16);
+          if (rows == 16 || thread / 8 < rows) {
+            const uint4 bits = load_shared_vector(buffer + token * 128 + ((thread % 8 ^ token % 8) * 16));
+            if (rows_left > 0) *reinterpret_cast<uint4*>(y) = bits;
+          }
+          y += static_cast<int64_t>(rows) * 2 * out.n;
+          rows_left -= rows;
         }
       }
     }
-    if (leader) ptx::store_wait<0>();
   }
   ptx::cluster_sync();  // no block leaves while its peer may still write to it
 #endif
@@ -452,37 +524,34 @@ CUtensorMap map_of(const void* matrix, int64_t width, int64_t rows, int64_t pitc
 int g_raster = 6, g_lead = 3, g_tokens = 0, g_pdl = 1;
 #endif
 
-template <class C>
+int pairs_of(const GemmMember& out) { return (out.n + kBlockN * kCluster - 1) / (kBlockN * kCluster); }
+
+template <class C, bool kEpilogue>
 void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
   Params p{};
-  const int up = args.adapters.up_columns;
+  p.args = args;
   p.x = map_of(args.x, static_cast<int64_t>(args.k) * 2, args.m, args.x_pitch * 2, C::kBoxTokens, 128);
-  p.w = map_of(args.weight, args.k_pitch, args.n, args.k_pitch, kBlockN, kBlockK);
-  p.h = up ? map_of(args.h, up * 2, args.m, up * 2, C::kBoxTokens, 128) : p.x;
-  p.y =
-      map_of(args.y, static_cast<int64_t>(args.n) * 2, args.m, static_cast<int64_t>(args.n) * 2, C::kStoreTokens, 128);
-  p.rows = args.rows;
-  p.scale = args.scale;
-  p.bias = args.bias;
-  p.b = args.adapters.b;
-  p.chunks = args.adapters.chunks;
-  p.m = args.m;
-  p.n = args.n;
   p.k_blocks = (args.k + kBlockK - 1) / kBlockK;
-  p.rank_blocks = (up + kBlockRank - 1) / kBlockRank;
-  p.up_columns = up;
-  p.chunk_columns = args.adapters.chunk_count ? up / args.adapters.chunk_count : kChunkRank;
   p.tiles_m = (args.m + C::kTokens - 1) / C::kTokens;
-  p.pairs_n = (args.n + kBlockN * kCluster - 1) / (kBlockN * kCluster);
-  p.y_f16 = args.y_type == Dtype::f16;
+  for (int i = 0; i < args.member_count; ++i) {
+    const GemmMember& out = args.member[i];
+    const int up = out.adapters.up_columns;
+    Output& output = p.output[i];
+    output.w = map_of(out.weight, args.k_pitch, out.n, args.k_pitch, kBlockN, kBlockK);
+    if (up) output.h = map_of(out.h, up * 2, args.m, up * 2, C::kBoxTokens, 128);
+    output.first_pair = p.pairs;
+    output.rank_blocks = (up + kBlockRank - 1) / kBlockRank;
+    output.chunk_columns = out.adapters.chunk_count ? up / out.adapters.chunk_count : kChunkRank;
+    p.pairs += pairs_of(out);
+  }
   p.raster = 6;
-  p.lead = 3;
+  p.lead = 1;
 #ifdef TUNE
   p.raster = g_raster;
   p.lead = std::min(g_lead, C::kStages - 1);
 #endif
 
-  const int clusters = std::min(p.tiles_m * p.pairs_n, limits.multiprocessors / kCluster);
+  const int clusters = std::min(p.tiles_m * p.pairs, limits.multiprocessors / kCluster);
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(clusters * kCluster));
   config.blockDim = dim3(kThreads);
@@ -495,63 +564,101 @@ void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
   attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[1].val.programmaticStreamSerializationAllowed = 1;
   config.attrs = attributes;
-  config.numAttrs = up ? 2 : 1;
+  config.numAttrs = args.rows ? 2 : 1;  // rows: prepare comes before
 #ifdef TUNE
   if (!g_pdl) config.numAttrs = 1;
 #endif
-  OCTOLORA_CUDA(cudaLaunchKernelEx(&config, args.x_f16 ? gemm<C, true> : gemm<C, false>, p),
-                "sm_90 W8A16 gemm, %d tokens a tile: M = %d, N = %d, K = %d, up columns = %d", C::kTokens, args.m,
-                args.n, args.k, up);
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&config, args.x_f16 ? gemm<C, true, kEpilogue> : gemm<C, false, kEpilogue>, p),
+                "sm_90 W8A16 gemm, %d tokens a tile: M = %d, N = %d, K = %d, %d outputs", C::kTokens, args.m,
+                args.member[0].n, args.k, args.member_count);
 }
 
-template <class C>
+template <class C, bool kEpilogue>
 void set_up() {
-  for (const auto kernel : {gemm<C, false>, gemm<C, true>}) {
+  for (const auto kernel : {gemm<C, false, kEpilogue>, gemm<C, true, kEpilogue>}) {
     OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                        cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes),
                   "sm_90 W8A16 gemm, %d tokens a tile: %d bytes of shared memory", C::kTokens, C::kSharedBytes);
   }
 }
 
-using Wide = Config<256, 32, 3>;
-using Odd = Config<216, 24, 2>;
-using Narrow = Config<128, 32, 3>;
+// A tile, and what its main loop costs a token beside that of the widest.
+struct Tile {
+  int tokens, stages;
+  double weight;
+  bool epilogue;
+  void (*launch)(const GemmArgs&, const Limits&, cudaStream_t);
+  void (*set_up)();
+};
+template <class C, bool kEpilogue>
+constexpr Tile tile_of(double weight) {
+  return {C::kTokens, C::kStages, weight, kEpilogue, launch<C, kEpilogue>, set_up<C, kEpilogue>};
+}
+using Odd = Config<216, 72>;
+using Narrow = Config<128, 64>;
+constexpr Tile kTiles[] = {tile_of<Config<256, 32>, false>(1.0), tile_of<Odd, false>(1.01),
+                           tile_of<Narrow, false>(1.15), tile_of<Odd, true>(1.01), tile_of<Narrow, true>(1.15)};
+
+int64_t tiles_of(const GemmArgs& args, int tokens) {
+  int64_t pairs = 0;
+  for (int i = 0; i < args.member_count; ++i) pairs += pairs_of(args.member[i]);
+  return (args.m + tokens - 1) / tokens * pairs;
+}
+
+bool any_epilogue(const GemmArgs& args) {
+  return std::any_of(args.member, args.member + args.member_count,
+                     [&](const GemmMember& out) { return has_epilogue(args, out); });
+}
+
+// The one whose tiles fill the last wave best.
+const Tile& choose_tile(const GemmArgs& args, const Limits& limits) {
+  const bool epilogue = any_epilogue(args);
+  const auto cost = [&](const Tile& tile) {
+    if (tile.epilogue != epilogue) return HUGE_VAL;
+    const int64_t tiles = tiles_of(args, tile.tokens), clusters = limits.multiprocessors / kCluster;
+    return static_cast<double>((tiles + clusters - 1) / clusters) * tile.tokens * tile.weight;
+  };
+#ifdef TUNE
+  for (const Tile& tile : kTiles)
+    if (tile.tokens == g_tokens && tile.epilogue == epilogue) return tile;
+#endif
+  return *std::min_element(std::begin(kTiles), std::end(kTiles),
+                           [&](const Tile& a, const Tile& b) { return cost(a) < cost(b); });
+}
+
+void set_up_all(const Limits& limits) {
+  if (limits.capability != 90) return;
+  encoder();  // a driver without it fails here, not in a forward
+  for (const Tile& tile : kTiles) tile.set_up();
+}
+
+const char* refuses(const GemmArgs& args, const Limits& limits) {
+  if (limits.capability != 90) return "not compute capability 9.0";
+  if (args.m <= 64) return "M <= 64";
+  if (args.planes != 1) return "x is fp32";
+  if (args.y_type == Dtype::f32) return "y is fp32";
+  for (int i = 0; i < args.member_count; ++i) {
+    const GemmMember& out = args.member[i];
+    if (out.n % 8 || reinterpret_cast<uintptr_t>(out.y) % 16) return "rows of y are not of whole 16 bytes";
+  }
+  return nullptr;
+}
+
+void launch_best(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+  choose_tile(args, limits).launch(args, limits, stream);
+}
+
+void describe(const GemmArgs& args, const Limits& limits, Explanation& to) {
+  const Tile& tile = choose_tile(args, limits);
+  const double waves = static_cast<double>(tiles_of(args, tile.tokens)) / (limits.multiprocessors / kCluster);
+  to.launch("%s, %d output%s: tile of %d tokens x %d, clusters of %d, %d stages, %.2f waves; %s", kGemmW8a16Sm90.name,
+            args.member_count, args.member_count == 1 ? "" : "s", tile.tokens, kBlockN, kCluster, tile.stages, waves,
+            tile.tokens == kTiles->tokens ? "the widest tile" : "leaves less of the last wave empty than wider tiles");
+}
 
 }  // namespace
 
-void set_up_gemm_w8a16_sm90(const Limits& limits) {
-  if (limits.capability != 90) return;
-  encoder();  // a driver without it fails here, not in a forward
-  set_up<Wide>();
-  set_up<Odd>();
-  set_up<Narrow>();
-}
-
-bool gemm_w8a16_sm90_takes(const GemmArgs& args, const Limits& limits) {
-  return limits.capability == 90 && args.m > 64 && args.planes == 1 && args.x_pitch % 8 == 0 &&
-         reinterpret_cast<uintptr_t>(args.x) % 16 == 0 && args.y_type != Dtype::f32 && !args.store_sums &&
-         args.n % 8 == 0 && reinterpret_cast<uintptr_t>(args.y) % 16 == 0;
-}
-
-void launch_gemm_w8a16_sm90(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
-  // The width whose tiles fill the last wave best.
-  const auto cost = [&](int tokens) {
-    const int64_t tiles = static_cast<int64_t>((args.m + tokens - 1) / tokens) *
-                          ((args.n + kBlockN * kCluster - 1) / (kBlockN * kCluster));
-    const int clusters = limits.multiprocessors / kCluster;
-    return (tiles + clusters - 1) / clusters * tokens;
-  };
-  int best = cost(256) <= cost(216) ? 256 : 216;
-  if (cost(128) < 0.9 * static_cast<double>(cost(best))) best = 128;
-#ifdef TUNE
-  if (g_tokens) best = g_tokens;
-#endif
-  if (best == 256)
-    launch<Wide>(args, limits, stream);
-  else if (best == 216)
-    launch<Odd>(args, limits, stream);
-  else
-    launch<Narrow>(args, limits, stream);
-}
+const GemmFamily kGemmW8a16Sm90 = {"wgmma 16-bit, weights widened in registers", set_up_all, refuses, launch_best,
+                                   describe};
 
 }  // namespace octolora::cuda

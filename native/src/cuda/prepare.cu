@@ -498,6 +498,15 @@ void launch(const PrepareArgs& args, const Plan& plan, cudaStream_t stream) {
 }
 
 template <class X>
+void describe(const PrepareArgs& args, const Plan& plan, Explanation& to) {
+  int columns = 0;
+  for (int i = 0; i < args.member_count; ++i) columns += args.member[i].adapters.down_columns;
+  to.launch("prepare: %s%s%d ranks of x.A^T; 16 rows for a cluster of %d, %d of K in each block%s",
+            args.q ? "quantizes x, " : "", args.planes ? "copies x, " : "", columns, plan.cluster, plan.slice,
+            plan.passes > 1 ? " at a time, since more does not fit" : "");
+}
+
+template <class X>
 void set_up(const Limits& limits) {
   for (const auto kernel : {prepare<X, false>, prepare<X, true>}) {
     OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
@@ -522,6 +531,17 @@ void launch_prepare(const PrepareArgs& args, const Limits& limits, cudaStream_t 
       return launch<__half>(args, plan_for<__half>(args.m, args.k, limits), stream);
     case Dtype::bf16:
       return launch<__nv_bfloat16>(args, plan_for<__nv_bfloat16>(args.m, args.k, limits), stream);
+  }
+}
+
+void describe_prepare(const PrepareArgs& args, const Limits& limits, Explanation& to) {
+  switch (args.x_type) {
+    case Dtype::f32:
+      return describe<float>(args, plan_for<float>(args.m, args.k, limits), to);
+    case Dtype::f16:
+      return describe<__half>(args, plan_for<__half>(args.m, args.k, limits), to);
+    case Dtype::bf16:
+      return describe<__nv_bfloat16>(args, plan_for<__nv_bfloat16>(args.m, args.k, limits), to);
   }
 }
 

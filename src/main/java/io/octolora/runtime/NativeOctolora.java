@@ -19,7 +19,7 @@ import org.jetbrains.annotations.Nullable;
         value = "linux-x86_64",
         cinclude = "octolora/octolora.h",
         include = "octolora_java.h",
-        link = "octolora@.1",
+        link = "octolora@.2",
         library = "jnioctolora"))
 @NoException
 final class NativeOctolora {
