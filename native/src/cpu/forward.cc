@@ -134,12 +134,12 @@ class Pass {
     const bool threaded = worth_threads(args);
     to.note("cpu: %s, %d of %d threads%s", kernels.name, threaded ? linear.context_->pool.threads() : 1,
             linear.context_->pool.threads(), threaded ? "" : ", since more would take longer to wake than they save");
-    to.note("%lld passes of at most %lld rows, %lld columns of x.A^T",
-            static_cast<long long>((args.rows + kPassRows - 1) / kPassRows), static_cast<long long>(kPassRows),
+    to.note("%lld rows at a time, %lld columns of x.A^T",
+            static_cast<long long>(std::min<int64_t>(args.rows, kPassRows)),
             static_cast<long long>(low_rank_columns(args)));
     for (int i = 0; i < args.output_count; ++i) {
       const Panels& panels = static_cast<const CpuLinear*>(args.outputs[i].linear)->panels_;
-      to.note("N = %lld: %lld panels of %d channels, times %d rows in a tile of registers",
+      to.note("N = %lld: in %lld panels of %d channels; %d rows of x in a register tile",
               static_cast<long long>(panels.rows), static_cast<long long>(panels.count()), panels.columns,
               kernels.rows);
     }

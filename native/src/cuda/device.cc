@@ -453,7 +453,10 @@ void CudaDevice::forward(const ForwardArgs& f) const {
 }
 
 void CudaDevice::explain(const ForwardArgs& f, Explanation& to) const {
-  const Plan plan = plan_of(f);
+  // A piece of the workspace that is not NULL is one that is used.
+  ForwardArgs placed = f;
+  if (!placed.workspace) placed.workspace = reinterpret_cast<void*>(kAlignment);
+  const Plan plan = plan_of(placed);
   to.note("cuda:%d: %s, compute capability %d.%d, %d multiprocessors", ordinal, name_.c_str(), limits.capability / 10,
           limits.capability % 10, limits.multiprocessors);
   if (plan.outliers) describe_find_outliers(plan.prepare, to);

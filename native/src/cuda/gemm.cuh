@@ -497,7 +497,7 @@ inline void describe(const char* name, const Tuned* table, int count, const Gemm
     const Tuned& row = choose(table, count, args.m, out.n, limits);
     const std::string up_to = row.max_m == INT_MAX ? "any M" : "M <= " + std::to_string(row.max_m);
     const std::string from = row.min_tiles ? " and at least " + std::to_string(row.min_tiles) + " tiles" : "";
-    to.launch("%s, N = %d: tile %dx%d, %d threads, %d stages, %lld tiles; the first of %d tiles for %s%s", name, out.n,
+    to.launch("%s, N = %d: tile %dx%d, %d threads, %d stages, %lld tiles; the first fit of %d: %s%s", name, out.n,
               row.block_m, row.block_n, row.threads, row.stages, static_cast<long long>(row.tiles(args.m, out.n)),
               count, up_to.c_str(), from.c_str());
   }
