@@ -221,7 +221,8 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         }
         for (int block = 0; block < output.rank_blocks; ++block) {
           ptx::barrier_wait(empty(stage), phase ^ 1);
-          const uint32_t row_bytes = block ? 0 : round_up(min(C::kTokens, args.m - at.m) * 8, 16);
+          const int tile_rows = min(C::kTokens, args.m - at.m);
+          const uint32_t row_bytes = block ? 0 : (tile_rows * 8 + 15) / 16 * 16;  // the workspace goes on behind rows
           ptx::barrier_expect_bytes(full(stage), kCluster * C::kBoxTokens * 128 + row_bytes);
           load_tokens(&output.h, block * 128);
           if (row_bytes)
@@ -470,7 +471,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         // The buffer is written again two parts later: after the next part's barrier, which follows these reads.
 #pragma unroll
         for (int i = 0; i < (C::kStoreTokens + 15) / 16; ++i) {
-          const int token = i * 16 + thread / 8, rows = std::min(16, C::kStoreTokens - i * 16);
+          const int token = i * 16 + thread / 8, rows = min(16, C::kStoreTokens - i * 16);
           if (rows == 16 || thread / 8 < rows) {
             const uint4 bits = load_shared_vector(buffer + token * 128 + ((thread % 8 ^ token % 8) * 16));
             if (rows_left > 0) *reinterpret_cast<uint4*>(y) = bits;
