@@ -50,29 +50,28 @@ constexpr int kMaxShared = 232448;  // what a block may have on sm_90
 // Tokens of a tile, and those that are stored together.
 template <int Tokens, int StoreTokens>
 struct Config {
-  static constexpr int kTokens = Tokens, kStoreTokens = StoreTokens;
+  static constexpr int kTokens = Tokens, kStoreTokens = StoreTokens, kParts = kTokens / kStoreTokens;
   // Rows that one block of the cluster loads. Where half of the tile is no whole number of swizzle groups, the two
   // blocks load some rows twice.
   static constexpr int kBoxTokens = round_up(kTokens / kCluster, 8);
   static constexpr int kTokenBytes = kTokens * 128;
   static constexpr int kStageBytes = kTokenBytes + kWeightBytes;
-  static constexpr int kStoreBytes =
-      kStoreTokens * 128;                      // 64 columns of y in 16 bits; a warpgroup has two such buffers
-  static constexpr int kPowers = kTokens * 4;  // p of the tile, a warpgroup's own
-  static constexpr int kFixedBytes = kWarpgroups * (2 * kStoreBytes + kPowers);
+  static constexpr int kStoreBytes = kTokens * 128;  // 64 columns of y in 16 bits, a warpgroup's own
+  static constexpr int kPowers = kTokens * 4;        // p of the tile, a warpgroup's own
+  static constexpr int kFixedBytes = kWarpgroups * (kStoreBytes + kPowers);
   static constexpr int kStages = std::min((kMaxShared - kFixedBytes) / (kStageBytes + 16), 8);
   static constexpr int kStaging = kStages * kStageBytes;
-  static constexpr int kPowersAt = kStaging + kWarpgroups * 2 * kStoreBytes;
+  static constexpr int kPowersAt = kStaging + kWarpgroups * kStoreBytes;
   static constexpr int kBarriers = kPowersAt + kWarpgroups * kPowers;
   static constexpr int kSharedBytes = kBarriers + kStages * 16;
   static_assert(kSharedBytes <= kMaxShared && kStages >= 4);
   static_assert(kTokenBytes % 1024 == 0 && kBoxTokens % 8 == 0, "whole swizzle groups");
-  static_assert(kTokens % kStoreTokens == 0 && kStoreTokens % 8 == 0);
+  static_assert(kTokens % kStoreTokens == 0 && kStoreTokens % 8 == 0 && kStoreTokens * 2 <= kTokens);
   static_assert(kTokens * 8 <= kWeightBytes, "rows of the tile lie where the weights of a stage do");
 };
 
 struct Output {
-  CUtensorMap w, h;
+  CUtensorMap w, h, y;
   int first_pair;  // of all pairs of tiles along the columns of all outputs
   int rank_blocks, chunk_columns;
 };
@@ -107,13 +106,13 @@ __device__ __forceinline__ void store_matrix_x2_transposed(uint32_t address, uin
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};\n" ::"r"(address), "r"(a), "r"(b)
                : "memory");
 }
-__device__ __forceinline__ uint4 load_shared_vector(uint32_t address) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(address)
-               : "memory");
-  return v;
+// Volatile: to be issued where it is written, long before its use.
+template <class T>
+__device__ __forceinline__ T load_early(const T* from) {
+  static_assert(sizeof(T) == 4);
+  uint32_t bits;
+  asm volatile("ld.global.b32 %0, [%1];\n" : "=r"(bits) : "l"(from) : "memory");
+  return *reinterpret_cast<T*>(&bits);
 }
 
 // Until the kernel before in the stream has finished, where this one was allowed to start early.
@@ -237,7 +236,8 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     const int warp = static_cast<int>(threadIdx.x) / 32 % 4, lane = static_cast<int>(threadIdx.x) % 32;
     const int g = lane / 4, t = lane % 4;
     const int thread = static_cast<int>(threadIdx.x) % 128;  // of the warpgroup
-    const int row = warpgroup * 64 + warp * 16 + g;          // of the tile's 128 columns of y; the other is row + 8
+    const bool leader = thread == 0;
+    const int row = warpgroup * 64 + warp * 16 + g;  // of the tile's 128 columns of y; the other is row + 8
     const auto sync_warpgroup = [&] {
       if (warpgroup == 0)
         ptx::named_sync<2>(128);
@@ -272,8 +272,9 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       }
     };
 
-    uint32_t store = 0;  // counts, so that the staging buffers take turns from tile to tile too
-    bool waited = false;
+    const uint32_t staging = base + C::kStaging + warpgroup * C::kStoreBytes;
+    const uint32_t powers = base + C::kPowersAt + warpgroup * C::kPowers;
+    bool ready = !args.rows;  // prepare is done, or there is none
     if (warpgroup == 1 && p.k_blocks > p.lead) ptx::barrier_wait(full(p.lead), 0);
 
     for (int tile = cluster; tile < tiles; tile += clusters) {
@@ -297,6 +298,37 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       };
       widen_stage(a[0]);
       multiply_stage(a[0], true);
+
+      // What the end of the tile needs, except for what prepare makes.
+      const int up_columns = out.adapters.up_columns;
+      bool exists[2];
+      float scale[2], bias[2];
+      const uint16_t* b_row[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int column = at.n + row + 8 * i;
+        exists[i] = column < out.n;
+        scale[i] = exists[i] ? load_early(out.scale + column) : 0.f;
+        b_row[i] = out.adapters.b + static_cast<int64_t>(exists[i] ? column : 0) * up_columns + 2 * t;
+      }
+      const auto load_bias = [&] {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) bias[i] = exists[i] && out.bias ? load_early(out.bias + at.n + row + 8 * i) : 0.f;
+      };
+      if (ready) load_bias();
+      uint32_t b[2][4];
+      const auto load_b = [&](uint32_t(&to)[4], int step) {
+        if (step * 16 >= up_columns) return;
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          to[i] = load_early(reinterpret_cast<const uint32_t*>(b_row[i % 2] + step * 16 + i / 2 * 8));
+      };
+      load_b(b[0], 0);
+      // Bit i: the 16 ranks of k-step i are fp16, for the first 32 steps.
+      const auto step_f16 = [&](int step) {
+        return out.adapters.chunks[step * kChunkRank / output.chunk_columns].b_f16 != 0;
+      };
+      const uint32_t f16_steps = __ballot_sync(~0u, lane * kChunkRank < up_columns && step_f16(lane));
       for (int block = 1; block < p.k_blocks; block += 2) {
         widen_stage(a[1]);
         multiply_stage(a[1], false);
@@ -306,45 +338,20 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       }
 
       // While the last stage multiplies.
-      if (args.rows && !waited) {
+      if (!ready) {
         wait_for_previous_kernel();
-        waited = true;
+        ready = true;
+        load_bias();
       }
-      const int up_columns = out.adapters.up_columns;
-      float scale[2], bias[2];
-      const uint16_t* b_row[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int column = at.n + row + 8 * i;
-        const bool exists = column < out.n;
-        scale[i] = exists ? out.scale[column] : 0.f;
-        bias[i] = exists && out.bias ? out.bias[column] : 0.f;
-        b_row[i] = out.adapters.b + static_cast<int64_t>(exists ? column : 0) * up_columns + 2 * t;
-      }
-      uint32_t b[2][4];
-      const auto load_b = [&](uint32_t(&to)[4], int step) {
-        if (step * 16 >= up_columns) return;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          to[i] = __ldg(reinterpret_cast<const uint32_t*>(b_row[i % 2] + step * 16 + i / 2 * 8));
-        }
-      };
-      // Bit i: the 16 ranks of k-step i are fp16, for the first 32 steps.
-      const auto step_f16 = [&](int step) {
-        return out.adapters.chunks[step * kChunkRank / output.chunk_columns].b_f16 != 0;
-      };
-      uint32_t f16_steps = 0;
-      const uint32_t powers = base + C::kPowersAt + warpgroup * C::kPowers;
       if (output.rank_blocks) {
-        load_b(b[0], 0);
-        f16_steps = __ballot_sync(~0u, lane * kChunkRank < up_columns && step_f16(lane));
         ptx::barrier_wait(full(stage), phase);
         const uint32_t rows = base + stage * C::kStageBytes + C::kTokenBytes;
         for (int i = thread; i < C::kTokens; i += 128) {
           ptx::store_shared(powers + i * 4, __uint_as_float(load_shared_u32(rows + i * 8 + 4)));
         }
-        sync_warpgroup();
       }
+      if (leader) ptx::store_wait_read<0>();  // of the tile before
+      sync_warpgroup();
       ptx::wgmma_wait<0>();
       pin(value);
       release(previous);
@@ -388,8 +395,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         }
       }
 
-      // Through shared memory, so that whole rows of 64 columns are stored: token i of a part lies in row i, its chunk
-      // of 16 bytes c at c ^ (i % 8).
+      // Through shared memory: rows of 64 columns, in the swizzle of the copy engine.
       const auto finished = [&](int first, int i) {  // tokens first + 2t, + 1; column row + 8 i
         float2 both = {value[first / 2 + 2 * i], value[first / 2 + 2 * i + 1]};
         if (output.rank_blocks) {
@@ -402,16 +408,22 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         }
         return both;
       };
-      constexpr int kParts = C::kTokens / C::kStoreTokens;
+      const bool y_f16 = args.y_type == Dtype::f16;
+      const auto pack = [&](float2 both) {
+        if (y_f16) {
+          const __half2 rounded = __floats2half2_rn(both.x, both.y);
+          return *reinterpret_cast<const uint32_t*>(&rounded);
+        }
+        const __nv_bfloat162 rounded = __floats2bfloat162_rn(both.x, both.y);
+        return *reinterpret_cast<const uint32_t*>(&rounded);
+      };
       const int first_column = at.n + warpgroup * 64;
       if (kEpilogue && has_epilogue(args, out)) {
-        // As fp32, a part in both buffers; 8 values from column 8c of token i lie at 8 (c ^ (i / 2 % 4)).
-        const uint32_t buffer = base + C::kStaging + warpgroup * 2 * C::kStoreBytes;
+        // As fp32, a part at a time; 8 values from column 8c of token i lie at 8 (c ^ (i / 2 % 4)).
 #pragma unroll 1
-        for (int part = 0; part < kParts; ++part) {
-          sync_warpgroup();
+        for (int part = 0; part < C::kParts; ++part) {
 #pragma unroll
-          for (int q = 0; q < kParts; ++q) {
+          for (int q = 0; q < C::kParts; ++q) {
             if (q != part) continue;
 #pragma unroll
             for (int j = 0; j < C::kStoreTokens / 8; ++j) {
@@ -419,7 +431,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
               for (int i = 0; i < 2; ++i) {
                 const float2 both = finished(q * C::kStoreTokens + j * 8, i);
                 const int column = warp * 16 + g + 8 * i;
-                const uint32_t to = buffer + (j * 8 + 2 * t) * 256 + (column ^ t * 8) * 4;
+                const uint32_t to = staging + (j * 8 + 2 * t) * 256 + (column ^ t * 8) * 4;
                 ptx::store_shared(to, both.x);
                 ptx::store_shared(to + 256, both.y);
               }
@@ -429,58 +441,41 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           for (int i = thread; i < C::kStoreTokens * 8; i += 128) {
             const int token = i / 8, c = i % 8, m = at.m + part * C::kStoreTokens + token, n = first_column + c * 8;
             if (m >= args.m || n >= out.n) continue;
-            const uint8_t* const from = memory + (buffer - base) + token * 256 + ((c ^ token / 2 % 4) * 32);
+            const uint8_t* const from = memory + (staging - base) + token * 256 + ((c ^ token / 2 % 4) * 32);
             finish_eight(args, out, reinterpret_cast<const float*>(from), m, n);
           }
+          sync_warpgroup();
         }
-        sync_warpgroup();
         continue;
       }
-      // This thread stores 16 bytes of each 16th row from its first one on.
-      uint8_t* y = static_cast<uint8_t*>(out.y) +
-                   (static_cast<int64_t>(at.m + thread / 8) * out.n + first_column + thread % 8 * 8) * 2;
-      int rows_left = first_column + thread % 8 * 8 < out.n ? args.m - at.m - thread / 8 : 0;
+      constexpr int kEights = C::kStoreTokens / 8;
 #pragma unroll
-      for (int part = 0; part < kParts; ++part, ++store) {
-        const uint32_t buffer = base + C::kStaging + (warpgroup * 2 + static_cast<int>(store % 2)) * C::kStoreBytes;
+      for (int part = 0; part < C::kParts; ++part) {
+        const uint32_t buffer = staging + part * C::kStoreTokens * 128;
         uint32_t packed[4];
 #pragma unroll
-        for (int j = 0; j < C::kStoreTokens / 8; ++j) {
+        for (int j = 0; j < kEights; ++j) {
 #pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const float2 both = finished(part * C::kStoreTokens + j * 8, i);
-            if (args.y_type == Dtype::f16) {
-              const __half2 rounded = __floats2half2_rn(both.x, both.y);
-              packed[j % 2 * 2 + i] = *reinterpret_cast<const uint32_t*>(&rounded);
-            } else {
-              const __nv_bfloat162 rounded = __floats2bfloat162_rn(both.x, both.y);
-              packed[j % 2 * 2 + i] = *reinterpret_cast<const uint32_t*>(&rounded);
-            }
-          }
+          for (int i = 0; i < 2; ++i) packed[j % 2 * 2 + i] = pack(finished(part * C::kStoreTokens + j * 8, i));
           // Matrix i of the four: columns 8 (i % 2).. of y, tokens 8 (i / 2)..; a lane gives the address of a token.
           const int chunk = warp * 2 + lane / 8 % 2;
           if (j % 2) {
             const int token = (j - 1) * 8 + lane / 16 * 8 + lane % 8;
             store_matrix_x4_transposed(buffer + token * 128 + ((chunk ^ lane % 8) * 16), packed);
-          } else if (j == C::kStoreTokens / 8 - 1) {
+          } else if (j == kEights - 1) {
             const int token = j * 8 + lane % 8;
             store_matrix_x2_transposed(buffer + token * 128 + ((chunk ^ lane % 8) * 16), packed[0], packed[1]);
           }
         }
+        ptx::fence_async_shared();
         sync_warpgroup();
-        // The buffer is written again two parts later: after the next part's barrier, which follows these reads.
-#pragma unroll
-        for (int i = 0; i < (C::kStoreTokens + 15) / 16; ++i) {
-          const int token = i * 16 + thread / 8, rows = min(16, C::kStoreTokens - i * 16);
-          if (rows == 16 || thread / 8 < rows) {
-            const uint4 bits = load_shared_vector(buffer + token * 128 + ((thread % 8 ^ token % 8) * 16));
-            if (rows_left > 0) *reinterpret_cast<uint4*>(y) = bits;
-          }
-          y += static_cast<int64_t>(rows) * 2 * out.n;
-          rows_left -= rows;
+        if (leader) {
+          ptx::tensor_store(&output.y, first_column * 2, at.m + part * C::kStoreTokens, buffer);
+          ptx::store_commit();
         }
       }
     }
+    if (leader) ptx::store_wait<0>();
   }
   ptx::cluster_sync();  // no block leaves while its peer may still write to it
 #endif
@@ -540,6 +535,8 @@ void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
     Output& output = p.output[i];
     output.w = map_of(out.weight, args.k_pitch, out.n, args.k_pitch, kBlockN, kBlockK);
     if (up) output.h = map_of(out.h, up * 2, args.m, up * 2, C::kBoxTokens, 128);
+    const int64_t y_bytes = static_cast<int64_t>(out.n) * 2;
+    output.y = map_of(out.y, y_bytes, args.m, y_bytes, C::kStoreTokens, 128);
     output.first_pair = p.pairs;
     output.rank_blocks = (up + kBlockRank - 1) / kBlockRank;
     output.chunk_columns = out.adapters.chunk_count ? up / out.adapters.chunk_count : kChunkRank;
@@ -595,10 +592,11 @@ template <class C, bool kEpilogue>
 constexpr Tile tile_of(double weight) {
   return {C::kTokens, C::kStages, weight, kEpilogue, launch<C, kEpilogue>, set_up<C, kEpilogue>};
 }
+using Wide = Config<256, 64>;
 using Odd = Config<216, 72>;
 using Narrow = Config<128, 64>;
-constexpr Tile kTiles[] = {tile_of<Config<256, 32>, false>(1.0), tile_of<Odd, false>(1.01),
-                           tile_of<Narrow, false>(1.15), tile_of<Odd, true>(1.01), tile_of<Narrow, true>(1.15)};
+constexpr Tile kTiles[] = {tile_of<Wide, false>(1.0), tile_of<Odd, false>(1.01), tile_of<Narrow, false>(1.15),
+                           tile_of<Odd, true>(1.01), tile_of<Narrow, true>(1.15)};
 
 int64_t tiles_of(const GemmArgs& args, int tokens) {
   int64_t pairs = 0;
