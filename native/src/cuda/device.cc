@@ -12,7 +12,7 @@ constexpr int kMinCapability = 80;
 
 // In the order of preference; the last takes everything.
 constexpr const GemmFamily* kW8a8Families[] = {&kGemmSm90, &kGemmW8a8, nullptr};
-constexpr const GemmFamily* kW8a16Families[] = {&kGemmW8a16, nullptr};
+constexpr const GemmFamily* kW8a16Families[] = {&kGemmW8a16Sm90, &kGemmW8a16, nullptr};
 
 }  // namespace
 
@@ -312,6 +312,7 @@ Plan plan_of(const ForwardArgs& f) {
   plan.prepares = !in_place || plan.adapters;
   if (!plan.prepares) gemm.rows = nullptr;
   gemm.x = in_place ? f.x : workspace.planes;
+  gemm.x_in_place = in_place;
   gemm.x_pitch = in_place ? spec.k : first.k_pitch;
   gemm.planes = f.x_type == Dtype::f32 ? 3 : 1;
   gemm.x_f16 = f.x_type == Dtype::f16;

@@ -126,6 +126,7 @@ struct GemmArgs {
   int64_t x_pitch = 0;      // elements
   int planes = 1;           // W8A16: planes of x, each multiplied by all of W
   bool x_f16 = false;       // W8A16: fp16, else bf16
+  bool x_in_place = false;  // x is the caller's, nothing that prepare makes
   int m = 0, k = 0, k_pitch = 0;
   const RowScale* rows = nullptr;     // null: W8A16 without adapters, scale 1 and power 1
   const int32_t* row_slot = nullptr;  // [M] or null, see PrepareArgs
@@ -163,9 +164,10 @@ struct GemmFamily {
   // A line for each launch, with what decided.
   void (*describe)(const GemmArgs& args, const Limits& limits, Explanation& to);
 };
-extern const GemmFamily kGemmSm90;   // gemm_sm90.cu: W8A8 on Hopper
-extern const GemmFamily kGemmW8a8;   // gemm_w8a8.cu: everywhere
-extern const GemmFamily kGemmW8a16;  // gemm_w8a16.cu: everywhere
+extern const GemmFamily kGemmSm90;       // gemm_sm90.cu: W8A8 on Hopper
+extern const GemmFamily kGemmW8a16Sm90;  // gemm_w8a16_sm90.cu: W8A16 on Hopper
+extern const GemmFamily kGemmW8a8;       // gemm_w8a8.cu: everywhere
+extern const GemmFamily kGemmW8a16;      // gemm_w8a16.cu: everywhere
 
 // row_slots.cu: fills needed_steps of all members, before a GEMM that reads them
 void launch_find_needed_steps(const GemmArgs& args, cudaStream_t stream);
