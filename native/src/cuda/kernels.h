@@ -153,6 +153,13 @@ void launch_gemm_w8a16(const GemmArgs& args, const Limits& limits, cudaStream_t 
 void set_up_gemm_sm90(const Limits& limits);
 bool gemm_sm90_takes(const GemmArgs& args, const Limits& limits);
 void launch_gemm_sm90(const GemmArgs& args, const Limits& limits, cudaStream_t stream);
+// decode.cu
+struct DecodeTuning { int splits = 1, blocks = 132, batch = 1, shared_bytes = 208 * 1024; bool early_first = true, early_second = true; };
+extern DecodeTuning decode_tuning;
+int decode_parts(int k);
+int decode_max_clusters(int splits);
+void set_up_decode(const Limits& limits);
+void launch_decode(const PrepareArgs& prepare, const GemmArgs& gemm, float* const* down, const Limits& limits, cudaStream_t stream);
 // pack.cu
 void launch_widen_order(int8_t* weight, int64_t groups, cudaStream_t stream);
 
