@@ -326,6 +326,9 @@ __device__ __forceinline__ void tensor_load_hinted(uint32_t to, const CUtensorMa
       "l"(map), "r"(x), "r"(y), "r"(barrier), "l"(policy)
       : "memory");
 }
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
+}
 template <int Number>
 __device__ __forceinline__ void named_arrive(int threads) {
   asm volatile("bar.arrive %0, %1;\n" ::"n"(Number), "r"(threads) : "memory");
@@ -410,16 +413,16 @@ __device__ __forceinline__ void encode_h(const Stream& p, int member, uint8_t* h
   }
 }
 
-// 16 rows of W from `first` of the member on, kTiles * 8 tokens from first_token on: load_sums brings the sums as mma
+// 16 rows of W from `first` to `end` of the member, kTiles * 8 tokens from first_token on: load_sums brings the sums as mma
 // accumulators, row g (and g + 8) of W and tokens 2t, 2t + 1.
 template <int kTiles, class LoadSums>
-__device__ __forceinline__ void finish(const Stream& p, int member, int first, int first_token, const uint8_t* h,
-                                       const float4* rows, LoadSums load_sums) {
+__device__ __forceinline__ void finish(const Stream& p, int member, int first, int end, int first_token,
+                                       const uint8_t* h, const float4* rows, LoadSums load_sums) {
   const GemmMember& out = p.gemm.member[member];
   const AdapterView& ad = out.adapters;
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   const int n[2] = {first + g, first + g + 8};
-  const bool present[2] = {n[0] < out.n, n[1] < out.n};
+  const bool present[2] = {n[0] < end, n[1] < end};
 
   float scale[2], bias[2];
 #pragma unroll
@@ -501,8 +504,8 @@ __device__ __forceinline__ void finish(const Stream& p, int member, int first, i
       const float got = __shfl_xor_sync(~0u, odd ? one : two, 4);
       float v[2] = {odd ? got : one, odd ? two : got};
       const int column = first + (g & ~1) + 8 * i;
-      if (m >= p.gemm.m || column >= out.n) continue;
-      const int count = min(2, out.n - column);
+      if (m >= p.gemm.m || column >= end) continue;
+      const int count = min(2, end - column);
       const int64_t at = static_cast<int64_t>(m) * out.n + column;
       if (more) {
 #pragma unroll
@@ -639,7 +642,7 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
     int stage = 0;
     uint32_t phase = 0;
     const auto release = [&](int which) {
-      if (threadIdx.x % 128 == 0) ptx::barrier_arrive_cluster(empty(which), rank);
+      if (threadIdx.x % 128 == 0) barrier_arrive(empty(which));
     };
     for (int tile = cluster; tile < tiles; tile += clusters) {
       const int member = member_of(tile), first = (tile - p.first_tile[member]) * p.tile_rows;
@@ -734,7 +737,7 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
       const int first_unit = rank * row_tiles / p.splits * kParts, end = (rank + 1) * row_tiles / p.splits * kParts;
       for (int unit = first_unit + warp; unit < end; unit += kConsumers / 32) {
         const int row_tile = unit / kParts, part = unit % kParts * kPart;
-        finish<kPart>(p, member, first + row_tile * 16, part * 8, h, rows, [&](float(&value)[kPart][4]) {
+        finish<kPart>(p, member, first + row_tile * 16, first + rows_here, part * 8, h, rows, [&](float(&value)[kPart][4]) {
 #pragma unroll
           for (int j = 0; j < kPart; ++j) {
             const uint32_t from = base + place(row_tile * kTiles + part + j);
@@ -902,10 +905,17 @@ void launch_decode(const PrepareArgs& prepare, const GemmArgs& gemm, float* cons
   const int tokens = gemm.m <= 8 ? 8 : gemm.m <= 16 ? 16 : gemm.m <= 32 ? 32 : 64;
   s.splits = decode_tuning.splits;
   const int clusters_max = std::max(1, decode_tuning.blocks / s.splits);
-  int tile_rows = kMaxTileRows;
-  for (int turns = 1;; ++turns) {
-    tile_rows = static_cast<int>(round_up64((total_n + clusters_max * turns - 1) / (clusters_max * turns), 8));
-    if (tile_rows <= kMaxTileRows) break;
+  // The smallest tiles that no cluster has more of than another, if they are not too small for several turns.
+  const auto tiles_of = [&](int rows) {
+    int tiles = 0;
+    for (int i = 0; i < gemm.member_count; ++i) tiles += (gemm.member[i].n + rows - 1) / rows;
+    return tiles;
+  };
+  int tile_rows = 0;
+  for (int turns = 1; !tile_rows; ++turns) {
+    int rows = static_cast<int>(round_up64((total_n + clusters_max * turns - 1) / (clusters_max * turns), 8));
+    while (rows < kMaxTileRows && tiles_of(rows) > clusters_max * turns) rows += 8;
+    if (rows <= kMaxTileRows && tiles_of(rows) <= clusters_max * turns) tile_rows = rows;
   }
   s.tile_rows = tile_rows;
   const bool two = tile_rows > 128;
