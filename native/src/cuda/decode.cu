@@ -551,7 +551,8 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
   const uint32_t base = ptx::shared_address(memory), barriers = base + p.barriers_at;
   const auto full = [&](int stage) { return barriers + stage * 16; };
   const auto empty = [&](int stage) { return barriers + stage * 16 + 8; };
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  // The same in all lanes, and known to be: descriptors are then computed in uniform registers.
+  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0), lane = static_cast<int>(threadIdx.x) % 32;
   const int rank = p.splits > 1 ? static_cast<int>(ptx::cluster_rank()) : 0;
   const int cluster = static_cast<int>(blockIdx.x) / p.splits, clusters = static_cast<int>(gridDim.x) / p.splits;
   const int first_block = rank * p.k_blocks / p.splits, blocks = (rank + 1) * p.k_blocks / p.splits - first_block;
@@ -850,8 +851,9 @@ void set_up_decode(const Limits& limits) {
 }
 
 int decode_max_clusters(int splits) {
+  if (splits == 1) return 132;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(128));
+  config.gridDim = dim3(static_cast<unsigned>(splits * 16));
   config.blockDim = dim3(kStreamThreads);
   config.dynamicSmemBytes = 208 * 1024;
   cudaLaunchAttribute attribute;
