@@ -239,8 +239,13 @@ OCTOLORA_API octolora_status octolora_forward_workspace(const octolora_forward_d
  * overlap, and a residual or a gate overlaps a y only where it is that residual's own y. Enqueues and returns: allocates
  * nothing, waits for nothing, may be captured in a CUDA graph. Two forwards that may run at the same time need two
  * workspaces. The same call on the same device gives the same bits. A NaN or an infinity in x makes its own row of
- * every y NaN or infinite (but for what the activation or a gate of 0 makes of an infinity) and no other. */
+ * every y NaN or infinite and no other. */
 OCTOLORA_API octolora_status octolora_forward(const octolora_forward_desc* desc, octolora_stream stream);
+
+/* text: how such a forward would run, for people: one line for each launch with its kernel and tile, why this kernel, and
+ * what was passed over; lines end with a newline. At most size - 1 bytes, closed with a zero; size >= 1. Reads the
+ * description as octolora_forward does, alignment of the pointers included, but nothing that they point to. */
+OCTOLORA_API octolora_status octolora_forward_explain(const octolora_forward_desc* desc, char* text, size_t size);
 
 /* One linear with every filled slot added, and nothing after it: octolora_forward_workspace and octolora_forward for
  * the plain case. slots NULL: no adapters. */

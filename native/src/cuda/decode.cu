@@ -31,6 +31,24 @@
 namespace octolora::cuda {
 namespace {
 
+#ifdef DECODE_TRACE
+}
+__device__ unsigned long long decode_trace[8][4][32];
+namespace {
+__device__ __forceinline__ void trace_at(int launch, int event) {
+  const int b = blockIdx.x == 0 ? 0 : blockIdx.x == 8 ? 1 : blockIdx.x == 64 ? 2 : blockIdx.x==100?3:-1;
+  if (b < 0) return;
+  unsigned long long t;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
+  decode_trace[launch % 8][b][event] = t;
+}
+#define TRACE(event) trace_at(p.trace, event)
+#define TRACE1(event) if (threadIdx.x == 0) trace_at(down.trace, event)
+#else
+#define TRACE(event)
+#define TRACE1(event)
+#endif
+
 constexpr int kMaxTokens = 64;
 constexpr int kBlockK = 128;
 
@@ -49,6 +67,7 @@ constexpr int kHeld = 6;  // vectors of a row that a thread keeps between the ma
 constexpr int kPowerLimit = 126;
 
 struct DownArgs {
+  int trace;
   int parts;
   int row_clusters;
   float* down[kMaxMembers];  // [parts][M][down_columns]
@@ -255,7 +274,9 @@ __device__ __forceinline__ void project_down(const PrepareArgs& args, const Down
     for (int s = 0; s < strides; ++s) value += warps[s * tiles + i / 256][i % 256];
     block[i / 256][i % 256] = value;
   }
+  TRACE1(27);
   ptx::cluster_sync();
+  TRACE1(28);
   const int share = tiles * 256 / kSlices;
   if (static_cast<int>(threadIdx.x) < share) {
     const int i = rank * share + static_cast<int>(threadIdx.x);
@@ -276,8 +297,10 @@ template <class X>
 __global__ __launch_bounds__(kPrepareThreads, 3) void prepare_few(const __grid_constant__ PrepareArgs args,
                                                                   const __grid_constant__ DownArgs down) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  TRACE1(24);
   launch_dependents();
   wait_for_primaries();
+  TRACE1(25);
   const int cluster = static_cast<int>(blockIdx.x) / kSlices;
   if (cluster < down.row_clusters) {
     const int row = static_cast<int>(blockIdx.x);
@@ -285,6 +308,7 @@ __global__ __launch_bounds__(kPrepareThreads, 3) void prepare_few(const __grid_c
   } else {
     project_down<X>(args, down, cluster - down.row_clusters);
   }
+  TRACE1(26);
 #endif
 }
 
@@ -307,7 +331,8 @@ struct Stream {
   int first_tile[kMaxMembers + 1];   // of each member
   int splits;                        // of K: blocks in a cluster
   int k_blocks;
-  int stages, stage_bytes, batch;
+  int stages, stage_bytes;
+  int trace;
   int stage_units;  // fragments of sums that fit a stage
   int held;         // stages that the sums of a tile take
   int h_at, h_pitch, rows_at, barriers_at;  // in shared memory; bytes
@@ -566,6 +591,7 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
   float4* const rows = reinterpret_cast<float4*>(memory + p.rows_at);  // {s_x / p, p} of two tokens
   enum { kPair = 1, kReady = 2, kFree = 3 };                           // named barriers
 
+  if (threadIdx.x == 0) TRACE(0);
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < p.stages; ++stage) {
       ptx::barrier_init(full(stage), 1);
@@ -579,39 +605,54 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
   if (warp == kConsumers / 32) {
     if (lane == 0) {
       const uint64_t policy = evict_first();
-      const int own_tiles = cluster < tiles ? (tiles - cluster - 1) / clusters + 1 : 0;
-      const int total = own_tiles * blocks;
-      const auto load_w = [&](int i, int stage) {
-        const int tile = cluster + i / blocks * clusters, member = member_of(tile);
-        ptx::barrier_expect_bytes(full(stage), p.tile_rows * 128 + kXBytes);
-        tensor_load_hinted(base + stage * p.stage_bytes, &p.w[member], (first_block + i % blocks) * 128,
-                           (tile - p.first_tile[member]) * p.tile_rows, full(stage), policy);
+      // One of these walks over the stages with weights, the other with x.
+      struct Walk {
+        int tile, block, member, row;
       };
-      const auto load_x = [&](int i, int stage) {
+      const auto enter = [&](Walk& at) {
+        at.block = 0;
+        at.member = member_of(min(at.tile, tiles - 1));
+        at.row = (at.tile - p.first_tile[at.member]) * p.tile_rows;
+      };
+      const auto step = [&](Walk& at) {
+        if (++at.block == blocks) {
+          at.tile += clusters;
+          enter(at);
+        }
+      };
+      const auto load_w = [&](const Walk& at, int stage) {
+        ptx::barrier_expect_bytes(full(stage), p.tile_rows * 128 + kXBytes);
+        tensor_load_hinted(base + stage * p.stage_bytes, &p.w[at.member], (first_block + at.block) * 128, at.row,
+                           full(stage), policy);
+      };
+      const auto load_x = [&](int block, int stage) {
 #pragma unroll
         for (int box = 0; box < kXBoxes; ++box) {
           ptx::tensor_load(base + stage * p.stage_bytes + p.tile_rows * 128 + box * kTokens * 128, &p.x,
-                           ((first_block + i % blocks) * kXBoxes + box) * 128, 0, full(stage));
+                           ((first_block + block) * kXBoxes + box) * 128, 0, full(stage));
         }
       };
-      const int ahead = min(p.stages, total);
-      for (int i = 0; i < ahead; ++i) load_w(i, i);
+      Walk at{cluster, 0, 0, 0};
+      enter(at);
+      int ahead = 0;
+      for (; ahead < p.stages && at.tile < tiles && blocks; ++ahead, step(at)) load_w(at, ahead);
+      TRACE(1);
       wait_for_primaries();
-      for (int i = 0; i < ahead; ++i) load_x(i, i);
-      int stage = 0, waited = 0, waited_stage = 0;
-      uint32_t phase = 0;
-      for (int i = ahead; i < total; ++i) {
-        if (i >= waited) {
-          waited = i;
-          for (int j = 0; j < p.batch && waited < total; ++j, ++waited) {
-            ptx::barrier_wait(empty(waited_stage), phase);
-            if (++waited_stage == p.stages) waited_stage = 0, phase ^= 1;
-          }
-        }
-        load_w(i, stage);
-        load_x(i, stage);
-        if (++stage == p.stages) stage = 0;
+      TRACE(2);
+      for (int i = 0, block = 0; i < ahead; ++i) {
+        load_x(block, i);
+        if (++block == blocks) block = 0;
       }
+      TRACE(3);
+      int stage = 0;
+      uint32_t phase = 0;
+      for (; at.tile < tiles && blocks; step(at)) {
+        ptx::barrier_wait(empty(stage), phase);
+        load_w(at, stage);
+        load_x(at.block, stage);
+        if (++stage == p.stages) stage = 0, phase ^= 1;
+      }
+      TRACE(4);
     }
     __syncwarp();
   } else if (warp > kConsumers / 32) {
@@ -625,6 +666,7 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
       for (int i = thread * 128; i < bytes; i += kHelpers * 128) prefetch_l2(b + i);
     }
     wait_for_primaries();
+    if (thread == 0) TRACE(5);
     for (int m = thread; m < kTokens; m += kHelpers) {
       const RowScale row = p.gemm.rows && m < p.gemm.m ? p.gemm.rows[m] : RowScale{1.f, 1.f};
       reinterpret_cast<float2*>(rows)[m] = {row.scale / row.power, row.power};
@@ -635,6 +677,7 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
       if (tile != cluster) ptx::named_sync<kFree>(kConsumers + kHelpers);
       if (member != encoded) encode_h(p, member, h, thread);
       encoded = member;
+      if (thread == 0) TRACE(6);
       named_arrive<kReady>(kConsumers + kHelpers);
     }
   } else {
@@ -654,6 +697,8 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
       for (int block = 0; block < blocks; ++block) {
         const uint32_t w_tile = base + stage * p.stage_bytes, x_tile = w_tile + p.tile_rows * 128;
         ptx::barrier_wait(full(stage), phase);
+        if (threadIdx.x == 0 && block < 8) TRACE(8 + block);
+        if (threadIdx.x == 0 && block == blocks - 1) TRACE(16);
         const uint64_t x = ptx::wgmma_descriptor(x_tile);
         if constexpr (kInt8) {
           ptx::wgmma_fence();
@@ -706,6 +751,7 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
         if (++stage == p.stages) stage = 0, phase ^= 1;
       }
       if constexpr (kInt8) ptx::wgmma_wait<0>();
+      if (threadIdx.x == 0) TRACE(17);
 
       // The sums go where the last stages were, a fragment of 16 rows and 8 tokens after the other, once nobody reads
       // those any more. Behind a tile that is not the last the producer fills the other stages meanwhile.
@@ -731,7 +777,9 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
         }
       }
       ptx::named_sync<kReady>(kConsumers + kHelpers);
+      if (threadIdx.x == 0) TRACE(18);
       if (p.splits > 1) ptx::cluster_sync();
+      if (threadIdx.x == 0) TRACE(19);
       // Each block finishes a share of the fragments, some tokens of 16 rows at a time.
       constexpr int kPart = kTiles < 4 ? kTiles : 4, kParts = kTiles / kPart;
       const int row_tiles = (rows_here + 15) / 16;
@@ -755,6 +803,7 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
           }
         });
       }
+      if (threadIdx.x == 0) TRACE(20);
       if (!last) {
         ptx::named_sync<kFree>(kConsumers + kHelpers);
         for (int i = 0; i < p.held; ++i) {
@@ -873,6 +922,7 @@ void launch_decode(const PrepareArgs& prepare, const GemmArgs& gemm, float* cons
   int64_t total_n = 0;
   DownArgs down_args{};
   Stream s{};
+  down_args.trace = decode_tuning.trace;
   down_args.parts = s.parts = decode_parts(prepare.k);
   for (int i = 0; i < gemm.member_count; ++i) {
     down_groups += gemm.member[i].adapters.down_columns / 16;
@@ -931,7 +981,7 @@ void launch_decode(const PrepareArgs& prepare, const GemmArgs& gemm, float* cons
   s.x = map_of(gemm.x, int8 ? gemm.k_pitch : static_cast<int64_t>(gemm.k) * 2, gemm.m, gemm.x_pitch * x_bytes, tokens);
   s.gemm = gemm;
   s.k_blocks = (gemm.k + kBlockK - 1) / kBlockK;
-  s.batch = decode_tuning.batch;
+  s.trace = decode_tuning.trace++;
 
   s.stage_bytes = tile_rows * 128 + tokens * 128 * x_bytes;
   s.h_pitch = up_columns * 2 + (up_columns % 32 == 0 ? 32 : 0);

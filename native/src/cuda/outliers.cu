@@ -111,4 +111,10 @@ void launch_find_outliers(const PrepareArgs& args, cudaStream_t stream) {
   }
 }
 
+void describe_find_outliers(const PrepareArgs& args, Explanation& to) {
+  to.launch("mark outliers: columns with an element of at least %g, in %d bands of rows",
+            static_cast<double>(args.spec.outlier_threshold), kOutlierRowChunks);
+  to.launch("list outliers");
+}
+
 }  // namespace octolora::cuda

@@ -409,42 +409,43 @@ __global__ __launch_bounds__(kThreads,
     }
   };
 
+  for (int i = 0; i < args.member_count; ++i) add_up_bias(args.member[i]);
   if (threadIdx.x < kRows) shared.below[threadIdx.x] = shared.full[threadIdx.x] = 0;
   for (int pass = 0; pass < plan.passes; ++pass) {
     load_slice(pass);
     measure_slice();
   }
-  // The groups of all members, one after the other; the first is multiplied while the row is here.
-  const auto groups_of = [&](int member) { return (args.member[member].adapters.down_columns + kGroup - 1) / kGroup; };
+  // The groups of all members, one after the other. The first is multiplied before the rows are scaled, so that both
+  // wait for the cluster at once.
   int member = 0, group = 0, turn = 0;
-  const auto skip_done = [&] {
-    while (member < args.member_count && group >= groups_of(member)) ++member, group = 0;
-  };
-  skip_done();
-  if (member < args.member_count) multiply_down(args.member[member], group, turn);
-  ptx::cluster_sync();
-  scale_rows();
-  __syncthreads();
-  if (args.q || args.planes) {
-    for (int pass = 0; pass < plan.passes; ++pass) {
-      if (plan.passes > 1) load_slice(pass);
-      if (w8a16)
-        copy_slice(pass);
-      else
-        quantize_slice(pass);
+  for (bool first = true;; first = false) {
+    while (member < args.member_count && group * kGroup >= args.member[member].adapters.down_columns) {
+      ++member;
+      group = 0;
     }
-  }
-  for (bool first = true; member < args.member_count; first = false) {
-    if (!first) {
+    const bool present = member < args.member_count;
+    if (present)
       multiply_down(args.member[member], group, turn);
-      ptx::cluster_sync();
+    else if (!first)
+      break;
+    ptx::cluster_sync();
+    if (first) {
+      scale_rows();
+      __syncthreads();
+      if (args.q || args.planes) {
+        for (int pass = 0; pass < plan.passes; ++pass) {
+          if (plan.passes > 1) load_slice(pass);
+          if (w8a16)
+            copy_slice(pass);
+          else
+            quantize_slice(pass);
+        }
+      }
     }
-    store_down(args.member[member], group, turn);
+    if (present) store_down(args.member[member], group, turn);
     ++group;
     turn ^= 1;
-    skip_done();
   }
-  for (int i = 0; i < args.member_count; ++i) add_up_bias(args.member[i]);
   ptx::cluster_sync();  // a block's shared memory outlives the reads of its peers
 }
 
@@ -497,6 +498,15 @@ void launch(const PrepareArgs& args, const Plan& plan, cudaStream_t stream) {
 }
 
 template <class X>
+void describe(const PrepareArgs& args, const Plan& plan, Explanation& to) {
+  int columns = 0;
+  for (int i = 0; i < args.member_count; ++i) columns += args.member[i].adapters.down_columns;
+  to.launch("prepare: %s%s%d ranks of x.A^T; 16 rows for a cluster of %d, %d of K in each block%s",
+            args.q ? "quantizes x, " : "", args.planes ? "copies x, " : "", columns, plan.cluster, plan.slice,
+            plan.passes > 1 ? " at a time, since more does not fit" : "");
+}
+
+template <class X>
 void set_up(const Limits& limits) {
   for (const auto kernel : {prepare<X, false>, prepare<X, true>}) {
     OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
@@ -521,6 +531,17 @@ void launch_prepare(const PrepareArgs& args, const Limits& limits, cudaStream_t 
       return launch<__half>(args, plan_for<__half>(args.m, args.k, limits), stream);
     case Dtype::bf16:
       return launch<__nv_bfloat16>(args, plan_for<__nv_bfloat16>(args.m, args.k, limits), stream);
+  }
+}
+
+void describe_prepare(const PrepareArgs& args, const Limits& limits, Explanation& to) {
+  switch (args.x_type) {
+    case Dtype::f32:
+      return describe<float>(args, plan_for<float>(args.m, args.k, limits), to);
+    case Dtype::f16:
+      return describe<__half>(args, plan_for<__half>(args.m, args.k, limits), to);
+    case Dtype::bf16:
+      return describe<__nv_bfloat16>(args, plan_for<__nv_bfloat16>(args.m, args.k, limits), to);
   }
 }
 
