@@ -29,27 +29,12 @@
 #include "wgmma_narrow.cuh"
 
 namespace octolora::cuda {
+
+DecodeTuning decode_tuning;
+
 namespace {
 
-#ifdef DECODE_TRACE
-}
-__device__ unsigned long long decode_trace[8][4][32];
-namespace {
-__device__ __forceinline__ void trace_at(int launch, int event) {
-  const int b = blockIdx.x == 0 ? 0 : blockIdx.x == 8 ? 1 : blockIdx.x == 64 ? 2 : blockIdx.x==100?3:-1;
-  if (b < 0) return;
-  unsigned long long t;
-  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
-  decode_trace[launch % 8][b][event] = t;
-}
-#define TRACE(event) trace_at(p.trace, event)
-#define TRACE1(event) if (threadIdx.x == 0) trace_at(down.trace, event)
-#else
-#define TRACE(event)
-#define TRACE1(event)
-#endif
-
-constexpr int kMaxTokens = 64;
+constexpr int kMaxTokens = kDecodeRows;
 constexpr int kBlockK = 128;
 
 __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory"); }
@@ -67,10 +52,8 @@ constexpr int kHeld = 6;  // vectors of a row that a thread keeps between the ma
 constexpr int kPowerLimit = 126;
 
 struct DownArgs {
-  int trace;
   int parts;
   int row_clusters;
-  float* down[kMaxMembers];  // [parts][M][down_columns]
 };
 
 template <class X>
@@ -274,9 +257,7 @@ __device__ __forceinline__ void project_down(const PrepareArgs& args, const Down
     for (int s = 0; s < strides; ++s) value += warps[s * tiles + i / 256][i % 256];
     block[i / 256][i % 256] = value;
   }
-  TRACE1(27);
   ptx::cluster_sync();
-  TRACE1(28);
   const int share = tiles * 256 / kSlices;
   if (static_cast<int>(threadIdx.x) < share) {
     const int i = rank * share + static_cast<int>(threadIdx.x);
@@ -287,7 +268,7 @@ __device__ __forceinline__ void project_down(const PrepareArgs& args, const Down
       value += __uint_as_float(ptx::load_cluster_u32(ptx::shared_address(&block[i / 256][i % 256]), s));
     }
     if (m < args.m) {
-      down.down[member][(static_cast<int64_t>(part) * args.m + m) * ad.down_columns + column] = value;
+      args.member[member].down[(static_cast<int64_t>(part) * args.m + m) * ad.down_columns + column] = value;
     }
   }
   ptx::cluster_sync();  // a block's shared memory outlives the reads of its peers
@@ -297,10 +278,8 @@ template <class X>
 __global__ __launch_bounds__(kPrepareThreads, 3) void prepare_few(const __grid_constant__ PrepareArgs args,
                                                                   const __grid_constant__ DownArgs down) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  TRACE1(24);
   launch_dependents();
   wait_for_primaries();
-  TRACE1(25);
   const int cluster = static_cast<int>(blockIdx.x) / kSlices;
   if (cluster < down.row_clusters) {
     const int row = static_cast<int>(blockIdx.x);
@@ -308,7 +287,6 @@ __global__ __launch_bounds__(kPrepareThreads, 3) void prepare_few(const __grid_c
   } else {
     project_down<X>(args, down, cluster - down.row_clusters);
   }
-  TRACE1(26);
 #endif
 }
 
@@ -318,7 +296,7 @@ enum class Kind { s8, bf16, f16 };
 
 constexpr int kConsumers = 256, kHelpers = 96;  // threads; between them the warp of the producer
 constexpr int kStreamThreads = kConsumers + 32 + kHelpers;
-constexpr int kMaxTileRows = 256, kMaxStages = 16;
+constexpr int kMaxTileRows = 256, kMaxStages = 16, kMaxSplits = 8;
 
 struct Stream {
   CUtensorMap x;
@@ -332,7 +310,6 @@ struct Stream {
   int splits;                        // of K: blocks in a cluster
   int k_blocks;
   int stages, stage_bytes;
-  int trace;
   int stage_units;  // fragments of sums that fit a stage
   int held;         // stages that the sums of a tile take
   int h_at, h_pitch, rows_at, barriers_at;  // in shared memory; bytes
@@ -591,7 +568,6 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
   float4* const rows = reinterpret_cast<float4*>(memory + p.rows_at);  // {s_x / p, p} of two tokens
   enum { kPair = 1, kReady = 2, kFree = 3 };                           // named barriers
 
-  if (threadIdx.x == 0) TRACE(0);
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < p.stages; ++stage) {
       ptx::barrier_init(full(stage), 1);
@@ -636,14 +612,11 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
       enter(at);
       int ahead = 0;
       for (; ahead < p.stages && at.tile < tiles && blocks; ++ahead, step(at)) load_w(at, ahead);
-      TRACE(1);
       wait_for_primaries();
-      TRACE(2);
       for (int i = 0, block = 0; i < ahead; ++i) {
         load_x(block, i);
         if (++block == blocks) block = 0;
       }
-      TRACE(3);
       int stage = 0;
       uint32_t phase = 0;
       for (; at.tile < tiles && blocks; step(at)) {
@@ -652,7 +625,6 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
         load_x(at.block, stage);
         if (++stage == p.stages) stage = 0, phase ^= 1;
       }
-      TRACE(4);
     }
     __syncwarp();
   } else if (warp > kConsumers / 32) {
@@ -666,7 +638,6 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
       for (int i = thread * 128; i < bytes; i += kHelpers * 128) prefetch_l2(b + i);
     }
     wait_for_primaries();
-    if (thread == 0) TRACE(5);
     for (int m = thread; m < kTokens; m += kHelpers) {
       const RowScale row = p.gemm.rows && m < p.gemm.m ? p.gemm.rows[m] : RowScale{1.f, 1.f};
       reinterpret_cast<float2*>(rows)[m] = {row.scale / row.power, row.power};
@@ -677,7 +648,6 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
       if (tile != cluster) ptx::named_sync<kFree>(kConsumers + kHelpers);
       if (member != encoded) encode_h(p, member, h, thread);
       encoded = member;
-      if (thread == 0) TRACE(6);
       named_arrive<kReady>(kConsumers + kHelpers);
     }
   } else {
@@ -697,8 +667,6 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
       for (int block = 0; block < blocks; ++block) {
         const uint32_t w_tile = base + stage * p.stage_bytes, x_tile = w_tile + p.tile_rows * 128;
         ptx::barrier_wait(full(stage), phase);
-        if (threadIdx.x == 0 && block < 8) TRACE(8 + block);
-        if (threadIdx.x == 0 && block == blocks - 1) TRACE(16);
         const uint64_t x = ptx::wgmma_descriptor(x_tile);
         if constexpr (kInt8) {
           ptx::wgmma_fence();
@@ -751,7 +719,6 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
         if (++stage == p.stages) stage = 0, phase ^= 1;
       }
       if constexpr (kInt8) ptx::wgmma_wait<0>();
-      if (threadIdx.x == 0) TRACE(17);
 
       // The sums go where the last stages were, a fragment of 16 rows and 8 tokens after the other, once nobody reads
       // those any more. Behind a tile that is not the last the producer fills the other stages meanwhile.
@@ -777,9 +744,7 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
         }
       }
       ptx::named_sync<kReady>(kConsumers + kHelpers);
-      if (threadIdx.x == 0) TRACE(18);
       if (p.splits > 1) ptx::cluster_sync();
-      if (threadIdx.x == 0) TRACE(19);
       // Each block finishes a share of the fragments, some tokens of 16 rows at a time.
       constexpr int kPart = kTiles < 4 ? kTiles : 4, kParts = kTiles / kPart;
       const int row_tiles = (rows_here + 15) / 16;
@@ -803,7 +768,6 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
           }
         });
       }
-      if (threadIdx.x == 0) TRACE(20);
       if (!last) {
         ptx::named_sync<kFree>(kConsumers + kHelpers);
         for (int i = 0; i < p.held; ++i) {
@@ -879,15 +843,83 @@ Kernel kernel_for(Kind kind, int tokens, bool two) {
   }
 }
 
-}  // namespace
+// ---- Dispatch --------------------------------------------------------------------------------------------------------
 
-DecodeTuning decode_tuning;
+constexpr int kSharedBytes = 208 * 1024;  // leaves room for a block of the first kernel beside it
 
-int decode_parts(int k) { return std::min(8, (k + 4095) / 4096); }
+struct Plan {
+  Kind kind;
+  int tokens, splits, clusters;
+  int tile_rows, tiles;  // tile_rows 0: no tile of at most kMaxTileRows
+  int stages, stage_bytes, held, stage_units;
+  int h_pitch, h_bytes, up_columns;
+  int h_at, rows_at, barriers_at;
+  bool prepares;
+};
 
-void set_up_decode(const Limits& limits) {
-  if (limits.capability != 90) return;
-  encoder();
+// Tiles of 96 rows and more read x often enough from L2 to hide it; below, blocks that share the rows and divide K have
+// taller ones. us at rank 64, M = 1 and 64:
+//   SPLITS_TABLE
+constexpr int kShortTile = 96;
+
+Plan plan_of(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits) {
+  Plan plan{};
+  int64_t total_n = 0;
+  for (int i = 0; i < gemm.member_count; ++i) {
+    total_n += gemm.member[i].n;
+    plan.up_columns = std::max(plan.up_columns, gemm.member[i].adapters.up_columns);
+  }
+  const bool int8 = prepare.spec.mode != Mode::w8a16;
+  plan.prepares = int8 || plan.up_columns;
+  plan.kind = int8 ? Kind::s8 : gemm.x_f16 ? Kind::f16 : Kind::bf16;
+  plan.tokens = gemm.m <= 8 ? 8 : gemm.m <= 16 ? 16 : gemm.m <= 32 ? 32 : 64;
+
+  const auto tiles_of = [&](int rows) {
+    int tiles = 0;
+    for (int i = 0; i < gemm.member_count; ++i) tiles += (gemm.member[i].n + rows - 1) / rows;
+    return tiles;
+  };
+  // The lowest tiles of which no cluster has more than `turns`; 0 where they are too high.
+  const auto rows_for = [&](int splits, int turns) {
+    const int64_t most = static_cast<int64_t>(limits.clusters[splits]) * turns;
+    if (most == 0) return 0;
+    int64_t rows = std::max<int64_t>(16, round_up64((total_n + most - 1) / most, 8));
+    while (rows <= kMaxTileRows && tiles_of(static_cast<int>(rows)) > most) rows += 8;
+    return rows <= kMaxTileRows ? static_cast<int>(rows) : 0;
+  };
+  for (const int splits : {1, 2, 3, 4, kMaxSplits}) {
+    if (decode_tuning.splits && splits != decode_tuning.splits) continue;
+    const int rows = rows_for(splits, 1);
+    if (!rows) break;
+    plan.splits = splits;
+    plan.tile_rows = rows;
+    if (rows >= kShortTile) break;
+  }
+  for (int turns = 2; !plan.tile_rows && turns < 1 << 16; ++turns) {
+    plan.splits = 1;
+    plan.tile_rows = rows_for(1, turns);
+  }
+  if (!plan.tile_rows) return plan;
+  plan.tiles = tiles_of(plan.tile_rows);
+  plan.clusters = std::min(plan.tiles, limits.clusters[plan.splits]);
+
+  plan.stage_bytes = plan.tile_rows * 128 + plan.tokens * 128 * (int8 ? 1 : 2);
+  plan.stage_units = plan.stage_bytes / 512;
+  plan.held = ((plan.tile_rows + 15) / 16 * (plan.tokens / 8) + plan.stage_units - 1) / plan.stage_units;
+  // A row of h is 32 or 96 bytes beyond a multiple of 128, so that eight rows lie in different banks.
+  plan.h_pitch = plan.up_columns * 2 + (plan.up_columns % 32 == 0 ? 32 : 0);
+  plan.h_bytes = plan.up_columns ? plan.tokens * plan.h_pitch : 0;
+  const int limit = kSharedBytes - plan.h_bytes - kMaxTokens * 8 - kMaxStages * 16;
+  const int reach = (plan.tile_rows > 128 ? 256 : 128) * 128;  // what a wgmma reads from the start of a stage on
+  plan.stages = std::min(kMaxStages, limit / plan.stage_bytes);
+  while (plan.stages > 0 && (plan.stages - 1) * plan.stage_bytes + reach > limit) --plan.stages;
+  plan.rows_at = std::max(plan.stages * plan.stage_bytes, (plan.stages - 1) * plan.stage_bytes + reach);
+  plan.barriers_at = plan.rows_at + kMaxTokens * 8;
+  plan.h_at = plan.barriers_at + kMaxStages * 16;
+  return plan;
+}
+
+void set_up_kernels(const Limits& limits) {
   for (const Kind kind : {Kind::s8, Kind::bf16, Kind::f16}) {
     for (const int tokens : {8, 16, 32, 64}) {
       for (const bool two : {false, true}) {
@@ -899,127 +931,117 @@ void set_up_decode(const Limits& limits) {
   }
 }
 
-int decode_max_clusters(int splits) {
-  if (splits == 1) return 132;
+// A launch whose blocks may start while the kernel before it still runs.
+struct Launch {
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(splits * 16));
-  config.blockDim = dim3(kStreamThreads);
-  config.dynamicSmemBytes = 208 * 1024;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(splits);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  int clusters = 0;
-  OCTOLORA_CUDA(cudaOccupancyMaxActiveClusters(&clusters, stream<Kind::s8, 64, 2>, &config), "%d", splits);
-  return clusters;
+  cudaLaunchAttribute attributes[2];
+
+  Launch(int blocks, int threads, int cluster, int shared_bytes, cudaStream_t stream) {
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+    config.stream = stream;
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim.x = static_cast<unsigned>(cluster);
+    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+    config.attrs = attributes;
+    config.numAttrs = cluster > 1 ? 2 : 1;
+  }
+};
+
+}  // namespace
+
+void set_up_decode(Limits& limits) {
+  if (limits.capability != 90) return;
+  encoder();  // a driver without it fails here, not in a forward
+  set_up_kernels(limits);
+  limits.clusters[1] = limits.multiprocessors;
+  for (int blocks = 2; blocks <= kMaxSplits; ++blocks) {
+    const Launch launch(blocks, kStreamThreads, blocks, kSharedBytes, nullptr);
+    cudaLaunchConfig_t config = launch.config;
+    cudaLaunchAttribute cluster = launch.attributes[1];
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    OCTOLORA_CUDA(cudaOccupancyMaxActiveClusters(&limits.clusters[blocks], stream<Kind::s8, 64, 2>, &config),
+                  "decode: clusters of %d", blocks);
+  }
 }
 
-void launch_decode(const PrepareArgs& prepare, const GemmArgs& gemm, float* const* down, const Limits& limits,
-                   cudaStream_t stream) {
-  int down_groups = 0, up_columns = 0;
-  int64_t total_n = 0;
-  DownArgs down_args{};
+int decode_parts(int k) { return std::min(8, (k + 4095) / 4096); }
+
+const char* decode_refuses(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits) {
+  if (limits.capability != 90) return "it is for compute capability 9.0";
+  if (gemm.m > kMaxTokens) return "it is for at most 64 rows";
+  if (gemm.outliers.list) return "outlier columns are taken out";
+  if (prepare.x_type == Dtype::f32) return "x is fp32";
+  if (prepare.k % 8 || reinterpret_cast<uintptr_t>(prepare.x) % 16) return "rows of x are not 16-byte aligned";
+  const Plan plan = plan_of(prepare, gemm, limits);
+  if (!plan.tile_rows) return "N is too large";
+  if (plan.stages <= plan.held) return "the ranks of all slots leave too little shared memory";
+  if (plan.tiles > plan.clusters && (gemm.k + kBlockK - 1) / kBlockK < plan.held) return "K is too short";
+  return nullptr;
+}
+
+void launch_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits, cudaStream_t stream) {
+  const Plan plan = plan_of(prepare, gemm, limits);
+  DownArgs down{};
   Stream s{};
-  down_args.trace = decode_tuning.trace;
-  down_args.parts = s.parts = decode_parts(prepare.k);
-  for (int i = 0; i < gemm.member_count; ++i) {
-    down_groups += gemm.member[i].adapters.down_columns / 16;
-    up_columns = std::max(up_columns, gemm.member[i].adapters.up_columns);
-    total_n += gemm.member[i].n;
-    down_args.down[i] = down[i];
-    s.down[i] = down[i];
-  }
-  const bool int8 = prepare.spec.mode != Mode::w8a16;
-  const Kind kind = int8 ? Kind::s8 : gemm.x_f16 ? Kind::f16 : Kind::bf16;
-
-  if (int8 || down_groups) {
-    down_args.row_clusters = (prepare.m + kSlices - 1) / kSlices;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(static_cast<unsigned>((down_args.row_clusters + down_groups * down_args.parts) * kSlices));
-    config.blockDim = dim3(kPrepareThreads);
-    config.stream = stream;
-    cudaLaunchAttribute attributes[2];
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim.x = kSlices;
-    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = attributes;
-    config.numAttrs = decode_tuning.early_first ? 2 : 1;
-    if (prepare.x_type == Dtype::f16)
-      OCTOLORA_CUDA(cudaLaunchKernelEx(&config, prepare_few<__half>, prepare, down_args), "M = %d", prepare.m);
-    else
-      OCTOLORA_CUDA(cudaLaunchKernelEx(&config, prepare_few<__nv_bfloat16>, prepare, down_args), "M = %d", prepare.m);
-  }
-
-  const int tokens = gemm.m <= 8 ? 8 : gemm.m <= 16 ? 16 : gemm.m <= 32 ? 32 : 64;
-  s.splits = decode_tuning.splits;
-  const int clusters_max = std::max(1, decode_tuning.blocks / s.splits);
-  // The smallest tiles that no cluster has more of than another, if they are not too small for several turns.
-  const auto tiles_of = [&](int rows) {
-    int tiles = 0;
-    for (int i = 0; i < gemm.member_count; ++i) tiles += (gemm.member[i].n + rows - 1) / rows;
-    return tiles;
-  };
-  int tile_rows = 0;
-  for (int turns = 1; !tile_rows; ++turns) {
-    int rows = static_cast<int>(round_up64((total_n + clusters_max * turns - 1) / (clusters_max * turns), 8));
-    while (rows < kMaxTileRows && tiles_of(rows) > clusters_max * turns) rows += 8;
-    if (rows <= kMaxTileRows && tiles_of(rows) <= clusters_max * turns) tile_rows = rows;
-  }
-  s.tile_rows = tile_rows;
-  const bool two = tile_rows > 128;
+  down.parts = s.parts = decode_parts(prepare.k);
+  int groups = 0;
   for (int i = 0; i < gemm.member_count; ++i) {
     const GemmMember& member = gemm.member[i];
-    s.w[i] = map_of(member.weight, gemm.k_pitch, member.n, gemm.k_pitch, tile_rows);
-    s.first_tile[i + 1] = s.first_tile[i] + (member.n + tile_rows - 1) / tile_rows;
+    groups += member.adapters.down_columns / 16;
+    s.down[i] = prepare.member[i].down;
     s.bias[i] = prepare.member[i].total_bias ? prepare.member[i].bias : member.bias;
+    s.w[i] = map_of(member.weight, gemm.k_pitch, member.n, gemm.k_pitch, plan.tile_rows);
+    s.first_tile[i + 1] = s.first_tile[i] + (member.n + plan.tile_rows - 1) / plan.tile_rows;
   }
-  const int x_bytes = int8 ? 1 : 2;
-  s.x = map_of(gemm.x, int8 ? gemm.k_pitch : static_cast<int64_t>(gemm.k) * 2, gemm.m, gemm.x_pitch * x_bytes, tokens);
+  if (plan.prepares) {
+    down.row_clusters = (prepare.m + kSlices - 1) / kSlices;
+    const Launch launch((down.row_clusters + groups * down.parts) * kSlices, kPrepareThreads, kSlices, 0, stream);
+    OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config,
+                                     prepare.x_type == Dtype::f16 ? prepare_few<__half> : prepare_few<__nv_bfloat16>,
+                                     prepare, down),
+                  "prepare: M = %d, K = %d, %d groups of 16 ranks", prepare.m, prepare.k, groups);
+  }
+
+  const int x_bytes = plan.kind == Kind::s8 ? 1 : 2;
+  s.x = map_of(gemm.x, (plan.kind == Kind::s8 ? gemm.k_pitch : gemm.k) * static_cast<int64_t>(x_bytes), gemm.m,
+               gemm.x_pitch * x_bytes, plan.tokens);
   s.gemm = gemm;
+  s.tile_rows = plan.tile_rows;
+  s.splits = plan.splits;
   s.k_blocks = (gemm.k + kBlockK - 1) / kBlockK;
-  s.trace = decode_tuning.trace++;
+  s.stages = plan.stages;
+  s.stage_bytes = plan.stage_bytes;
+  s.stage_units = plan.stage_units;
+  s.held = plan.held;
+  s.h_at = plan.h_at;
+  s.h_pitch = plan.h_pitch;
+  s.rows_at = plan.rows_at;
+  s.barriers_at = plan.barriers_at;
+  const Launch launch(plan.clusters * plan.splits, kStreamThreads, plan.splits, plan.h_at + plan.h_bytes, stream);
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config, kernel_for(plan.kind, plan.tokens, plan.tile_rows > 128), s),
+                "decode: M = %d, K = %d, %d tiles of %d rows, %d blocks each", gemm.m, gemm.k, plan.tiles,
+                plan.tile_rows, plan.splits);
+}
 
-  s.stage_bytes = tile_rows * 128 + tokens * 128 * x_bytes;
-  s.h_pitch = up_columns * 2 + (up_columns % 32 == 0 ? 32 : 0);
-  const int h_bytes = up_columns ? tokens * s.h_pitch : 0;
-  const int fixed = h_bytes + kMaxTokens * 8 + kMaxStages * 16;
-  const int limit = decode_tuning.shared_bytes - fixed, reach = (two ? 256 : 128) * 128;
-  s.stages = std::min(kMaxStages, limit / s.stage_bytes);
-  while ((s.stages - 1) * s.stage_bytes + reach > limit) --s.stages;
-  s.stage_units = s.stage_bytes / 512;
-  s.held = (round_up(tile_rows, 16) / 16 * (tokens / 8) + s.stage_units - 1) / s.stage_units;
-  const int stage_end = std::max(s.stages * s.stage_bytes, (s.stages - 1) * s.stage_bytes + reach);
-  s.rows_at = stage_end;
-  s.barriers_at = s.rows_at + kMaxTokens * 8;
-  s.h_at = s.barriers_at + kMaxStages * 16;
-
-  cudaLaunchConfig_t config = {};
-  const int tiles = s.first_tile[gemm.member_count];
-  config.gridDim = dim3(static_cast<unsigned>(std::min(tiles, clusters_max) * s.splits));
-  config.blockDim = dim3(kStreamThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(s.h_at + h_bytes);
-  config.stream = stream;
-  cudaLaunchAttribute attributes[2];
-  int count = 0;
-  if (decode_tuning.early_second) {
-    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+void describe_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits, Explanation& to) {
+  const Plan plan = plan_of(prepare, gemm, limits);
+  int columns = 0;
+  for (int i = 0; i < gemm.member_count; ++i) columns += gemm.member[i].adapters.down_columns;
+  if (plan.prepares) {
+    to.launch("prepare for few rows: %s%d ranks of x.A^T, 16 at a time in clusters of %d, K in %d pieces",
+              plan.kind == Kind::s8 ? "quantizes x, " : "", columns, kSlices, decode_parts(prepare.k));
+  } else {
+    to.note("no prepare: x is read where it is and there are no adapters");
   }
-  if (s.splits > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count].val.clusterDim.x = static_cast<unsigned>(s.splits);
-    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
-    ++count;
-  }
-  config.attrs = attributes;
-  config.numAttrs = count;
-  OCTOLORA_CUDA(cudaLaunchKernelEx(&config, kernel_for(kind, tokens, two), s),
-                "decode: M = %d, N = %lld, K = %d, up columns = %d, %d rows, %d splits, %d stages", gemm.m,
-                static_cast<long long>(total_n), gemm.k, up_columns, tile_rows, s.splits, s.stages);
+  to.launch("%s for few rows, started while the launch before it runs: %d tokens x %d rows of W, %d tiles, K divided by "
+            "%d, %d stages",
+            plan.kind == Kind::s8 ? "wgmma s8" : "wgmma 16-bit with widened weights", plan.tokens, plan.tile_rows,
+            plan.tiles, plan.splits, plan.stages);
 }
 
 }  // namespace octolora::cuda

@@ -137,6 +137,7 @@ struct Workspace {
   RowScale* rows = nullptr;
   OutlierView outliers;
   uint16_t* h[kMaxMembers] = {};
+  float* down[kMaxMembers] = {};
   float* total_bias[kMaxMembers] = {};
   size_t bytes = 0;
 };
@@ -186,6 +187,7 @@ CudaDevice::CudaDevice(int ordinal_) : ordinal(ordinal_) {
   set_up_prepare(limits);
   for (const GemmFamily* const* families : {kW8a8Families, kW8a16Families})
     for (; *families; ++families) (*families)->set_up(limits);
+  set_up_decode(limits);
 }
 
 void CudaDevice::info(octolora_device_info& info) const {
@@ -324,6 +326,8 @@ Workspace CudaLinear::place(const ForwardArgs& f) const {
     const auto* slots = static_cast<const CudaSlots*>(f.outputs[i].slots);
     if (!slots || !slots->view().slot_count) continue;
     take(w.h[i], static_cast<size_t>(f.rows) * slots->view().up_columns);
+    take(w.down[i], static_cast<size_t>(decode_parts(spec.k)) * std::min(f.rows, kDecodeRows) *
+                        slots->view().down_columns);
     take(w.total_bias[i], f.outputs[i].linear->spec.n);
   }
   return w;
@@ -409,6 +413,7 @@ Plan plan_of(const ForwardArgs& f) {
     adapters = true;
     from.adapters = to.adapters = static_cast<const CudaSlots*>(output.slots)->view();
     from.h = workspace.h[i];
+    from.down = workspace.down[i];
     to.h = workspace.h[i];
     if (f.row_slot) continue;  // each row has a bias of its own
     from.bias = to.bias;
@@ -446,6 +451,8 @@ void CudaDevice::forward(const ForwardArgs& f) const {
   const Current current(ordinal);
   const cudaStream_t stream = cuda_stream(f.stream);
   const Plan plan = plan_of(f);
+  if (!decode_refuses(plan.prepare, plan.gemm, limits))
+    return launch_decode(plan.prepare, plan.gemm, limits, stream);
   if (plan.outliers) launch_find_outliers(plan.prepare, stream);
   if (plan.prepares) launch_prepare(plan.prepare, limits, stream);
   plan.family(limits).launch(plan.gemm, limits, stream);
@@ -458,6 +465,9 @@ void CudaDevice::explain(const ForwardArgs& f, Explanation& to) const {
   const Plan plan = plan_of(placed);
   to.note("cuda:%d: %s, compute capability %d.%d, %d multiprocessors", ordinal, name_.c_str(), limits.capability / 10,
           limits.capability % 10, limits.multiprocessors);
+  const char* const not_decode = decode_refuses(plan.prepare, plan.gemm, limits);
+  if (!not_decode) return describe_decode(plan.prepare, plan.gemm, limits, to);
+  to.note("not the kernels for few rows: %s", not_decode);
   if (plan.outliers) describe_find_outliers(plan.prepare, to);
   if (plan.prepares)
     describe_prepare(plan.prepare, limits, to);

@@ -78,6 +78,7 @@ constexpr int kMaxMembers = OCTOLORA_MAX_OUTPUTS;
 struct PrepareMember {
   AdapterView adapters;
   uint16_t* h = nullptr;
+  float* down = nullptr;  // decode.cu: pieces of x.A^T, [decode_parts(K)][M][down_columns]
   // total_bias[i] = bias[i] + the biases of all slots, scaled; null: not asked for.
   float* total_bias = nullptr;  // [N]
   const float* bias = nullptr;  // [N] or null
@@ -137,6 +138,7 @@ struct Limits {
   int capability;  // 90 for 9.0
   int multiprocessors;
   int shared_bytes;  // a block may have, opt-in
+  int clusters[9];   // clusters of 1 to 8 blocks of decode.cu that run at once
 };
 
 // prepare.cu
@@ -145,13 +147,6 @@ void launch_prepare(const PrepareArgs& args, const Limits& limits, cudaStream_t 
 void describe_prepare(const PrepareArgs& args, const Limits& limits, Explanation& to);
 // outliers.cu
 void launch_find_outliers(const PrepareArgs& args, cudaStream_t stream);
-// decode.cu
-struct DecodeTuning { int splits = 1, blocks = 132, trace = 0, shared_bytes = 208 * 1024; bool early_first = true, early_second = true; };
-extern DecodeTuning decode_tuning;
-int decode_parts(int k);
-int decode_max_clusters(int splits);
-void set_up_decode(const Limits& limits);
-void launch_decode(const PrepareArgs& prepare, const GemmArgs& gemm, float* const* down, const Limits& limits, cudaStream_t stream);
 void describe_find_outliers(const PrepareArgs& args, Explanation& to);
 
 // Kernels that multiply. A call goes to the first family of its list that takes it.
@@ -167,6 +162,16 @@ struct GemmFamily {
 extern const GemmFamily kGemmSm90;   // gemm_sm90.cu: W8A8 on Hopper
 extern const GemmFamily kGemmW8a8;   // gemm_w8a8.cu: everywhere
 extern const GemmFamily kGemmW8a16;  // gemm_w8a16.cu: everywhere
+
+// decode.cu: all of a forward with few rows on Hopper
+struct DecodeTuning { int splits = 0; };
+extern DecodeTuning decode_tuning;
+constexpr int kDecodeRows = 64;
+int decode_parts(int k);
+void set_up_decode(Limits& limits);  // fills limits.clusters
+const char* decode_refuses(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits);  // null: takes it
+void launch_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits, cudaStream_t stream);
+void describe_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits, Explanation& to);
 
 // pack.cu
 void launch_widen_order(int8_t* weight, int64_t groups, cudaStream_t stream);
