@@ -1,28 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Few tokens (M <= 64) on Hopper: the weights are read once, at the speed of memory, and everything else hides behind
+// Few rows (M <= 64) on Hopper: the weights are read once, at the speed of memory, and everything else hides behind
 // that stream.
 //
-//   q, s_x    as in prepare.cu                 down [parts][M][R] fp32, pieces of x.A^T        (first kernel)
-//   y[m,n]  = p[m] * ( s_w[n] * (s_x[m] / p[m]) * sum_k q[m,k] W[n,k] + sum_r h[m,r] B[n,r] ) + bias[n]
-//             h = the sum of the pieces, scaled and rounded as in prepare.cu                  (second kernel)
+//   y[m,n] = p[m] * ( s_w[n] * (s_x[m] / p[m]) * sum_k q[m,k] W[n,k] + sum_r h[m,r] B[n,r] ) + bias[n]
 //
-// The second kernel is a programmatic dependent of the first: it fills its shared memory with weights, which do not
-// hang on the first, while that one still runs. The roles of the operands are swapped: weights are the 64 rows of a
-// wgmma, tokens its 8 to 64 columns. A block has up to 256 rows of W and a share of K; the blocks of a cluster have the
-// same rows and the other shares, and add up through distributed shared memory in a fixed order. A warp then has 16
-// rows as mma fragments, takes the low-rank update onto them and stores.
+//   q, s_x, p and the pieces of x.A^T from prepare_few.cu; h is their sum, scaled and rounded as in prepare.cu. W8A16
+//   multiplies x itself by widened weights.
 //
-// A stage is 128 values of K: 128 bytes of each row of W and 128 (W8A8) or 256 (W8A16) bytes of each token.
+// The kernel is a programmatic dependent of prepare_few: it fills its shared memory with weights, which do not hang on
+// x, while that one still runs. The roles of the operands are swapped: weights are the 64 rows of a wgmma, tokens its 8
+// to 64 columns. A block has up to 256 rows of W and a share of K; the blocks of a cluster have the same rows and the
+// other shares, and add up through distributed shared memory in a fixed order. A warp then has 16 rows as mma
+// fragments, takes the low-rank update onto them and stores.
+//
+// A stage is 128 values of K: 128 bytes of each row of W and 128 (W8A8) or 256 (W8A16) bytes of each token. One warp is
+// the producer; three others make h and gather what a tile's channels need; two warpgroups multiply. What runs once a
+// tile is kept short, since its instructions come from memory too.
 #include <cuda.h>
 
 #include <algorithm>
-#include <cfloat>
-#include <climits>
 #include <cstring>
 
 #include "check.h"
 #include "convert.cuh"
+#include "dependent_launch.cuh"
 #include "epilogue.cuh"
 #include "kernels.h"
 #include "ptx.cuh"
@@ -36,261 +38,6 @@ namespace {
 
 constexpr int kMaxTokens = kDecodeRows;
 constexpr int kBlockK = 128;
-
-__device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory"); }
-__device__ __forceinline__ void wait_for_primaries() { asm volatile("griddepcontrol.wait;\n" ::: "memory"); }
-
-// ---- First kernel: rows quantized, x projected down ------------------------------------------------------------------
-//
-// Clusters of kSlices blocks. In the first clusters a block quantizes a row; in the others the cluster has 16 columns of
-// a and one of `parts` pieces of K, of which each block takes a slice. It uses little shared memory and few registers,
-// so that a block of the second kernel fits beside it on a multiprocessor.
-
-constexpr int kPrepareThreads = 256, kPrepareWarps = kPrepareThreads / 32;
-constexpr int kSlices = 8;
-constexpr int kHeld = 6;  // vectors of a row that a thread keeps between the maximum and the codes
-constexpr int kPowerLimit = 126;
-
-struct DownArgs {
-  int parts;
-  int row_clusters;
-};
-
-template <class X>
-__device__ __forceinline__ void quantize_row(const PrepareArgs& args, int row) {
-  __shared__ uint32_t maxima[kPrepareWarps];
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const X* const x = static_cast<const X*>(args.x) + static_cast<int64_t>(row) * args.k;
-  const uint4* const vectors = reinterpret_cast<const uint4*>(x);
-  const int count = args.k / 8, padded = args.k_pitch / 8;
-  const bool round = args.spec.round_x_to_f16;
-  constexpr bool kF16 = std::is_same_v<X, __half>;
-
-  // Magnitudes order like integers, in 16 bits as in 32.
-  uint32_t full = 0;
-  uint4 held[kHeld];
-  const auto measure = [&](const uint4& v) {
-    full = __vmaxu2(full, __vmaxu2(__vmaxu2(v.x & 0x7fff7fffu, v.y & 0x7fff7fffu),
-                                   __vmaxu2(v.z & 0x7fff7fffu, v.w & 0x7fff7fffu)));
-  };
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    const int at = static_cast<int>(threadIdx.x) + i * kPrepareThreads;
-    held[i] = at < count ? __ldg(vectors + at) : uint4{0, 0, 0, 0};
-  }
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) measure(held[i]);
-#pragma unroll 4
-  for (int at = static_cast<int>(threadIdx.x) + kHeld * kPrepareThreads; at < count; at += kPrepareThreads) {
-    measure(__ldg(vectors + at));
-  }
-  full = __reduce_max_sync(~0u, max(full & 0xffffu, full >> 16));
-  if (lane == 0) maxima[warp] = full;
-
-  // The exponent that brings the largest adapter term near the middle of fp16, where x is below 1.
-  int exponent = INT_MIN;
-  for (int member = 0; member < args.member_count; ++member) {
-    const AdapterView& ad = args.member[member].adapters;
-    for (int i = lane; i < ad.chunk_count; i += 32) {
-      const Chunk& chunk = ad.chunks[i];
-      const float scale = ad.scale[chunk.slot];
-      if (chunk.ranks && scale != 0 && (!args.row_slot || args.row_slot[row] == chunk.slot))
-        exponent = max(exponent, ilogbf(scale) + 1 + chunk.range);
-    }
-  }
-  exponent = __reduce_max_sync(~0u, exponent);
-  __syncthreads();
-#pragma unroll
-  for (int i = 0; i < kPrepareWarps; ++i) full = max(full, maxima[i]);
-
-  const float largest = decode16(static_cast<uint16_t>(full), kF16);
-  const float measured = round ? round_to_f16(largest) : largest;  // rounding is monotonic
-  const bool finite = magnitude_bits(largest) < kInfinityBits;
-  float scale = 1.f, factor = 0.f;
-  if (args.spec.mode == Mode::dynamic) {
-    scale = __fdiv_rn(measured, args.spec.x_divisor);
-    factor = measured > 0 ? __fdiv_rn(args.spec.x_divisor, measured) : 0.f;
-    if (magnitude_bits(largest) > kInfinityBits) scale = largest;  // NaN
-  } else if (args.spec.mode == Mode::fixed) {
-    scale = finite ? args.spec.x_scale : __uint_as_float(0x7fc00000u);
-  }
-  if (threadIdx.x == 0) {
-    int power = 0;
-    if (exponent != INT_MIN) {
-      power = exponent + 1 + (finite && full ? static_cast<int>(magnitude_bits(largest) >> 23) - 127 : 0);
-      power = max(-kPowerLimit, min(kPowerLimit, power));
-    }
-    args.rows[row] = {scale, scalbnf(1.f, power)};
-  }
-  if (args.spec.mode == Mode::w8a16) return;
-
-  // |value * factor| stays below 127.5 with these: 1.5 * 2^23 rounds it to nearest even and leaves it in the low byte.
-  const bool by_addition = args.spec.mode == Mode::dynamic && args.spec.x_divisor <= 127.f && factor <= FLT_MAX;
-  uint2* const q = reinterpret_cast<uint2*>(args.q + static_cast<int64_t>(row) * args.k_pitch);
-  const auto encode = [&](const uint4& v, int at) {
-    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-    uint32_t code[8];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      float2 both = decode16x2(words[i], kF16);
-      if (round) both = {round_to_f16(both.x), round_to_f16(both.y)};
-      if (by_addition) {
-        code[2 * i] = __float_as_uint(__fadd_rn(__fmul_rn(both.x, factor), 12582912.f));
-        code[2 * i + 1] = __float_as_uint(__fadd_rn(__fmul_rn(both.y, factor), 12582912.f));
-      } else if (args.spec.mode == Mode::dynamic) {
-        code[2 * i] = ptx::round_to_s8(__fmul_rn(both.x, factor));
-        code[2 * i + 1] = ptx::round_to_s8(__fmul_rn(both.y, factor));
-      } else {
-        code[2 * i] = ptx::round_to_s8(__fdiv_rn(both.x, args.spec.x_scale));
-        code[2 * i + 1] = ptx::round_to_s8(__fdiv_rn(both.y, args.spec.x_scale));
-      }
-    }
-    q[at] = {ptx::pack_bytes(code[0], code[1], code[2], code[3]), ptx::pack_bytes(code[4], code[5], code[6], code[7])};
-  };
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    const int at = static_cast<int>(threadIdx.x) + i * kPrepareThreads;
-    if (at < padded) encode(held[i], at);
-  }
-#pragma unroll 2
-  for (int at = static_cast<int>(threadIdx.x) + kHeld * kPrepareThreads; at < padded; at += kPrepareThreads) {
-    encode(at < count ? __ldg(vectors + at) : uint4{0, 0, 0, 0}, at);
-  }
-}
-
-// 4x4 words across the four lanes of a quad: word j of lane t becomes word t of lane j.
-__device__ __forceinline__ uint4 transpose_quad(uint4 v, int t) {
-  const bool odd = t & 1, high = t & 2;
-  const uint32_t s0 = __shfl_xor_sync(~0u, odd ? v.x : v.y, 1), s1 = __shfl_xor_sync(~0u, odd ? v.z : v.w, 1);
-  if (odd) {
-    v.x = s0, v.z = s1;
-  } else {
-    v.y = s0, v.w = s1;
-  }
-  const uint32_t u0 = __shfl_xor_sync(~0u, high ? v.x : v.z, 2), u1 = __shfl_xor_sync(~0u, high ? v.y : v.w, 2);
-  if (high) {
-    v.x = u0, v.y = u1;
-  } else {
-    v.z = u0, v.w = u1;
-  }
-  return v;
-}
-
-template <class X>
-__device__ __forceinline__ void project_down(const PrepareArgs& args, const DownArgs& down, int cluster) {
-  __shared__ float warps[kPrepareWarps][256];
-  __shared__ float block[kMaxTokens / 16][256];
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int g = lane / 4, t = lane % 4;
-  const int rank = static_cast<int>(ptx::cluster_rank());
-  constexpr bool kF16 = std::is_same_v<X, __half>;
-
-  int group = cluster / down.parts, member = 0;
-  const int part = cluster % down.parts;
-  while (group >= args.member[member].adapters.down_columns / 16) {
-    group -= args.member[member].adapters.down_columns / 16;
-    ++member;
-  }
-  const AdapterView& ad = args.member[member].adapters;
-  const bool f16 = ad.chunks[group * 16 / (ad.down_columns / ad.chunk_count)].a_f16;
-
-  const int steps = (args.k + 31) / 32, slices = kSlices * down.parts;
-  const int each = (steps + slices - 1) / slices;
-  const int first = (part * kSlices + rank) * each, last = min(steps, first + each);
-  const int tiles = args.m <= 16 ? 1 : args.m <= 32 ? 2 : 4, strides = kPrepareWarps / tiles;
-  const int tile = warp % tiles;
-  const int row[2] = {tile * 16 + g, tile * 16 + g + 8};
-  const X* const x = static_cast<const X*>(args.x);
-  const uint4* const a = ad.a + static_cast<int64_t>(group) * 2 * steps * 32 + lane;
-
-  float sum[2][4] = {};
-  constexpr int kBatch = 2;  // steps whose operands are on their way at a time
-  for (int base = first + warp / tiles; base < last; base += strides * kBatch) {
-    uint4 xs[kBatch][2], as[kBatch][2];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int step = base + i * strides;
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int column = step * 32 + t * 8;
-        const bool present = step < last && row[j] < args.m && column < args.k;
-        xs[i][j] = present ? __ldg(reinterpret_cast<const uint4*>(x + static_cast<int64_t>(row[j]) * args.k + column))
-                           : uint4{0, 0, 0, 0};
-        as[i][j] = step < last ? __ldg(a + (static_cast<int64_t>(j) * steps + step) * 32) : uint4{0, 0, 0, 0};
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const uint4 low = transpose_quad(xs[i][0], t), high = transpose_quad(xs[i][1], t);
-      const uint32_t fragment[2][4] = {{low.x, high.x, low.y, high.y}, {low.z, high.z, low.w, high.w}};
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const uint32_t b0 = half ? as[i][j].z : as[i][j].x, b1 = half ? as[i][j].w : as[i][j].y;
-          if (f16 == kF16) {
-            if constexpr (kF16)
-              ptx::mma_f16(sum[j], fragment[half], b0, b1);
-            else
-              ptx::mma_bf16(sum[j], fragment[half], b0, b1);
-          } else {
-            float2 v[4];
-#pragma unroll
-            for (int c = 0; c < 4; ++c) v[c] = decode16x2(fragment[half][c], kF16);
-            const float2 r0 = decode16x2(b0, f16), r1 = decode16x2(b1, f16);
-            const float one[4] = {v[0].x, v[1].x, v[0].y, v[1].y}, two[4] = {v[2].x, v[3].x, v[2].y, v[3].y};
-            ptx::mma_tf32(sum[j], one, r0.x, r0.y);
-            ptx::mma_tf32(sum[j], two, r1.x, r1.y);
-          }
-        }
-      }
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < 2; ++j) {
-#pragma unroll
-    for (int c = 0; c < 4; ++c) warps[warp][(g + c / 2 * 8) * 16 + j * 8 + 2 * t + c % 2] = sum[j][c];
-  }
-  __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < tiles * 256; i += kPrepareThreads) {
-    float value = 0.f;
-    for (int s = 0; s < strides; ++s) value += warps[s * tiles + i / 256][i % 256];
-    block[i / 256][i % 256] = value;
-  }
-  ptx::cluster_sync();
-  const int share = tiles * 256 / kSlices;
-  if (static_cast<int>(threadIdx.x) < share) {
-    const int i = rank * share + static_cast<int>(threadIdx.x);
-    const int m = i / 16, column = group * 16 + i % 16;
-    float value = 0.f;
-#pragma unroll
-    for (int s = 0; s < kSlices; ++s) {
-      value += __uint_as_float(ptx::load_cluster_u32(ptx::shared_address(&block[i / 256][i % 256]), s));
-    }
-    if (m < args.m) {
-      args.member[member].down[(static_cast<int64_t>(part) * args.m + m) * ad.down_columns + column] = value;
-    }
-  }
-  ptx::cluster_sync();  // a block's shared memory outlives the reads of its peers
-}
-
-template <class X>
-__global__ __launch_bounds__(kPrepareThreads, 3) void prepare_few(const __grid_constant__ PrepareArgs args,
-                                                                  const __grid_constant__ DownArgs down) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  launch_dependents();
-  wait_for_primaries();
-  const int cluster = static_cast<int>(blockIdx.x) / kSlices;
-  if (cluster < down.row_clusters) {
-    const int row = static_cast<int>(blockIdx.x);
-    if (row < args.m) quantize_row<X>(args, row);
-  } else {
-    project_down<X>(args, down, cluster - down.row_clusters);
-  }
-#endif
-}
-
-// ---- Second kernel: the stream of weights ----------------------------------------------------------------------------
 
 enum class Kind { s8, bf16, f16 };
 
@@ -312,7 +59,8 @@ struct Stream {
   int stages, stage_bytes;
   int stage_units;  // fragments of sums that fit a stage
   int held;         // stages that the sums of a tile take
-  int h_at, h_pitch, rows_at, barriers_at;  // in shared memory; bytes
+  int h_pitch;                                      // bytes
+  int h_at, b_at, rows_at, channels_at, barriers_at;  // in shared memory; b_at 0: B is read where it is
 };
 
 __device__ __forceinline__ uint64_t evict_first() {
@@ -328,15 +76,18 @@ __device__ __forceinline__ void tensor_load_hinted(uint32_t to, const CUtensorMa
       "l"(map), "r"(x), "r"(y), "r"(barrier), "l"(policy)
       : "memory");
 }
+__device__ __forceinline__ void bulk_load(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to), "l"(from),
+      "r"(bytes), "r"(barrier)
+      : "memory");
+}
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
 }
 template <int Number>
 __device__ __forceinline__ void named_arrive(int threads) {
   asm volatile("bar.arrive %0, %1;\n" ::"n"(Number), "r"(threads) : "memory");
-}
-__device__ __forceinline__ void prefetch_l2(const void* from) {
-  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(from));
 }
 __device__ __forceinline__ uint4 load_cluster_16(uint32_t address, uint32_t rank) {
   uint32_t remote;
@@ -371,171 +122,174 @@ __device__ __forceinline__ void widen(uint32_t bytes, uint32_t& low, uint32_t& h
   high = out[1];
 }
 
-// h of one member, in 16 bits, into shared memory [token][h_pitch bytes].
-__device__ __forceinline__ void encode_h(const Stream& p, int member, uint8_t* h, int thread) {
+// h of one member, in 16 bits, into shared memory [token][h_pitch bytes]; `rows` has {s_x / p, p}. A thread keeps four
+// ranks of a chunk and walks over the tokens.
+__device__ __forceinline__ void encode_h(const Stream& p, int member, uint8_t* h, const float2* rows, int thread) {
   const AdapterView& ad = p.gemm.member[member].adapters;
-  const int chunk_down = ad.chunk_count ? ad.down_columns / ad.chunk_count : 0;
-  const int quads = ad.chunk_count * 4;  // four ranks at a time
+  if (!ad.chunk_count) return;
+  const int chunk_down = ad.down_columns / ad.chunk_count, quads = ad.chunk_count * 4;
+  const int side = max(1, kHelpers / quads);  // tokens side by side
   const int64_t piece = static_cast<int64_t>(p.gemm.m) * ad.down_columns;
-  for (int i = thread; i < p.gemm.m * quads; i += kHelpers) {
-    const int m = i / quads, chunk_index = i % quads / 4, j = i % 4 * 4;
-    const Chunk chunk = ad.chunks[chunk_index];
-    const float* const from = p.down[member] + static_cast<int64_t>(m) * ad.down_columns + chunk_index * chunk_down + j;
-    float4 sum = {0.f, 0.f, 0.f, 0.f};
-    const auto add = [&](int offset) {
-#pragma unroll 4
-      for (int part = 0; part < p.parts; ++part) {
-        const float4 v = __ldcg(reinterpret_cast<const float4*>(from + part * piece + offset));
-        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-      }
-    };
-    add(0);
-    if (chunk.split) add(kChunkRank);
-    const bool applies = !p.gemm.row_slot || p.gemm.row_slot[m] == chunk.slot;
+#pragma unroll 1
+  for (int quad = thread % (kHelpers / side); quad < quads; quad += kHelpers / side) {
+    const Chunk chunk = ad.chunks[quad / 4];
+    const int j = quad % 4 * 4;
     const float scale = ad.scale[chunk.slot];
-    const int exponent = -chunk.exponent - ilogbf(p.gemm.rows[m].power);
-    const float value[4] = {sum.x, sum.y, sum.z, sum.w};
-    uint16_t high[4], low[4];
+    const float* const from = p.down[member] + quad / 4 * chunk_down + j;
+#pragma unroll 2
+    for (int m = thread / (kHelpers / side); m < p.gemm.m; m += side) {
+      float4 sum = {0.f, 0.f, 0.f, 0.f};
+      for (int half = 0; half <= chunk.split; ++half) {  // the low parts join the high ones
+        const float* at = from + static_cast<int64_t>(m) * ad.down_columns + half * kChunkRank;
+#pragma unroll 4
+        for (int part = 0; part < p.parts; ++part, at += piece) {
+          const float4 v = __ldcg(reinterpret_cast<const float4*>(at));
+          sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+        }
+      }
+      const bool applies = !p.gemm.row_slot || p.gemm.row_slot[m] == chunk.slot;
+      const int exponent = -chunk.exponent - ilogbf(rows[m].y);
+      const float value[4] = {sum.x, sum.y, sum.z, sum.w};
+      uint32_t high[4], low[4];
 #pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      const float v = applies && j + c < chunk.ranks ? scalbnf(value[c] * scale, exponent) : 0.f;
-      high[c] = encode16(v, chunk.b_f16);
-      low[c] = applies && j + c < chunk.ranks ? encode16(v - decode16(high[c], chunk.b_f16), chunk.b_f16) : 0;
-    }
-    const auto pack = [](const uint16_t(&v)[4]) {
-      return uint2{static_cast<uint32_t>(v[0]) | static_cast<uint32_t>(v[1]) << 16,
-                   static_cast<uint32_t>(v[2]) | static_cast<uint32_t>(v[3]) << 16};
-    };
-    uint8_t* const to = h + m * p.h_pitch + (chunk.up + j) * 2;
-    *reinterpret_cast<uint2*>(to) = pack(high);
-    if (chunk.split) {
-      *reinterpret_cast<uint2*>(to + kChunkRank * 2) = pack(low);
-      *reinterpret_cast<uint2*>(to + kChunkRank * 4) = pack(high);
+      for (int c = 0; c < 4; ++c) {
+        const bool present = applies && j + c < chunk.ranks;
+        const float v = present ? scalbnf(value[c] * scale, exponent) : 0.f;
+        high[c] = encode16(v, chunk.b_f16);
+        low[c] = present ? encode16(v - decode16(static_cast<uint16_t>(high[c]), chunk.b_f16), chunk.b_f16) : 0;
+      }
+      uint8_t* const to = h + m * p.h_pitch + (chunk.up + j) * 2;
+      const uint2 packed = {high[0] | high[1] << 16, high[2] | high[3] << 16};
+      *reinterpret_cast<uint2*>(to) = packed;
+      if (chunk.split) {
+        *reinterpret_cast<uint2*>(to + kChunkRank * 2) = {low[0] | low[1] << 16, low[2] | low[3] << 16};
+        *reinterpret_cast<uint2*>(to + kChunkRank * 4) = packed;
+      }
     }
   }
 }
 
-// 16 rows of W from `first` to `end` of the member, kTiles * 8 tokens from first_token on: load_sums brings the sums as mma
-// accumulators, row g (and g + 8) of W and tokens 2t, 2t + 1.
-template <int kTiles, class LoadSums>
-__device__ __forceinline__ void finish(const Stream& p, int member, int first, int end, int first_token,
-                                       const uint8_t* h, const float4* rows, LoadSums load_sums) {
+// {s_w, bias} of the channels of a tile.
+__device__ __forceinline__ void gather_channels(const Stream& p, int member, int first, float2* channels, int thread) {
+  const GemmMember& out = p.gemm.member[member];
+  const AdapterView& ad = out.adapters;
+  const int slots = p.gemm.row_slot ? 0 : ad.slot_count;
+#pragma unroll 1
+  for (int i = thread; i < p.tile_rows; i += kHelpers) {
+    const int n = first + i;
+    float2 channel = {0.f, 0.f};
+    if (n < out.n) {
+      channel = {out.scale[n], p.bias[member] ? p.bias[member][n] : 0.f};
+#pragma unroll 1
+      for (int slot = 0; slot < slots; ++slot) {
+        if (ad.has_bias[slot]) channel.y += ad.scale[slot] * ad.slot_bias[static_cast<int64_t>(slot) * out.n + n];
+      }
+    }
+    channels[i] = channel;
+  }
+}
+
+// 16 rows of W from `first` to `end` of the member, kTiles * 8 tokens from first_token on. value: the sums as mma
+// accumulators, row g (and g + 8) of W and tokens 2t, 2t + 1. b: row `first` of B. f16: bit i: the 16 ranks of step i are fp16, for the first 32 steps.
+template <int kTiles>
+__device__ __forceinline__ void finish(const Stream& p, int member, float (&value)[kTiles][4], int first, int end,
+                                       int first_token, const float2* channels, const uint8_t* b, const uint8_t* h,
+                                       const float4* rows, uint32_t f16) {
   const GemmMember& out = p.gemm.member[member];
   const AdapterView& ad = out.adapters;
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-  const int n[2] = {first + g, first + g + 8};
-  const bool present[2] = {n[0] < end, n[1] < end};
-
-  float scale[2], bias[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    scale[i] = present[i] ? __ldg(out.scale + n[i]) : 0.f;
-    bias[i] = present[i] && p.bias[member] ? __ldg(p.bias[member] + n[i]) : 0.f;
-  }
-  if (!p.gemm.row_slot) {
-    for (int slot = 0; slot < ad.slot_count; ++slot) {
-      if (!ad.has_bias[slot]) continue;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (present[i]) bias[i] += ad.scale[slot] * ad.slot_bias[static_cast<int64_t>(slot) * out.n + n[i]];
-      }
-    }
-  }
-  const int steps = ad.up_columns / 16;
-  const int chunk_columns = ad.chunk_count ? ad.up_columns / ad.chunk_count : 16;
-  const uint16_t* const b = ad.b + static_cast<int64_t>(n[0]) * ad.up_columns + 4 * t;
-  constexpr int kAhead = 4;
-  uint2 low[kAhead], high[kAhead];
-  bool f16[kAhead];
-  const auto load_b = [&](int base) {
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const bool exists = base + i < steps;
-      const uint2* const at = reinterpret_cast<const uint2*>(b + (base + i) * 16);
-      low[i] = exists && present[0] ? __ldg(at) : uint2{0, 0};
-      high[i] = exists && present[1] ? __ldg(at + 2 * ad.up_columns) : uint2{0, 0};
-      f16[i] = exists && ad.chunks[(base + i) * 16 / chunk_columns].b_f16;
-    }
-  };
-  load_b(0);
-
-  float value[kTiles][4];
-  load_sums(value);
-  rows += (first_token + 2 * t) / 2;
+  const bool beyond = first + g + 8 >= end;  // of B there may be no such row
+  const float2 channel[2] = {channels[g], channels[g + 8]};
+  rows += first_token / 2 + t;
 #pragma unroll
   for (int j = 0; j < kTiles; ++j) {
     const float4 token = rows[j * 4];
 #pragma unroll
-    for (int c = 0; c < 4; ++c) value[j][c] *= (c % 2 ? token.z : token.x) * scale[c / 2];
+    for (int c = 0; c < 4; ++c) value[j][c] *= (c % 2 ? token.z : token.x) * channel[c / 2].x;
   }
-  for (int base = 0; base < steps; base += kAhead) {
-    if (base) load_b(base);
+
+  const int pitch = ad.up_columns * 2, steps = ad.up_columns / 16;
+  const uint8_t* const one = b + (first + g < end ? g : 0) * pitch + t * 8;
+  const uint8_t* const two = beyond ? one : one + 8 * pitch;
+  const uint8_t* const token_h = h + (first_token + g) * p.h_pitch + t * 8;
+#pragma unroll 4
+  for (int step = 0; step < steps; ++step) {
+    const uint2 low = *reinterpret_cast<const uint2*>(one + step * 32);
+    const uint2 high = *reinterpret_cast<const uint2*>(two + step * 32);
+    const uint32_t operand[4] = {low.x, high.x, low.y, high.y};
+    const bool half = step < 32 ? f16 >> step & 1 : ad.chunks[step * ad.chunk_count / steps].b_f16;
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      if (base + i >= steps) break;
-      const uint32_t operand[4] = {low[i].x, high[i].x, low[i].y, high[i].y};
-#pragma unroll
-      for (int j = 0; j < kTiles; ++j) {
-        const uint2 token = *reinterpret_cast<const uint2*>(h + (first_token + j * 8 + g) * p.h_pitch +
-                                                            ((base + i) * 16 + 4 * t) * 2);
-        if (f16[i])
-          ptx::mma_f16(value[j], operand, token.x, token.y);
-        else
-          ptx::mma_bf16(value[j], operand, token.x, token.y);
-      }
+    for (int j = 0; j < kTiles; ++j) {
+      const uint2 token = *reinterpret_cast<const uint2*>(token_h + j * 8 * p.h_pitch + step * 32);
+      if (half)
+        ptx::mma_f16(value[j], operand, token.x, token.y);
+      else
+        ptx::mma_bf16(value[j], operand, token.x, token.y);
     }
   }
 
   // Lanes of neighbouring rows exchange a token each, so that a lane has two columns of y side by side.
   const Dtype type = p.gemm.y_type;
   const bool odd = g & 1;
-  const bool pairs = out.n % 2 == 0 && reinterpret_cast<uintptr_t>(out.y) % (type == Dtype::f32 ? 8 : 4) == 0;
-  const bool more = has_epilogue(p.gemm, out);
-  const auto at16 = [&](const void* from, int64_t at) {
-    return type == Dtype::f32 ? static_cast<const float*>(from)[at]
-                              : decode16(static_cast<const uint16_t*>(from)[at], type == Dtype::f16);
-  };
 #pragma unroll
   for (int j = 0; j < kTiles; ++j) {
     const float4 token = rows[j * 4];
-    const int m = first_token + j * 8 + 2 * t + odd;
-    const int slot = p.gemm.row_slot && m < p.gemm.m ? p.gemm.row_slot[m] : -1;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float one = value[j][2 * i] * token.y + bias[i], two = value[j][2 * i + 1] * token.w + bias[i];
-      const float got = __shfl_xor_sync(~0u, odd ? one : two, 4);
-      float v[2] = {odd ? got : one, odd ? two : got};
-      const int column = first + (g & ~1) + 8 * i;
-      if (m >= p.gemm.m || column >= end) continue;
-      const int count = min(2, end - column);
-      const int64_t at = static_cast<int64_t>(m) * out.n + column;
-      if (more) {
+      const float v0 = value[j][2 * i] * token.y + channel[i].y, v1 = value[j][2 * i + 1] * token.w + channel[i].y;
+      const float got = __shfl_xor_sync(~0u, odd ? v0 : v1, 4);
+      value[j][2 * i] = odd ? got : v0;
+      value[j][2 * i + 1] = odd ? v1 : got;
+    }
+  }
+  const int m0 = first_token + 2 * t + odd, n0 = first + (g & ~1);
+  if (has_epilogue(p.gemm, out)) {
+    const auto at16 = [&](const void* from, int64_t at) {
+      return type == Dtype::f32 ? static_cast<const float*>(from)[at]
+                                : decode16(static_cast<const uint16_t*>(from)[at], type == Dtype::f16);
+    };
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          if (c >= count) break;
-          if (slot >= 0 && slot < ad.slot_count && ad.has_bias[slot])
-            v[c] += ad.scale[slot] * ad.slot_bias[static_cast<int64_t>(slot) * out.n + column + c];
-          v[c] = activate(v[c], out.activation);
-          if (out.gate) v[c] *= at16(out.gate, column + c);
-          if (out.residual) v[c] += at16(out.residual, at + c);
-        }
+    for (int j = 0; j < kTiles; ++j) {
+      const int m = m0 + j * 8, slot = p.gemm.row_slot && m < p.gemm.m ? p.gemm.row_slot[m] : -1;
+      const bool biased = slot >= 0 && slot < ad.slot_count && ad.has_bias[slot];
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const int n = n0 + c / 2 * 8 + c % 2;
+        if (m >= p.gemm.m || n >= end) continue;
+        float v = value[j][c];
+        if (biased) v += ad.scale[slot] * ad.slot_bias[static_cast<int64_t>(slot) * out.n + n];
+        v = activate(v, out.activation);
+        if (out.gate) v *= at16(out.gate, n);
+        if (out.residual) v += at16(out.residual, static_cast<int64_t>(m) * out.n + n);
+        value[j][c] = v;
       }
+    }
+  }
+  const int element = type == Dtype::f32 ? 4 : 2;
+  const bool pairs = out.n % 2 == 0 && reinterpret_cast<uintptr_t>(out.y) % (2 * element) == 0;
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+    const int m = m0 + j * 8;
+    if (m >= p.gemm.m) break;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int n = n0 + 8 * i;
+      uint8_t* const y = static_cast<uint8_t*>(out.y) + (static_cast<int64_t>(m) * out.n + n) * element;
+      const float v0 = value[j][2 * i], v1 = value[j][2 * i + 1];
       if (type == Dtype::f32) {
-        float* const y = static_cast<float*>(out.y) + at;
-        if (pairs) {
-          *reinterpret_cast<float2*>(y) = {v[0], v[1]};
+        if (pairs && n < end) {
+          *reinterpret_cast<float2*>(y) = {v0, v1};
         } else {
-          y[0] = v[0];
-          if (count > 1) y[1] = v[1];
+          if (n < end) reinterpret_cast<float*>(y)[0] = v0;
+          if (n + 1 < end) reinterpret_cast<float*>(y)[1] = v1;
         }
       } else {
-        uint16_t* const y = static_cast<uint16_t*>(out.y) + at;
-        const uint32_t low = encode16(v[0], type == Dtype::f16), high = encode16(v[1], type == Dtype::f16);
-        if (pairs) {
+        const uint32_t low = encode16(v0, type == Dtype::f16), high = encode16(v1, type == Dtype::f16);
+        if (pairs && n < end) {
           *reinterpret_cast<uint32_t*>(y) = low | high << 16;
         } else {
-          y[0] = static_cast<uint16_t>(low);
-          if (count > 1) y[1] = static_cast<uint16_t>(high);
+          if (n < end) reinterpret_cast<uint16_t*>(y)[0] = static_cast<uint16_t>(low);
+          if (n + 1 < end) reinterpret_cast<uint16_t*>(y)[1] = static_cast<uint16_t>(high);
         }
       }
     }
@@ -565,10 +319,17 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
     return member;
   };
   uint8_t* const h = memory + p.h_at;
-  float4* const rows = reinterpret_cast<float4*>(memory + p.rows_at);  // {s_x / p, p} of two tokens
-  enum { kPair = 1, kReady = 2, kFree = 3 };                           // named barriers
+  float2* const rows = reinterpret_cast<float2*>(memory + p.rows_at);          // {s_x / p, p} of the tokens
+  float2* const channels = reinterpret_cast<float2*>(memory + p.channels_at);  // {s_w, bias} of the tile
+  const uint32_t b_full = barriers + kMaxStages * 16;
+  enum { kPair = 1, kReady = 2, kFree = 3, kHelp = 4 };  // named barriers
 
+  if (threadIdx.x == kConsumers) {
+    ptx::prefetch_map(&p.x);
+    ptx::prefetch_map(&p.w[0]);
+  }
   if (threadIdx.x == 0) {
+    ptx::barrier_init(b_full, 1);
     for (int stage = 0; stage < p.stages; ++stage) {
       ptx::barrier_init(full(stage), 1);
       ptx::barrier_init(empty(stage), 2);
@@ -629,24 +390,26 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
     __syncwarp();
   } else if (warp > kConsumers / 32) {
     const int thread = static_cast<int>(threadIdx.x) - kConsumers - 32;
-    if (cluster < tiles) {
-      const int member = member_of(cluster), columns = p.gemm.member[member].adapters.up_columns;
-      const int n = (cluster - p.first_tile[member]) * p.tile_rows;
-      const auto* const b = reinterpret_cast<const uint8_t*>(p.gemm.member[member].adapters.b) +
-                            static_cast<int64_t>(n) * columns * 2;
-      const int bytes = min(p.tile_rows, p.gemm.member[member].n - n) * columns * 2;
-      for (int i = thread * 128; i < bytes; i += kHelpers * 128) prefetch_l2(b + i);
-    }
     wait_for_primaries();
     for (int m = thread; m < kTokens; m += kHelpers) {
       const RowScale row = p.gemm.rows && m < p.gemm.m ? p.gemm.rows[m] : RowScale{1.f, 1.f};
-      reinterpret_cast<float2*>(rows)[m] = {row.scale / row.power, row.power};
+      rows[m] = {row.scale / row.power, row.power};
     }
+    ptx::named_sync<kHelp>(kHelpers);
     int encoded = -1;
     for (int tile = cluster; tile < tiles; tile += clusters) {
-      const int member = member_of(tile);
+      const int member = member_of(tile), first = (tile - p.first_tile[member]) * p.tile_rows;
+      const GemmMember& out = p.gemm.member[member];
       if (tile != cluster) ptx::named_sync<kFree>(kConsumers + kHelpers);
-      if (member != encoded) encode_h(p, member, h, thread);
+      if (thread == 0 && p.b_at && out.adapters.up_columns) {
+        const int pitch = out.adapters.up_columns * 2, bytes = min(p.tile_rows, out.n - first) * pitch;
+        ptx::fence_async_shared();  // after the reads of the tile before
+        ptx::barrier_expect_bytes(b_full, bytes);
+        bulk_load(base + p.b_at, reinterpret_cast<const uint8_t*>(out.adapters.b) + static_cast<int64_t>(first) * pitch,
+                  bytes, b_full);
+      }
+      gather_channels(p, member, first, channels, thread);
+      if (member != encoded) encode_h(p, member, h, rows, thread);
       encoded = member;
       named_arrive<kReady>(kConsumers + kHelpers);
     }
@@ -654,12 +417,18 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
     const int warpgroup = warp / 4, warp_rows = warp % 4 * 16;
     wait_for_primaries();
     int stage = 0;
-    uint32_t phase = 0;
+    uint32_t phase = 0, b_phase = 0;
     const auto release = [&](int which) {
       if (threadIdx.x % 128 == 0) barrier_arrive(empty(which));
     };
     for (int tile = cluster; tile < tiles; tile += clusters) {
       const int member = member_of(tile), first = (tile - p.first_tile[member]) * p.tile_rows;
+      const AdapterView& ad = p.gemm.member[member].adapters;
+      const int pitch = ad.up_columns * 2, steps = ad.up_columns / 16;
+      const uint8_t* const b = p.b_at ? memory + p.b_at
+                                      : reinterpret_cast<const uint8_t*>(ad.b) + static_cast<int64_t>(first) * pitch;
+      // Bit i: the 16 ranks of step i are fp16, for the first 32 steps.
+      const uint32_t f16 = __ballot_sync(~0u, lane < steps && ad.chunks[lane * ad.chunk_count / steps].b_f16);
       std::conditional_t<kInt8, int32_t, float> sum[kSubs][kSums];
 #pragma unroll
       for (int i = 0; i < kSubs * kSums; ++i) sum[i / kSums][i % kSums] = 0;
@@ -745,28 +514,35 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
       }
       ptx::named_sync<kReady>(kConsumers + kHelpers);
       if (p.splits > 1) ptx::cluster_sync();
+      if (p.b_at && steps) {
+        ptx::barrier_wait(b_full, b_phase);
+        b_phase ^= 1;
+      }
       // Each block finishes a share of the fragments, some tokens of 16 rows at a time.
       constexpr int kPart = kTiles < 4 ? kTiles : 4, kParts = kTiles / kPart;
       const int row_tiles = (rows_here + 15) / 16;
       const int first_unit = rank * row_tiles / p.splits * kParts, end = (rank + 1) * row_tiles / p.splits * kParts;
+#pragma unroll 1
       for (int unit = first_unit + warp; unit < end; unit += kConsumers / 32) {
         const int row_tile = unit / kParts, part = unit % kParts * kPart;
-        finish<kPart>(p, member, first + row_tile * 16, first + rows_here, part * 8, h, rows, [&](float(&value)[kPart][4]) {
+        float value[kPart][4];
 #pragma unroll
-          for (int j = 0; j < kPart; ++j) {
-            const uint32_t from = base + place(row_tile * kTiles + part + j);
-            std::conditional_t<kInt8, int32_t, float> total[4] = {};
-            for (int s = 0; s < p.splits; ++s) {
-              const uint4 bits = load_cluster_16(from, s);
-              std::conditional_t<kInt8, int32_t, float> piece[4];
-              memcpy(piece, &bits, sizeof bits);
+        for (int j = 0; j < kPart; ++j) {
+          const uint32_t from = base + place(row_tile * kTiles + part + j);
+          std::conditional_t<kInt8, int32_t, float> total[4] = {};
+#pragma unroll 2
+          for (int s = 0; s < p.splits; ++s) {
+            const uint4 bits = load_cluster_16(from, s);
+            std::conditional_t<kInt8, int32_t, float> piece[4];
+            memcpy(piece, &bits, sizeof bits);
 #pragma unroll
-              for (int c = 0; c < 4; ++c) total[c] += piece[c];
-            }
-#pragma unroll
-            for (int c = 0; c < 4; ++c) value[j][c] = static_cast<float>(total[c]);
+            for (int c = 0; c < 4; ++c) total[c] += piece[c];
           }
-        });
+#pragma unroll
+          for (int c = 0; c < 4; ++c) value[j][c] = static_cast<float>(total[c]);
+        }
+        finish(p, member, value, first + row_tile * 16, first + rows_here, part * 8, channels + row_tile * 16,
+               b + row_tile * 16 * pitch, h, reinterpret_cast<const float4*>(rows), f16);
       }
       if (!last) {
         ptx::named_sync<kFree>(kConsumers + kHelpers);
@@ -852,8 +628,8 @@ struct Plan {
   int tokens, splits, clusters;
   int tile_rows, tiles;  // tile_rows 0: no tile of at most kMaxTileRows
   int stages, stage_bytes, held, stage_units;
-  int h_pitch, h_bytes, up_columns;
-  int h_at, rows_at, barriers_at;
+  int up_columns, h_pitch;
+  int h_at, b_at, rows_at, channels_at, barriers_at, shared_bytes;
   bool prepares;
 };
 
@@ -861,6 +637,7 @@ struct Plan {
 // taller ones. us at rank 64, M = 1 and 64:
 //   SPLITS_TABLE
 constexpr int kShortTile = 96;
+constexpr int kFewStages = 4;
 
 Plan plan_of(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits) {
   Plan plan{};
@@ -908,14 +685,29 @@ Plan plan_of(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& lim
   plan.held = ((plan.tile_rows + 15) / 16 * (plan.tokens / 8) + plan.stage_units - 1) / plan.stage_units;
   // A row of h is 32 or 96 bytes beyond a multiple of 128, so that eight rows lie in different banks.
   plan.h_pitch = plan.up_columns * 2 + (plan.up_columns % 32 == 0 ? 32 : 0);
-  plan.h_bytes = plan.up_columns ? plan.tokens * plan.h_pitch : 0;
-  const int limit = kSharedBytes - plan.h_bytes - kMaxTokens * 8 - kMaxStages * 16;
+  const int h_bytes = plan.up_columns ? plan.tokens * plan.h_pitch : 0, b_bytes = plan.tile_rows * plan.up_columns * 2;
   const int reach = (plan.tile_rows > 128 ? 256 : 128) * 128;  // what a wgmma reads from the start of a stage on
-  plan.stages = std::min(kMaxStages, limit / plan.stage_bytes);
-  while (plan.stages > 0 && (plan.stages - 1) * plan.stage_bytes + reach > limit) --plan.stages;
-  plan.rows_at = std::max(plan.stages * plan.stage_bytes, (plan.stages - 1) * plan.stage_bytes + reach);
-  plan.barriers_at = plan.rows_at + kMaxTokens * 8;
-  plan.h_at = plan.barriers_at + kMaxStages * 16;
+  const int fixed = kMaxTokens * 8 + round_up(plan.tile_rows, 16) * 8 + kMaxStages * 16 + 16 + h_bytes;
+  const auto stages_in = [&](int bytes) {
+    int stages = std::min(kMaxStages, bytes / plan.stage_bytes);
+    while (stages > 0 && (stages - 1) * plan.stage_bytes + reach > bytes) --stages;
+    return stages;
+  };
+  // B lies in shared memory where the stages can spare that.
+  plan.stages = stages_in(kSharedBytes - fixed - b_bytes);
+  const bool b_shared = b_bytes && plan.stages >= kFewStages;
+  if (b_bytes && !b_shared) plan.stages = stages_in(kSharedBytes - fixed);
+  int at = std::max(plan.stages * plan.stage_bytes, (plan.stages - 1) * plan.stage_bytes + reach);
+  const auto take = [&](int bytes) {
+    at += bytes;
+    return at - bytes;
+  };
+  plan.b_at = b_shared ? take(b_bytes) : 0;
+  plan.rows_at = take(kMaxTokens * 8);
+  plan.channels_at = take(round_up(plan.tile_rows, 16) * 8);
+  plan.barriers_at = take(kMaxStages * 16 + 16);
+  plan.h_at = take(h_bytes);
+  plan.shared_bytes = at;
   return plan;
 }
 
@@ -931,26 +723,6 @@ void set_up_kernels(const Limits& limits) {
   }
 }
 
-// A launch whose blocks may start while the kernel before it still runs.
-struct Launch {
-  cudaLaunchConfig_t config = {};
-  cudaLaunchAttribute attributes[2];
-
-  Launch(int blocks, int threads, int cluster, int shared_bytes, cudaStream_t stream) {
-    config.gridDim = dim3(static_cast<unsigned>(blocks));
-    config.blockDim = dim3(static_cast<unsigned>(threads));
-    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-    config.stream = stream;
-    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[0].val.programmaticStreamSerializationAllowed = 1;
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim.x = static_cast<unsigned>(cluster);
-    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-    config.attrs = attributes;
-    config.numAttrs = cluster > 1 ? 2 : 1;
-  }
-};
-
 }  // namespace
 
 void set_up_decode(Limits& limits) {
@@ -959,7 +731,7 @@ void set_up_decode(Limits& limits) {
   set_up_kernels(limits);
   limits.clusters[1] = limits.multiprocessors;
   for (int blocks = 2; blocks <= kMaxSplits; ++blocks) {
-    const Launch launch(blocks, kStreamThreads, blocks, kSharedBytes, nullptr);
+    const DependentLaunch launch(blocks, kStreamThreads, blocks, kSharedBytes, nullptr);
     cudaLaunchConfig_t config = launch.config;
     cudaLaunchAttribute cluster = launch.attributes[1];
     config.attrs = &cluster;
@@ -968,8 +740,6 @@ void set_up_decode(Limits& limits) {
                   "decode: clusters of %d", blocks);
   }
 }
-
-int decode_parts(int k) { return std::min(8, (k + 4095) / 4096); }
 
 const char* decode_refuses(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits) {
   if (limits.capability != 90) return "it is for compute capability 9.0";
@@ -986,27 +756,17 @@ const char* decode_refuses(const PrepareArgs& prepare, const GemmArgs& gemm, con
 
 void launch_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits, cudaStream_t stream) {
   const Plan plan = plan_of(prepare, gemm, limits);
-  DownArgs down{};
+  if (plan.prepares) launch_prepare_few(prepare, stream);
+
   Stream s{};
-  down.parts = s.parts = decode_parts(prepare.k);
-  int groups = 0;
+  s.parts = decode_parts(prepare.k);
   for (int i = 0; i < gemm.member_count; ++i) {
     const GemmMember& member = gemm.member[i];
-    groups += member.adapters.down_columns / 16;
     s.down[i] = prepare.member[i].down;
     s.bias[i] = prepare.member[i].total_bias ? prepare.member[i].bias : member.bias;
     s.w[i] = map_of(member.weight, gemm.k_pitch, member.n, gemm.k_pitch, plan.tile_rows);
     s.first_tile[i + 1] = s.first_tile[i] + (member.n + plan.tile_rows - 1) / plan.tile_rows;
   }
-  if (plan.prepares) {
-    down.row_clusters = (prepare.m + kSlices - 1) / kSlices;
-    const Launch launch((down.row_clusters + groups * down.parts) * kSlices, kPrepareThreads, kSlices, 0, stream);
-    OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config,
-                                     prepare.x_type == Dtype::f16 ? prepare_few<__half> : prepare_few<__nv_bfloat16>,
-                                     prepare, down),
-                  "prepare: M = %d, K = %d, %d groups of 16 ranks", prepare.m, prepare.k, groups);
-  }
-
   const int x_bytes = plan.kind == Kind::s8 ? 1 : 2;
   s.x = map_of(gemm.x, (plan.kind == Kind::s8 ? gemm.k_pitch : gemm.k) * static_cast<int64_t>(x_bytes), gemm.m,
                gemm.x_pitch * x_bytes, plan.tokens);
@@ -1020,9 +780,11 @@ void launch_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limit
   s.held = plan.held;
   s.h_at = plan.h_at;
   s.h_pitch = plan.h_pitch;
+  s.b_at = plan.b_at;
   s.rows_at = plan.rows_at;
+  s.channels_at = plan.channels_at;
   s.barriers_at = plan.barriers_at;
-  const Launch launch(plan.clusters * plan.splits, kStreamThreads, plan.splits, plan.h_at + plan.h_bytes, stream);
+  const DependentLaunch launch(plan.clusters * plan.splits, kStreamThreads, plan.splits, plan.shared_bytes, stream);
   OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config, kernel_for(plan.kind, plan.tokens, plan.tile_rows > 128), s),
                 "decode: M = %d, K = %d, %d tiles of %d rows, %d blocks each", gemm.m, gemm.k, plan.tiles,
                 plan.tile_rows, plan.splits);
@@ -1030,14 +792,10 @@ void launch_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limit
 
 void describe_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits, Explanation& to) {
   const Plan plan = plan_of(prepare, gemm, limits);
-  int columns = 0;
-  for (int i = 0; i < gemm.member_count; ++i) columns += gemm.member[i].adapters.down_columns;
-  if (plan.prepares) {
-    to.launch("prepare for few rows: %s%d ranks of x.A^T, 16 at a time in clusters of %d, K in %d pieces",
-              plan.kind == Kind::s8 ? "quantizes x, " : "", columns, kSlices, decode_parts(prepare.k));
-  } else {
+  if (plan.prepares)
+    describe_prepare_few(prepare, to);
+  else
     to.note("no prepare: x is read where it is and there are no adapters");
-  }
   to.launch("%s for few rows, started while the launch before it runs: %d tokens x %d rows of W, %d tiles, K divided by "
             "%d, %d stages",
             plan.kind == Kind::s8 ? "wgmma s8" : "wgmma 16-bit with widened weights", plan.tokens, plan.tile_rows,

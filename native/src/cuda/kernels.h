@@ -49,7 +49,7 @@ struct AdapterView {
   const uint4* a = nullptr;
   const uint16_t* b = nullptr;
   const Chunk* chunks = nullptr;
-  const float* scale = nullptr;       // [slots]
+  float* scale = nullptr;             // [slots]; the caller's kernels may write it
   const float* slot_bias = nullptr;   // [slots][N]
   const int32_t* has_bias = nullptr;  // [slots], whether the adapter in it has one
   int slot_count = 0;
@@ -94,7 +94,8 @@ struct PrepareArgs {
   int8_t* q = nullptr;         // W8A8
   uint16_t* planes = nullptr;  // W8A16, where x is not read in place
   RowScale* rows = nullptr;
-  // [M]: the one slot that a row uses, h is zero in the columns of all others; null: a row uses every slot.
+  // [M]: the one slot that a row uses, h is zero in the columns of all others; null: a row uses every slot. See
+  // row_slots.cuh for what may be left out.
   const int32_t* row_slot = nullptr;
   int member_count = 0;
   PrepareMember member[kMaxMembers];
@@ -168,6 +169,8 @@ struct DecodeTuning { int splits = 0; };
 extern DecodeTuning decode_tuning;
 constexpr int kDecodeRows = 64;
 int decode_parts(int k);
+void launch_prepare_few(const PrepareArgs& args, cudaStream_t stream);
+void describe_prepare_few(const PrepareArgs& args, Explanation& to);
 void set_up_decode(Limits& limits);  // fills limits.clusters
 const char* decode_refuses(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits);  // null: takes it
 void launch_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits, cudaStream_t stream);
