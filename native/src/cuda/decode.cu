@@ -52,14 +52,14 @@ struct Stream {
   const float* down[kMaxMembers];  // as the first kernel left it
   const float* bias[kMaxMembers];  // of the linear alone, or null
   int parts;
-  int tile_rows;                     // of W, a multiple of 8
-  int first_tile[kMaxMembers + 1];   // of each member
-  int splits;                        // of K: blocks in a cluster
+  int tile_rows;                    // of W, a multiple of 8
+  int first_tile[kMaxMembers + 1];  // of each member
+  int splits;                       // of K: blocks in a cluster
   int k_blocks;
   int stages, stage_bytes;
-  int stage_units;  // fragments of sums that fit a stage
-  int held;         // stages that the sums of a tile take
-  int h_pitch;                                      // bytes
+  int stage_units;                                    // fragments of sums that fit a stage
+  int held;                                           // stages that the sums of a tile take
+  int h_pitch;                                        // bytes
   int h_at, b_at, rows_at, channels_at, barriers_at;  // in shared memory; b_at 0: B is read where it is
 };
 
@@ -77,10 +77,9 @@ __device__ __forceinline__ void tensor_load_hinted(uint32_t to, const CUtensorMa
       : "memory");
 }
 __device__ __forceinline__ void bulk_load(uint32_t to, const void* from, int bytes, uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to), "l"(from),
-      "r"(bytes), "r"(barrier)
-      : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to),
+               "l"(from), "r"(bytes), "r"(barrier)
+               : "memory");
 }
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
@@ -190,7 +189,8 @@ __device__ __forceinline__ void gather_channels(const Stream& p, int member, int
 }
 
 // 16 rows of W from `first` to `end` of the member, kTiles * 8 tokens from first_token on. value: the sums as mma
-// accumulators, row g (and g + 8) of W and tokens 2t, 2t + 1. b: row `first` of B. f16: bit i: the 16 ranks of step i are fp16, for the first 32 steps.
+// accumulators, row g (and g + 8) of W and tokens 2t, 2t + 1. b: row `first` of B. f16: bit i: the 16 ranks of step i
+// are fp16, for the first 32 steps.
 template <int kTiles>
 __device__ __forceinline__ void finish(const Stream& p, int member, float (&value)[kTiles][4], int first, int end,
                                        int first_token, const float2* channels, const uint8_t* b, const uint8_t* h,
@@ -298,7 +298,10 @@ __device__ __forceinline__ void finish(const Stream& p, int member, float (&valu
 
 // kTokens: M rounded up. kSubs: 64-row pieces of a tile for each of the two warpgroups.
 template <Kind kKind, int kTokens, int kSubs>
-__global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kKind == Kind::s8 ? 112 : 128) void stream(const __grid_constant__ Stream p) {
+__global__ __launch_bounds__(kStreamThreads)
+    __maxnreg__(kTokens < 64        ? 104
+                : kKind == Kind::s8 ? 112
+                                    : 128) void stream(const __grid_constant__ Stream p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr bool kInt8 = kKind == Kind::s8;
   constexpr int kXBoxes = kInt8 ? 1 : 2, kXBytes = kTokens * 128 * kXBoxes;
@@ -425,8 +428,8 @@ __global__ __launch_bounds__(kStreamThreads) __maxnreg__(kTokens < 64 ? 104 : kK
       const int member = member_of(tile), first = (tile - p.first_tile[member]) * p.tile_rows;
       const AdapterView& ad = p.gemm.member[member].adapters;
       const int pitch = ad.up_columns * 2, steps = ad.up_columns / 16;
-      const uint8_t* const b = p.b_at ? memory + p.b_at
-                                      : reinterpret_cast<const uint8_t*>(ad.b) + static_cast<int64_t>(first) * pitch;
+      const uint8_t* const b =
+          p.b_at ? memory + p.b_at : reinterpret_cast<const uint8_t*>(ad.b) + static_cast<int64_t>(first) * pitch;
       // Bit i: the 16 ranks of step i are fp16, for the first 32 steps.
       const uint32_t f16 = __ballot_sync(~0u, lane < steps && ad.chunks[lane * ad.chunk_count / steps].b_f16);
       std::conditional_t<kInt8, int32_t, float> sum[kSubs][kSums];
@@ -619,7 +622,8 @@ Kernel kernel_for(Kind kind, int tokens, bool two) {
   }
 }
 
-// ---- Dispatch --------------------------------------------------------------------------------------------------------
+// ---- Dispatch
+// --------------------------------------------------------------------------------------------------------
 
 constexpr int kSharedBytes = 208 * 1024;  // leaves room for a block of the first kernel beside it
 
@@ -796,10 +800,11 @@ void describe_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Lim
     describe_prepare_few(prepare, to);
   else
     to.note("no prepare: x is read where it is and there are no adapters");
-  to.launch("%s for few rows, started while the launch before it runs: %d tokens x %d rows of W, %d tiles, K divided by "
-            "%d, %d stages",
-            plan.kind == Kind::s8 ? "wgmma s8" : "wgmma 16-bit with widened weights", plan.tokens, plan.tile_rows,
-            plan.tiles, plan.splits, plan.stages);
+  to.launch(
+      "%s for few rows, started while the launch before it runs: %d tokens x %d rows of W, %d tiles, K divided by "
+      "%d, %d stages",
+      plan.kind == Kind::s8 ? "wgmma s8" : "wgmma 16-bit with widened weights", plan.tokens, plan.tile_rows, plan.tiles,
+      plan.splits, plan.stages);
 }
 
 }  // namespace octolora::cuda

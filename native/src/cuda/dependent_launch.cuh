@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Programmatic dependent launch: a kernel that starts while the one before it in the stream still runs. It may read what
-// no kernel writes until it calls wait_for_primaries, which returns when all that was enqueued before is done and
+// Programmatic dependent launch: a kernel that starts while the one before it in the stream still runs. It may read
+// what no kernel writes until it calls wait_for_primaries, which returns when all that was enqueued before is done and
 // visible. Kernels that are all launched this way and all wait are in order like any others.
 #pragma once
 

@@ -165,7 +165,9 @@ extern const GemmFamily kGemmW8a8;   // gemm_w8a8.cu: everywhere
 extern const GemmFamily kGemmW8a16;  // gemm_w8a16.cu: everywhere
 
 // decode.cu: all of a forward with few rows on Hopper
-struct DecodeTuning { int splits = 0; };
+struct DecodeTuning {
+  int splits = 0;
+};
 extern DecodeTuning decode_tuning;
 constexpr int kDecodeRows = 64;
 int decode_parts(int k);

@@ -3,8 +3,8 @@
 // prepare.cu for few rows (M <= 64) on Hopper: the same q, rows {s_x, p} and x.A^T, spread over enough blocks that one
 // row is quantized and A is read in little time.
 //
-//   down [parts][M][down_columns] fp32: x.A^T over each of decode_parts(K) pieces of K, before any scale; decode.cu adds
-//   them up, scales and rounds
+//   down [parts][M][down_columns] fp32: x.A^T over each of decode_parts(K) pieces of K, before any scale; decode.cu
+//   adds them up, scales and rounds
 //
 // Clusters of 8 blocks. In the first clusters a block quantizes a row; each of the others has 16 columns of a and a
 // piece of K, of which its blocks take a slice each, and adds up through distributed shared memory in a fixed order.
@@ -67,8 +67,8 @@ __device__ __forceinline__ void quantize_row(const PrepareArgs& args, int row) {
   // Magnitudes order like integers, in 16 bits as in 32.
   uint32_t full = 0;
   const auto measure = [&](const uint4& v) {
-    full = __vmaxu2(full, __vmaxu2(__vmaxu2(v.x & 0x7fff7fffu, v.y & 0x7fff7fffu),
-                                   __vmaxu2(v.z & 0x7fff7fffu, v.w & 0x7fff7fffu)));
+    full = __vmaxu2(
+        full, __vmaxu2(__vmaxu2(v.x & 0x7fff7fffu, v.y & 0x7fff7fffu), __vmaxu2(v.z & 0x7fff7fffu, v.w & 0x7fff7fffu)));
   };
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) measure(held[i]);
@@ -203,8 +203,7 @@ __device__ __forceinline__ void project_down(const PrepareArgs& args, const Piec
           xs[i][j] = present
                          ? __ldcg(reinterpret_cast<const uint4*>(x + static_cast<int64_t>(row[j]) * args.k + column))
                          : uint4{0, 0, 0, 0};
-          as[i][j] =
-              step < last ? __ldcg(a + (static_cast<int64_t>(j) * steps + step) * 32 + lane) : uint4{0, 0, 0, 0};
+          as[i][j] = step < last ? __ldcg(a + (static_cast<int64_t>(j) * steps + step) * 32 + lane) : uint4{0, 0, 0, 0};
         }
       }
 #pragma unroll
