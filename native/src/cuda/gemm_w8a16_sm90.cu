@@ -240,9 +240,9 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     const int row = warpgroup * 64 + warp * 16 + g;  // of the tile's 128 columns of y; the other is row + 8
     const auto sync_warpgroup = [&] {
       if (warpgroup == 0)
-        ptx::named_sync<2>(128);
+        ptx::named_sync(2, 128);
       else
-        ptx::named_sync<3>(128);
+        ptx::named_sync(3, 128);
     };
     const auto release = [&](int which) {
       if (lane < kCluster) ptx::barrier_arrive_cluster(empty(which), lane);
