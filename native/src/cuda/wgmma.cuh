@@ -56,10 +56,6 @@ __device__ __forceinline__ void named_sync(int number, int threads) {
 // Until the kernels before this one in the stream are done, where it was launched to begin before that.
 __device__ __forceinline__ void dependency_wait() { asm volatile("griddepcontrol.wait;\n" ::: "memory"); }
 
-__device__ __forceinline__ void prefetch_l2(const void* line) {
-  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(line) : "memory");
-}
-
 // Volatile: a compiler that gathers such loads ahead of their uses runs out of registers beside the accumulators.
 __device__ __forceinline__ float2 load_shared_pair(uint32_t address) {
   float2 value;
