@@ -50,8 +50,9 @@ template <int BlockN_>
 struct Config {
   static constexpr int kBlockN = BlockN_;
   static constexpr int kStages = kBlockN == 128 ? 6 : 4;
-  static constexpr int kParts = kBlockN / kPart;
-  static constexpr int kHeld = kBlockN == 192 ? 3 : 2;  // parts that wait in shared memory, the others in registers
+  static constexpr int kParts = (kBlockN + kPart - 1) / kPart;  // the last may be half of one
+  static constexpr int kHeld =
+      kBlockN == 192 || kBlockN == 224 ? 3 : 2;  // parts that wait in shared memory, the others in registers
   static constexpr int kStageBytes = (kBlockM + kBlockN) * 128;
   // Offsets in shared memory.
   static constexpr int kStaging = kStages * kStageBytes;
@@ -285,6 +286,8 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     const auto w_operand = [&](int which) {
       return ptx::wgmma_descriptor(base + which * C::kStageBytes + kBlockM * 128);
     };
+    // The last part of a tile may be half of one.
+    const auto exists = [](int part, int column) { return part * kPart + column < C::kBlockN; };
     const auto meet = [&] { ptx::named_sync(2 + warpgroup, 128); };  // of the warpgroup
     ptx::dependency_wait();
     // Which steps of 16 ranks are fp16: 32 of them a warp at a time. Slots change between launches, not during one.
@@ -369,7 +372,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const uint4 bits = ptx::load_shared_16(piece_at(part, i * 4 + lane / 8, lane % 8));
-        if (row + i * 4 < p.args.m && column < out.n)
+        if (row + i * 4 < p.args.m && column < out.n && exists(part, lane % 8 * 8))
           *reinterpret_cast<uint4*>(to + static_cast<int64_t>(i) * 4 * out.n) = bits;
       }
       __syncwarp();
@@ -436,6 +439,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       const auto begin_part = [&](int part, float(&v)[kPart / 2]) {
 #pragma unroll
         for (int j = 0; j < kPart / 8; ++j) {
+          if (!exists(part, j * 8)) continue;
           const int32_t* const total = sum + part * 32 + 4 * j;
           if constexpr (kExtras) {
 #pragma unroll
@@ -468,10 +472,16 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
             const uint32_t f16 = ptx::load_shared(types + (member.first_step / 8 + block / 8 * 4)) >> block % 8 * 4;
             ptx::wgmma_fence();
             for (int k = 0; k < steps; ++k) {
-              if (f16 >> k & 1)
-                ptx::wgmma_f16(v, x + 2 * k, b + 2 * k, true);
+              const auto multiply = [&](auto& value) {
+                if (f16 >> k & 1)
+                  ptx::wgmma_f16(value, x + 2 * k, b + 2 * k, true);
+                else
+                  ptx::wgmma_bf16(value, x + 2 * k, b + 2 * k, true);
+              };
+              if (exists(part, kPart / 2))
+                multiply(v);
               else
-                ptx::wgmma_bf16(v, x + 2 * k, b + 2 * k, true);
+                multiply(reinterpret_cast<float(&)[kPart / 4]>(v));
             }
             ptx::wgmma_commit();
             ptx::wgmma_wait<0>();
@@ -498,6 +508,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
             const auto multiply = [&](auto&& mma) {
 #pragma unroll
               for (int pair = 0; pair < kPart / 16; ++pair) {
+                if (!exists(part, pair * 16)) continue;
                 uint32_t b[4];
                 ptx::load_matrix_x4(b, b_at + pair * 16 * 128);
                 mma(four(v, 2 * pair), h, b[0], b[1]);
@@ -517,6 +528,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         uint32_t bits[kPart / 4];
 #pragma unroll
         for (int j = 0; j < kPart / 8; ++j) {
+          if (!exists(part, j * 8)) continue;
           const float2 bias = ptx::load_shared_pair(my_biases + (part * kPart / 8 + j) * bias_step);
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
@@ -531,10 +543,12 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         }
         if (p.args.y_type == Dtype::f16) {
 #pragma unroll
-          for (int i = 0; i < kPart / 4; ++i) bits[i] = pack_f16x2(v[2 * i], v[2 * i + 1]);
+          for (int i = 0; i < kPart / 4; ++i)
+            bits[i] = exists(part, i / 2 * 8) ? pack_f16x2(v[2 * i], v[2 * i + 1]) : 0;
         } else {
 #pragma unroll
-          for (int i = 0; i < kPart / 4; ++i) bits[i] = pack_bf16x2(v[2 * i], v[2 * i + 1]);
+          for (int i = 0; i < kPart / 4; ++i)
+            bits[i] = exists(part, i / 2 * 8) ? pack_bf16x2(v[2 * i], v[2 * i + 1]) : 0;
         }
         if (part < C::kHeld) {
           stage_part(part, bits);
@@ -671,6 +685,7 @@ void set_up_all(const Limits& limits) {
   if (limits.capability != 90) return;
   encoder();  // a driver without it fails here, not in a forward
   set_up<Config<256>, false>();
+  set_up<Config<224>, false>();
   set_up<Config<192>, false>();
   set_up<Config<128>, false>();
   set_up<Config<192>, true>();
@@ -720,11 +735,11 @@ Choice choose(const GemmArgs& args, const Limits& limits) {
   constexpr struct {
     int width;
     double speed;
-  } kWidths[] = {{256, 1.}, {192, 0.97}, {128, 0.85}};
+  } kWidths[] = {{256, 1.}, {224, 0.99}, {192, 0.97}, {128, 0.85}};
   Choice best{};
   double best_cost = 0;
   for (const auto& [width, speed] : kWidths) {
-    if (width == 256 && has_extras(args)) continue;
+    if (width > 192 && has_extras(args)) continue;
     int64_t tiles = 0;
     for (int i = 0; i < args.member_count; ++i) tiles += (args.member[i].n + width - 1) / width;
     tiles *= (args.m + kBlockM * kCluster - 1) / (kBlockM * kCluster);
@@ -748,6 +763,7 @@ void launch_all(const GemmArgs& args, const Limits& limits, cudaStream_t stream)
   const auto launch_chosen = has_extras(args)
                                  ? (width == 192 ? launch_config<Config<192>, true> : launch_config<Config<128>, true>)
                              : width == 256 ? launch_config<Config<256>, false>
+                             : width == 224 ? launch_config<Config<224>, false>
                              : width == 192 ? launch_config<Config<192>, false>
                                             : launch_config<Config<128>, false>;
   launch_chosen(args, limits, stream);
