@@ -582,8 +582,8 @@ constexpr Tile tile_of(double weight) {
 using Wide = Config<256, 64>;
 using Odd = Config<216, 72>;
 using Narrow = Config<128, 64>;
-constexpr Tile kTiles[] = {tile_of<Wide, false>(1.0), tile_of<Odd, false>(1.01), tile_of<Narrow, false>(1.15),
-                           tile_of<Odd, true>(1.01), tile_of<Narrow, true>(1.15)};
+constexpr Tile kTiles[] = {tile_of<Wide, false>(1.0), tile_of<Odd, false>(1.01), tile_of<Narrow, false>(1.4),
+                           tile_of<Odd, true>(1.01), tile_of<Narrow, true>(1.4)};
 
 int64_t tiles_of(const GemmArgs& args, int tokens) {
   int64_t pairs = 0;
