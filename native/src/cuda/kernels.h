@@ -143,7 +143,7 @@ struct Limits {
 void set_up_prepare(const Limits& limits);
 void launch_prepare(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
 // outliers.cu
-void launch_find_outliers(const PrepareArgs& args, cudaStream_t stream);
+void launch_find_outliers(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
 // gemm_w8a8.cu, gemm_w8a16.cu
 void set_up_gemm_w8a8(const Limits& limits);
 void set_up_gemm_w8a16(const Limits& limits);

@@ -1,0 +1,591 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Row quantization and down-projection where blocks form clusters and x is 16-bit with aligned rows; what is computed
+// stands at the head of prepare.cu.
+//
+// One wave of clusters shares the rows of x. A cluster takes its rows in batches, and each of its blocks a slice of K of
+// every batch:
+//
+//   producer warp      copies the batches of the slice into a ring of shared buffers, as many ahead as fit
+//   multiplying warps  measure the rows of a batch and multiply them by the slice of A, which stays in shared memory where
+//                      it fits; each warp has 16 rows of the batch and a part of the slice or of the columns. The row
+//                      maxima go to all blocks of the cluster, the sums to the block that owns the row
+//   quantizing warps   join the maxima, write q of the slice, join the sums and write h of the rows that they own
+//
+// Maxima and sums are messages (st.async) into two mailboxes of each kind that are used in turn. A mailbox is full when
+// its bytes have come, and free when every block of the cluster has read the one it sent to. So memory is read while
+// another batch is measured and a third is written, and no block waits for the whole cluster. Sums are added in a fixed
+// order.
+#include <algorithm>
+
+#include "check.h"
+#include "launch.h"
+#include "prepare.cuh"
+#include "wgmma.cuh"
+
+namespace octolora::cuda {
+namespace {
+
+constexpr int kMultiplyWarps = 8;
+#ifndef QW
+#define QW 8
+#endif
+constexpr int kQuantizeWarps = QW;
+constexpr int kQuantizeThreads = kQuantizeWarps * 32;
+constexpr int kThreads = (1 + kMultiplyWarps + kQuantizeWarps) * 32;
+constexpr int kTile = 16;       // rows of an mma
+constexpr int kMaxTiles = 4;    // of a batch
+constexpr int kMaxBuffers = 16;
+constexpr int kMaxCluster = 8;
+constexpr int kBlock = kChunkRank;  // columns of A that share a description
+constexpr int kMaxBlocks = 64;
+
+struct Plan {
+  int cluster;       // blocks that share rows, a power of two
+  int clusters;
+  int slice;         // of K in a block, a multiple of 32
+  int tiles;         // kTile rows of a batch: 1, 2, 4
+  int buffers;       // batches in shared memory
+  bool a_resident;   // the slice of A is in shared memory
+  int blocks;        // of kBlock columns
+  int blocks_a_warp; // 1 or 2 at a time
+  int column_parts;  // warps that share 16 rows divide the columns in as many, and K in kMultiplyWarps / tiles /
+                     // column_parts
+  uint32_t limit;    // magnitude of x from which on it is an outlier
+};
+
+// kBlock columns of x.A^T.
+struct Block {
+  const uint4* a;  // its fragments; null: an empty block that keeps the next one's two parts together
+  uint16_t* h;     // its first column in row 0
+  int up_columns;
+  float scale;
+  int slot;
+  int exponent;       // of the stored values
+  int term_exponent;  // INT_MIN: h is zero
+  int16_t ranks;
+  bool split, low;  // of two parts; the second of them
+  bool a_f16, b_f16;
+};
+
+struct Row {
+  float factor;
+  int power;
+  int slot;
+};
+
+struct Shared {
+  uint64_t full[kMaxBuffers], empty[kMaxBuffers], a_full;
+  uint64_t maxima_full[2], maxima_free[2], sums_full[2], sums_free[2];
+  int exponent;    // largest of the blocks
+  bool mixed;      // some of the blocks have the other 16-bit type than x
+  Row row[2][kMaxTiles * kTile];
+  uint32_t maxima[2][kMaxCluster][kMultiplyWarps][kTile];  // low half: of all of the row, high half: below the limit
+  Block block[kMaxBlocks];
+};
+
+__host__ __device__ constexpr int tile_pitch(int slice) { return slice * 2 + 16; }  // shifts banks by row
+__host__ __device__ constexpr int shared_header() { return (static_cast<int>(sizeof(Shared)) + 127) / 128 * 128; }
+__host__ __device__ constexpr int group_columns(const Plan& plan) {
+  return plan.column_parts * plan.blocks_a_warp * kBlock;
+}
+// Bytes of one mailbox of sums.
+__host__ __device__ constexpr int sums_bytes(const Plan& plan) {
+  return plan.blocks ? kMultiplyWarps * kTile * plan.blocks_a_warp * kBlock * 4 : 0;
+}
+__host__ __device__ constexpr int a_bytes(const Plan& plan) {
+  return plan.a_resident ? plan.blocks * plan.slice * kBlock * 2 : 0;
+}
+__host__ __device__ constexpr int buffer_bytes(const Plan& plan) { return plan.tiles * kTile * tile_pitch(plan.slice); }
+
+// The blocks of a member come after those of the members before it; a pair of parts starts at an even one.
+__host__ __device__ inline int first_block(const AdapterView& ad, int after) {
+  const bool split = ad.chunk_count && ad.down_columns / ad.chunk_count > kBlock;
+  return split ? (after + 1) / 2 * 2 : after;
+}
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+__device__ __forceinline__ uint32_t cluster_address(uint32_t address, int rank) {
+  uint32_t remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(address), "r"(rank));
+  return remote;
+}
+// Stores into the shared memory of a block of the cluster, which count as bytes at its barrier.
+__device__ __forceinline__ void send(uint32_t to, uint32_t value, uint32_t barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];\n" ::"r"(to), "r"(value),
+               "r"(barrier)
+               : "memory");
+}
+__device__ __forceinline__ void send(uint32_t to, float first, float second, uint32_t barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];\n" ::"r"(to),
+               "f"(first), "f"(second), "r"(barrier)
+               : "memory");
+}
+__device__ __forceinline__ void arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to), "l"(from),
+      "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
+#endif
+
+template <class X, bool kPlain>
+__global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constant__ PrepareArgs args,
+                                                            const __grid_constant__ Plan plan) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  constexpr bool x_f16 = std::is_same_v<X, __half>;
+  extern __shared__ __align__(128) uint8_t memory[];
+  auto& shared = *reinterpret_cast<Shared*>(memory);
+  uint8_t* const sums = memory + shared_header();
+  uint8_t* const a_tile = sums + 2 * sums_bytes(plan);
+  uint8_t* const ring = a_tile + a_bytes(plan);
+  const auto barrier = [](uint64_t& b) { return ptx::shared_address(&b); };
+
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = threadIdx.x % 32;
+  const int rank = static_cast<int>(ptx::cluster_rank());
+  const int cluster = static_cast<int>(blockIdx.x) / plan.cluster;
+  const int pitch = tile_pitch(plan.slice);
+  const int capacity = plan.tiles * kTile;  // rows of a buffer
+  const int start = rank * plan.slice;
+  const int valid = max(0, min(plan.slice, args.k - start));  // of the slice, a multiple of 8
+  const int k_steps = (args.k + 31) / 32, steps = (valid + 31) / 32;
+  const int columns = group_columns(plan), groups = (plan.blocks * kBlock + columns - 1) / columns;
+
+  // The cluster's rows, in equal batches.
+  const int first_row = static_cast<int>(static_cast<int64_t>(args.m) * cluster / plan.clusters);
+  const int end_row = static_cast<int>(static_cast<int64_t>(args.m) * (cluster + 1) / plan.clusters);
+  const int batches = (end_row - first_row + capacity - 1) / capacity;
+  const int batch_rows = batches ? (end_row - first_row + batches - 1) / batches : 0;
+  const auto batch_first = [&](int batch) { return first_row + batch * batch_rows; };
+  const auto rows_of = [&](int batch) { return min(batch_rows, end_row - batch_first(batch)); };
+
+  const auto load = [&](int batch) {
+    const int buffer = batch % plan.buffers, rows = rows_of(batch);
+    const uint32_t full = barrier(shared.full[buffer]);
+    if (lane == 0) ptx::barrier_expect_bytes(full, static_cast<uint32_t>(rows * valid * 2));
+    __syncwarp();
+    if (!valid) return;
+    const X* const x = static_cast<const X*>(args.x) + static_cast<int64_t>(batch_first(batch)) * args.k + start;
+    const uint32_t to = ptx::shared_address(ring + buffer * buffer_bytes(plan));
+    for (int r = lane; r < rows; r += 32)
+      copy_bulk(to + r * pitch, x + static_cast<int64_t>(r) * args.k, valid * 2, full);
+  };
+
+  if (warp == 0) {
+    if (lane == 0) {
+      for (int i = 0; i < plan.buffers; ++i) {
+        ptx::barrier_init(barrier(shared.full[i]), 1);
+        ptx::barrier_init(barrier(shared.empty[i]), kMultiplyWarps + kQuantizeWarps);
+      }
+      ptx::barrier_init(barrier(shared.a_full), 1);
+      for (int i = 0; i < 2; ++i) {
+        ptx::barrier_init(barrier(shared.maxima_full[i]), 1);
+        ptx::barrier_init(barrier(shared.maxima_free[i]), plan.cluster);
+        ptx::barrier_init(barrier(shared.sums_full[i]), 1);
+        ptx::barrier_init(barrier(shared.sums_free[i]), plan.cluster);
+      }
+      ptx::barrier_init_fence();
+    }
+    __syncwarp();
+  }
+  ptx::wait_for_primaries();
+  if (warp == 0) {
+    for (int batch = 0; batch < min(batches, plan.buffers); ++batch) load(batch);
+  }
+  ptx::launch_dependents();
+
+  const int describer = static_cast<int>(threadIdx.x) - 32;
+  if (describer >= 0 && describer < plan.blocks) {
+    Block block{};
+    int after = 0;
+    for (int m = 0; m < args.member_count; ++m) {
+      const PrepareMember& member = args.member[m];
+      const AdapterView& ad = member.adapters;
+      const int first = first_block(ad, after), at = describer - first, count = ad.down_columns / kBlock;
+      if (at >= 0 && at < count) {
+        const int parts = count / ad.chunk_count;
+        const Chunk chunk = ad.chunks[at / parts];
+        block.a = ad.a + (static_cast<int64_t>(at) * 2 * k_steps + start / 32) * 32;
+        block.h = member.h + chunk.up;
+        block.up_columns = ad.up_columns;
+        block.scale = ad.scale[chunk.slot];
+        block.slot = chunk.slot;
+        block.exponent = chunk.exponent;
+        block.term_exponent = term_exponent(chunk, block.scale);
+        block.ranks = static_cast<int16_t>(chunk.ranks);
+        block.split = parts == 2;
+        block.low = at % parts;
+        block.a_f16 = chunk.a_f16;
+        block.b_f16 = chunk.b_f16;
+      }
+      after = first + count;
+    }
+    shared.block[describer] = block;
+  }
+  __syncthreads();
+  if (warp == 1) {
+    int exponent = INT_MIN;
+    bool mixed = false;
+    for (int i = lane; i < plan.blocks; i += 32) {
+      exponent = max(exponent, shared.block[i].term_exponent);
+      mixed |= shared.block[i].a && shared.block[i].a_f16 != x_f16;
+    }
+    exponent = __reduce_max_sync(~0u, exponent);
+    mixed = __any_sync(~0u, mixed);
+    if (lane == 0) {
+      shared.exponent = exponent;
+      shared.mixed = mixed;
+    }
+  }
+  ptx::cluster_sync();  // barriers and descriptions are there
+
+  if (warp == 0) {
+    if (plan.a_resident && plan.blocks && steps) {
+      const uint32_t full = barrier(shared.a_full);
+      const int tiles = plan.blocks * 2;  // of 8 columns
+      if (lane == 0) {
+        int present = 0;
+        for (int i = 0; i < plan.blocks; ++i) present += shared.block[i].a != nullptr;
+        ptx::barrier_expect_bytes(full, static_cast<uint32_t>(present * 2 * steps * 512));
+      }
+      __syncwarp();
+      for (int i = lane; i < tiles; i += 32) {
+        const uint4* const from = shared.block[i / 2].a;
+        if (from) {
+          copy_bulk(ptx::shared_address(a_tile) + i * plan.slice * 16,
+                    from + static_cast<int64_t>(i % 2) * k_steps * 32, static_cast<uint32_t>(steps * 512), full);
+        }
+      }
+    }
+    for (int batch = plan.buffers; batch < batches; ++batch) {
+      ptx::barrier_wait(barrier(shared.empty[batch % plan.buffers]), (batch / plan.buffers & 1) ^ 1);
+      load(batch);
+    }
+  } else if (warp <= kMultiplyWarps) {
+    const int w = warp - 1, tile = w % plan.tiles, part = w / plan.tiles;
+    const int k_parts = kMultiplyWarps / plan.tiles / plan.column_parts;
+    const int k_part = part % k_parts, column_part = part / k_parts;
+    const int g = lane / 4, t = lane % 4;
+    const uint32_t minus_limit = kPlain ? 0 : (0u - plan.limit & 0xffffu) * 0x10001u;
+    if (plan.a_resident && plan.blocks && steps) ptx::barrier_wait(barrier(shared.a_full), 0);
+
+    for (int batch = 0, turn = 0; batch < batches; ++batch) {
+      const int buffer = batch % plan.buffers;
+      const bool used = tile * kTile < rows_of(batch);
+      const uint8_t* const x_tile = ring + buffer * buffer_bytes(plan) + tile * kTile * pitch;
+      const uint32_t x_lane = ptx::shared_address(x_tile) + lane % 16 * pitch + lane / 16 * 16;
+      ptx::barrier_wait(barrier(shared.full[buffer]), batch / plan.buffers & 1);
+
+      uint32_t full[2] = {}, below[2] = {};  // rows g and g + 8, two magnitudes each
+      // Tiles of 8 columns of A times the warp's part of the rows, which are measured on the way. kMixed: some columns
+      // are of the other 16-bit type than x.
+      const auto multiply = [&](auto tiles_constant, auto mixed_constant, int first, bool measures) {
+        constexpr int kTiles = decltype(tiles_constant)::value;
+        constexpr bool kMixed = decltype(mixed_constant)::value;
+        constexpr int kSize = kTiles ? kTiles : 1;
+        float sum[kSize][4] = {};
+        const uint4* a[kSize] = {};
+        bool f16[kSize] = {};
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+          const int i = min(first + n / 2, plan.blocks - 1);
+          const Block& block = shared.block[i];
+          f16[n] = kMixed ? block.a_f16 : x_f16;
+          if (plan.a_resident) {
+            a[n] = reinterpret_cast<const uint4*>(a_tile + (i * 2 + n % 2) * plan.slice * 16) + lane;
+          } else {
+            const uint4* const from = block.a ? block.a : shared.block[plan.blocks - 1].a;
+            a[n] = from + static_cast<int64_t>(n % 2) * k_steps * 32 + lane;
+          }
+        }
+        const auto fetch = [&](uint4(&b)[kSize], int step) {
+#pragma unroll
+          for (int n = 0; n < kTiles; ++n) b[n] = a[n][step * 32];
+        };
+        // Mixed types have no registers left to fetch ahead.
+        uint4 ahead[kSize];
+        if (!kMixed && used && k_part < steps) fetch(ahead, k_part);
+        int until_measured = column_part;  // the warps that share K measure in turn
+        for (int step = k_part; used && step < steps; step += k_parts) {
+          uint4 b[kSize];
+          if constexpr (kMixed) {
+            fetch(b, step);
+          } else {
+#pragma unroll
+            for (int n = 0; n < kTiles; ++n) b[n] = ahead[n];
+            if (step + k_parts < steps) fetch(ahead, step + k_parts);
+          }
+          const bool measure = measures && until_measured == 0;
+          until_measured = until_measured ? until_measured - 1 : plan.column_parts - 1;
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int k = step * 32 + half * 16;
+            uint32_t x[4];
+            ptx::load_matrix_x4(x, x_lane + k * 2);
+            if (k >= valid) x[0] = x[1] = 0;
+            if (k + 8 >= valid) x[2] = x[3] = 0;
+            if (measure) {
+#pragma unroll
+              for (int i = 0; i < 4; ++i) {
+                const uint32_t magnitudes = x[i] & 0x7fff7fffu;
+                full[i % 2] = __vmaxu2(full[i % 2], magnitudes);
+                if constexpr (!kPlain) below[i % 2] = __viaddmax_u16x2(magnitudes, minus_limit, below[i % 2]);
+              }
+            }
+#pragma unroll
+            for (int n = 0; n < kTiles; ++n) {
+              const uint32_t b0 = half ? b[n].z : b[n].x, b1 = half ? b[n].w : b[n].y;
+              if (!kMixed || f16[n] == x_f16) {
+                if constexpr (x_f16)
+                  ptx::mma_f16(sum[n], x, b0, b1);
+                else
+                  ptx::mma_bf16(sum[n], x, b0, b1);
+              } else {
+                float2 f[4];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) f[i] = decode16x2(x[i], x_f16);
+                const float2 low = decode16x2(b0, f16[n]), high = decode16x2(b1, f16[n]);
+                const float even[4] = {f[0].x, f[1].x, f[0].y, f[1].y}, odd[4] = {f[2].x, f[3].x, f[2].y, f[3].y};
+                ptx::mma_tf32(sum[n], even, low.x, low.y);
+                ptx::mma_tf32(sum[n], odd, high.x, high.y);
+              }
+            }
+          }
+        }
+        if (measures) {
+          uint32_t packed[2];
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            full[i] = max(full[i] & 0xffff, full[i] >> 16);
+            below[i] = max(below[i] & 0xffff, below[i] >> 16);
+            packed[i] = full[i] | below[i] << 16;
+            packed[i] = __vmaxu2(packed[i], __shfl_xor_sync(~0u, packed[i], 1));
+            packed[i] = __vmaxu2(packed[i], __shfl_xor_sync(~0u, packed[i], 2));
+          }
+          ptx::barrier_wait(barrier(shared.maxima_free[batch & 1]), (batch / 2 & 1) ^ 1);
+          const int row = g + t % 2 * 8;
+          const uint32_t to = ptx::shared_address(&shared.maxima[batch & 1][rank][w][row]);
+          for (int i = t / 2; i < plan.cluster; i += 2) {
+            send(cluster_address(to, i), t % 2 ? packed[1] : packed[0], cluster_address(barrier(shared.maxima_full[batch & 1]), i));
+          }
+        }
+        if constexpr (kTiles > 0) {
+          const int box = turn & 1;
+          ptx::barrier_wait(barrier(shared.sums_free[box]), (turn / 2 & 1) ^ 1);
+          ++turn;
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int row = tile * kTile + g + half * 8, owner = row % plan.cluster;
+            const int at = ((rank * k_parts + k_part) * (capacity / plan.cluster) + row / plan.cluster) * columns +
+                           column_part * kTiles * 8 + 2 * t;
+            const uint32_t to =
+                cluster_address(ptx::shared_address(sums + box * sums_bytes(plan)) + at * 4, owner);
+            const uint32_t full_box = cluster_address(barrier(shared.sums_full[box]), owner);
+#pragma unroll
+            for (int n = 0; n < kTiles; ++n) send(to + n * 32, sum[n][half * 2], sum[n][half * 2 + 1], full_box);
+          }
+        }
+      };
+
+      const auto multiply_typed = [&](auto tiles_constant, int group) {
+        const int first = (group * plan.column_parts + column_part) * plan.blocks_a_warp;
+        if (shared.mixed )
+          multiply(tiles_constant, std::true_type(), first, group == 0);
+        else
+          multiply(tiles_constant, std::false_type(), first, group == 0);
+      };
+      if (groups == 0) multiply(std::integral_constant<int, 0>(), std::false_type(), 0, true);
+      for (int group = 0; group < groups; ++group) {
+        if (plan.blocks_a_warp == 1)
+          multiply_typed(std::integral_constant<int, 2>(), group);
+        else
+          multiply_typed(std::integral_constant<int, 4>(), group);
+      }
+      __syncwarp();
+      if (lane == 0) arrive(barrier(shared.empty[buffer]));
+    }
+  } else {
+    const int thread = static_cast<int>(threadIdx.x) - (1 + kMultiplyWarps) * 32;
+    const int k_parts = kMultiplyWarps / plan.tiles / plan.column_parts;
+    const int row_units = args.q ? max(0, min(plan.slice, args.k_pitch - start)) / 8 : 0;
+    const int next_row = row_units ? kQuantizeThreads / row_units : 0;
+    const int next_unit = row_units ? kQuantizeThreads % row_units : 0;
+    const int own_rows = capacity / plan.cluster;
+    add_up_bias(args, static_cast<int>(blockIdx.x) * kQuantizeThreads + thread, gridDim.x * kQuantizeThreads);
+
+    for (int batch = 0, turn = 0; batch < batches; ++batch) {
+      const int buffer = batch % plan.buffers, box = batch & 1;
+      const int first = batch_first(batch), rows = rows_of(batch);
+      if (thread == 0) {
+        ptx::barrier_expect_bytes(barrier(shared.maxima_full[box]), plan.cluster * kMultiplyWarps * kTile * 4);
+      }
+      ptx::barrier_wait(barrier(shared.maxima_full[box]), batch / 2 & 1);
+      if (thread < rows) {
+        uint32_t packed = 0;
+        for (int i = 0; i < plan.cluster; ++i) {
+          for (int w = thread / kTile; w < kMultiplyWarps; w += plan.tiles)
+            packed = __vmaxu2(packed, shared.maxima[box][i][w][thread % kTile]);
+        }
+        const uint32_t full = magnitude_bits(decode16(packed & 0xffff, x_f16));
+        uint32_t below = full;
+        if constexpr (!kPlain) {
+          // Magnitudes below the limit came as themselves minus the limit, modulo 2^16, and so above all the others.
+          const uint32_t wrapped = (packed >> 16) + plan.limit;
+          const auto largest = static_cast<uint16_t>(wrapped >= 0x10000u ? wrapped : 0);
+          below = magnitude_bits(measured<kPlain>(args.spec, decode16(largest, x_f16)));
+        }
+        Row& row = shared.row[box][thread];
+        int exponent = shared.exponent;
+        if (args.row_slot) {
+          row.slot = args.row_slot[first + thread];
+          exponent = INT_MIN;
+          for (int i = 0; i < plan.blocks; ++i) {
+            if (shared.block[i].slot == row.slot) exponent = max(exponent, shared.block[i].term_exponent);
+          }
+        }
+        const PreparedRow prepared = prepare_row(args.spec, below, full, exponent);
+        row.factor = prepared.factor;
+        row.power = prepared.power;
+        if (rank == 0 && args.rows) args.rows[first + thread] = prepared.out;
+      }
+      ptx::named_sync<1>(kQuantizeThreads);
+      if (thread < plan.cluster) ptx::barrier_arrive_cluster(barrier(shared.maxima_free[box]), thread);
+
+      if (row_units) {
+        ptx::barrier_wait(barrier(shared.full[buffer]), batch / plan.buffers & 1);
+        const uint8_t* const x_tile = ring + buffer * buffer_bytes(plan);
+        int8_t* const q = args.q + static_cast<int64_t>(first) * args.k_pitch + start;
+        int r = thread / row_units, unit = thread % row_units;
+#pragma unroll 2
+        while (r < rows) {
+          uint4 bits = *reinterpret_cast<const uint4*>(x_tile + r * pitch + unit * 16);
+          if (unit * 8 >= valid) bits = {};
+          const float factor = shared.row[box][r].factor;
+          const float2 v0 = decode16x2(bits.x, x_f16), v1 = decode16x2(bits.y, x_f16);
+          const float2 v2 = decode16x2(bits.z, x_f16), v3 = decode16x2(bits.w, x_f16);
+          uint2 codes = {quantize<kPlain>(args.spec, factor, v0.x, v0.y, v1.x, v1.y),
+                         quantize<kPlain>(args.spec, factor, v2.x, v2.y, v3.x, v3.y)};
+          if (!kPlain && args.outliers.flags) {
+            const int k = start + unit * 8;
+            const uint32_t outliers = args.outliers.flags[k / 32] >> k % 32 & 0xff;
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+              if (outliers >> j & 1) codes.x &= ~(0xffu << j * 8);
+              if (outliers >> (j + 4) & 1) codes.y &= ~(0xffu << j * 8);
+            }
+          }
+          *reinterpret_cast<uint2*>(q + static_cast<int64_t>(r) * args.k_pitch + unit * 8) = codes;
+          r += next_row;
+          unit += next_unit;
+          if (unit >= row_units) {
+            unit -= row_units;
+            ++r;
+          }
+        }
+      }
+      __syncwarp();
+      if (lane == 0) arrive(barrier(shared.empty[buffer]));
+
+      for (int group = 0; group < groups; ++group, ++turn) {
+        const int sum_box = turn & 1;
+        if (thread == 0) ptx::barrier_expect_bytes(barrier(shared.sums_full[sum_box]), sums_bytes(plan));
+        ptx::barrier_wait(barrier(shared.sums_full[sum_box]), turn / 2 & 1);
+        const float* const mail = reinterpret_cast<const float*>(sums + sum_box * sums_bytes(plan));
+        for (int i = thread; i < own_rows * columns; i += kQuantizeThreads) {
+          const int index = i / columns, column = i % columns;
+          const int r = index * plan.cluster + rank, at = group * (columns / kBlock) + column / kBlock;
+          if (r >= rows || at >= plan.blocks) continue;
+          const Block& block = shared.block[at];
+          if (!block.a || block.low) continue;  // the low parts join the high ones
+          const auto total = [&](int offset) {
+            float value = 0.f;
+            for (int source = 0; source < plan.cluster * k_parts; ++source)
+              value += mail[(source * own_rows + index) * columns + column + offset];
+            return value;
+          };
+          const Row& row = shared.row[box][r];
+          const int j = column % kBlock;
+          const bool present = j < block.ranks && (!args.row_slot || block.slot == row.slot);
+          float value = 0.f;
+          if (present) {
+            value = total(0);
+            if (block.split) value += total(kBlock);
+            value = scalbnf(value * block.scale, -block.exponent - row.power);
+          }
+          uint16_t* const h = block.h + static_cast<int64_t>(first + r) * block.up_columns + j;
+          const uint16_t high = encode16(value, block.b_f16);
+          h[0] = high;
+          if (block.split) {
+            h[kBlock] = encode16(present ? value - decode16(high, block.b_f16) : 0.f, block.b_f16);
+            h[2 * kBlock] = high;
+          }
+        }
+        ptx::named_sync<1>(kQuantizeThreads);
+        if (thread < plan.cluster) ptx::barrier_arrive_cluster(barrier(shared.sums_free[sum_box]), thread);
+      }
+    }
+  }
+  __syncwarp();
+  ptx::cluster_sync();  // a block's shared memory outlives the messages of its peers
+#else
+  (void)args;
+  (void)plan;
+#endif
+}
+
+int blocks_of(const PrepareArgs& args) {
+  int blocks = 0;
+  for (int i = 0; i < args.member_count; ++i) {
+    const AdapterView& ad = args.member[i].adapters;
+    blocks = first_block(ad, blocks) + ad.down_columns / kBlock;
+  }
+  return blocks;
+}
+
+int shared_bytes(const Plan& plan) {
+  return shared_header() + 2 * sums_bytes(plan) + a_bytes(plan) + plan.buffers * buffer_bytes(plan);
+}
+
+// A plan of this shape with as many buffers as fit; no buffers: it does not fit.
+Plan shape(int m, int k, int blocks, int cluster, int tiles, bool a_resident, const Limits& limits) {
+  Plan plan{};
+  plan.cluster = cluster;
+  plan.slice = round_up((k + cluster - 1) / cluster, 32);
+  plan.tiles = tiles;
+  plan.a_resident = a_resident;
+  plan.blocks = blocks;
+  plan.blocks_a_warp = blocks <= 1 ? 1 : 2;
+  plan.column_parts = 1;
+  while (plan.column_parts * plan.blocks_a_warp < blocks && plan.column_parts * tiles < kMultiplyWarps)
+    plan.column_parts *= 2;
+  plan.buffers = std::clamp((limits.shared_bytes - shared_bytes(plan)) / buffer_bytes(plan), 0, kMaxBuffers);
+  plan.clusters = std::min((m + kTile - 1) / kTile, limits.multiprocessors / cluster);
+  return plan;
+}
+
+template <class X>
+void launch(const PrepareArgs& args, const Plan& plan, const Limits& limits, cudaStream_t stream) {
+  Launch launch(limits, dim3(static_cast<unsigned>(plan.clusters * plan.cluster)), kThreads, shared_bytes(plan), stream,
+                plan.cluster);
+  const auto kernel = is_plain(args.spec) ? prepare_rows<X, true> : prepare_rows<X, false>;
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config, kernel, args, plan),
+                "prepare: M = %d, K = %d, %d blocks of columns, clusters of %d", args.m, args.k, plan.blocks,
+                plan.cluster);
+}
+
+template <class X>
+void set_up(const Limits& limits) {
+  for (const auto kernel : {prepare_rows<X, true>, prepare_rows<X, false>}) {
+    OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
+                  "prepare: %d bytes of shared memory", limits.shared_bytes);
+  }
+}
+
+}  // namespace
+}  // namespace octolora::cuda
