@@ -5,38 +5,11 @@
 
 set(OCTOLORA_CUDA_ARCHS_RELEASE 80-real 86-real 89-real 90a-real 100-real 120-real 120-virtual)
 
-# The release list without what this nvcc is too old for, ending with PTX of the newest that is left.
-function(octolora_release_archs nvcc out)
-  execute_process(COMMAND ${nvcc} --list-gpu-code OUTPUT_VARIABLE known ERROR_VARIABLE known)
-  set(kept)
-  set(left_out)
-  foreach(arch IN LISTS OCTOLORA_CUDA_ARCHS_RELEASE)
-    string(REGEX MATCH "^[0-9]+" number ${arch})  # the list names no variants such as 90a
-    if(known MATCHES "sm_${number}[^0-9a-z]")
-      list(APPEND kept ${arch})
-      set(newest ${number})
-    else()
-      list(APPEND left_out ${arch})
-    endif()
-  endforeach()
-  if(NOT kept)
-    message(FATAL_ERROR "${nvcc} --list-gpu-code names none of ${OCTOLORA_CUDA_ARCHS_RELEASE}; it says:\n${known}")
-  endif()
-  if(left_out)
-    if(OCTOLORA_CUDA STREQUAL "ON")
-      message(FATAL_ERROR "${nvcc} is too old for ${left_out}")
-    endif()
-    message(STATUS "Octolora: ${nvcc} is too old for ${left_out}, which are left out; PTX of ${newest} instead")
-    list(APPEND kept ${newest}-virtual)
-  endif()
-  set(${out} ${kept} PARENT_SCOPE)
-endfunction()
-
 # Turns OCTOLORA_CUDA_ARCHS into CMAKE_CUDA_ARCHITECTURES and into a text for octolora_version() ("sm_80 sm_90a"). A
 # bare number such as 90a means machine code alone: what a developer's machine needs.
-function(octolora_cuda_archs requested nvcc out_architectures out_text)
+function(octolora_cuda_archs requested out_architectures out_text)
   if(requested STREQUAL "release")
-    octolora_release_archs(${nvcc} requested)
+    set(requested ${OCTOLORA_CUDA_ARCHS_RELEASE})
   endif()
   set(architectures)
   set(names)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# cmake -D HEADER= -D LIBRARY= -D NM= -D READELF= -D BUILD_ROOTS=a|b -D DEBUG_INFO=0|1 -D SANITIZE=
+# cmake -D HEADER= -D LIBRARY= -D NM= -D READELF= -D BUILD_ROOTS=a|b -D DEBUG_INFO=0|1 -D SANITIZE= -D GLIBC=
 #       -P CheckExports.cmake
 #
 # The shared library exports exactly what the header declares, carries its SONAME and no RPATH or RUNPATH, needs no
-# library but the C runtime's, and does not mention the folders it was built in.
+# library but the C runtime's, of version GLIBC or older, and does not mention the folders it was built in. Built with
+# a C library newer than 2.36 it may need that one: its headers choose newer functions.
 
 cmake_minimum_required(VERSION 3.25)
 
@@ -60,6 +61,22 @@ if(NOT SANITIZE)
     endif()
   endforeach()
 endif()
+set(newest 2.2.5)
+if(NOT SANITIZE)
+  execute_process(COMMAND ${READELF} -V -W ${LIBRARY} OUTPUT_VARIABLE versions COMMAND_ERROR_IS_FATAL ANY)
+  string(REGEX MATCHALL "Name: GLIBC_[0-9.]+" versions "${versions}")
+  foreach(version IN LISTS versions)
+    string(REPLACE "Name: GLIBC_" "" version ${version})
+    if(version VERSION_GREATER newest)
+      set(newest ${version})
+    endif()
+  endforeach()
+  execute_process(COMMAND getconf GNU_LIBC_VERSION OUTPUT_VARIABLE own)
+  string(REGEX MATCH "[0-9.]+" own "${own}")
+  if(newest VERSION_GREATER GLIBC AND own VERSION_LESS_EQUAL 2.36)
+    string(APPEND failures "\n  needs glibc ${newest}, where ${GLIBC} is promised")
+  endif()
+endif()
 if(NOT DEBUG_INFO)
   string(REPLACE "|" ";" roots "${BUILD_ROOTS}")
   foreach(root IN LISTS roots)
@@ -73,4 +90,4 @@ endif()
 if(failures)
   message(FATAL_ERROR "${LIBRARY}:${failures}")
 endif()
-message(STATUS "${count} functions, exactly those of the header; no RUNPATH")
+message(STATUS "${count} functions, exactly those of the header; no RUNPATH; glibc ${newest} or newer")

@@ -31,6 +31,9 @@ struct Scene {
   octolora_slots* made_slots = nullptr;
   std::unique_ptr<Buffer> x, y, workspace;
   size_t workspace_bytes = 0;
+  Linear twin;
+  std::unique_ptr<Buffer> twin_y, row_slot, group_workspace;
+  size_t group_bytes = 0;
 
   Scene(octolora_device* d, bool on_cuda) : device(d), cuda(on_cuda) {
     problem.m = 3, problem.n = 5, problem.k = 7;
@@ -57,6 +60,11 @@ struct Scene {
     x->write(problem.x.bytes.data());
     y.reset(new Buffer(d, on_cuda, 15 * 4));
     workspace.reset(new Buffer(d, on_cuda, workspace_bytes + 256));
+    twin = make_linear(d, problem);
+    twin_y.reset(new Buffer(d, on_cuda, 15 * 4));
+    row_slot.reset(new Buffer(d, on_cuda, 3 * 4));
+    CHECK_OK(group([](Group&) {}, Ask::workspace));
+    group_workspace.reset(new Buffer(d, on_cuda, group_bytes + 256));
   }
 
   octolora_status create() { return octolora_linear_create(device, &desc, &made_linear); }
@@ -91,6 +99,35 @@ struct Scene {
     change(c);
     return forward(c);
   }
+
+  // The same as a description, with two outputs, of `linear` and of its twin without slots.
+  struct Group {
+    octolora_forward_desc desc;
+    octolora_output outputs[OCTOLORA_MAX_OUTPUTS + 1];
+    octolora_stream stream;
+  };
+  enum class Ask { forward, workspace };
+  octolora_status group(const std::function<void(Group&)>& change, Ask ask = Ask::forward) {
+    Group g = {};
+    for (octolora_output& output : g.outputs) {
+      output.struct_size = sizeof output;
+      output.linear = twin.get();
+      output.y = twin_y->get();
+    }
+    g.outputs[0].linear = linear.get();
+    g.outputs[0].slots = slots.get();
+    g.outputs[0].y = y->get();
+    g.desc.struct_size = sizeof g.desc;
+    g.desc.rows = 3;
+    g.desc.x = x->get();
+    g.desc.outputs = g.outputs;
+    g.desc.output_count = 2;
+    g.desc.workspace = group_workspace ? group_workspace->get() : nullptr;
+    g.desc.workspace_bytes = group_bytes;
+    change(g);
+    return ask == Ask::forward ? octolora_forward(&g.desc, g.stream)
+                               : octolora_forward_workspace(&g.desc, &group_bytes);
+  }
 };
 
 char* shifted(void* p, int bytes) { return static_cast<char*>(p) + bytes; }
@@ -114,6 +151,7 @@ struct BadCall {
 std::vector<BadCall> bad_calls() {
   using S = Scene&;
   using C = Scene::Call&;
+  using G = Scene::Group&;
   const octolora_status bad = OCTOLORA_INVALID_ARGUMENT;
   return {
       {"device: NULL result", bad, {"device", "NULL"}, [](S) { return octolora_device_create(OCTOLORA_CPU, nullptr); }},
@@ -463,6 +501,177 @@ std::vector<BadCall> bad_calls() {
          return octolora_stream_synchronize(s.device, stream);
        })},
 
+      {"group: NULL desc", bad, {"desc", "NULL"}, [](S) { return octolora_forward(nullptr, nullptr); }},
+      {"group: struct_size 16",
+       bad,
+       {"desc.struct_size = 16", "64"},
+       [](S s) { return s.group([](G g) { g.desc.struct_size = 16; }); }},
+      {"group: no outputs",
+       bad,
+       {"output_count = 0", "1 to 8"},
+       [](S s) { return s.group([](G g) { g.desc.output_count = 0; }); }},
+      {"group: 9 outputs",
+       bad,
+       {"output_count = 9", "1 to 8"},
+       [](S s) { return s.group([](G g) { g.desc.output_count = 9; }); }},
+      {"group: NULL outputs",
+       bad,
+       {"outputs", "NULL"},
+       [](S s) { return s.group([](G g) { g.desc.outputs = nullptr; }); }},
+      {"group: struct_size 0 of an output",
+       bad,
+       {"outputs[0].struct_size = 0", "48"},
+       [](S s) { return s.group([](G g) { g.outputs[0].struct_size = 0; }); }},
+      {"group: outputs of two sizes",
+       bad,
+       {"outputs[1].struct_size = 56", "48"},
+       [](S s) { return s.group([](G g) { g.outputs[1].struct_size = 56; }); }},
+      {"group: NULL linear",
+       bad,
+       {"outputs[1].linear", "NULL"},
+       [](S s) { return s.group([](G g) { g.outputs[1].linear = nullptr; }); }},
+      {"group: activation 4",
+       bad,
+       {"outputs[1].activation = 4"},
+       [](S s) { return s.group([](G g) { g.outputs[1].activation = 4; }); }},
+      {"group: activation -1",
+       bad,
+       {"outputs[0].activation = -1"},
+       [](S s) { return s.group([](G g) { g.outputs[0].activation = -1; }); }},
+      {"group: slots of another linear",
+       bad,
+       {"outputs[1].slots", "n = 5, k = 7"},
+       [](S s) { return s.group([&](G g) { g.outputs[1].slots = s.slots.get(); }); }},
+      {"group: another mode",
+       bad,
+       {"outputs[1].linear", "OCTOLORA_W8A16", "OCTOLORA_W8A8_DYNAMIC"},
+       [](S s) { return s.group([&](G g) { g.outputs[1].linear = s.w8a16.get(); }); }},
+      {"group: another k",
+       bad,
+       {"outputs[1].linear", "k = 6 and 7"},
+       [](S s) {
+         Problem other = s.problem;
+         other.k = 6;
+         const Linear linear = make_linear(s.device, other);
+         return s.group([&](G g) { g.outputs[1].linear = linear.get(); });
+       }},
+      {"group: another threshold",
+       bad,
+       {"outputs[1].linear", "outlier_threshold 6 and 0"},
+       [](S s) {
+         Problem other = s.problem;
+         other.threshold = 6;
+         const Linear linear = make_linear(s.device, other);
+         return s.group([&](G g) { g.outputs[1].linear = linear.get(); });
+       }},
+      {"group: another divisor",
+       bad,
+       {"outputs[1].linear", "x_divisor 127.5 and 127"},
+       [](S s) {
+         Problem other = s.problem;
+         other.x_divisor = 127.5;
+         const Linear linear = make_linear(s.device, other);
+         return s.group([&](G g) { g.outputs[1].linear = linear.get(); });
+       }},
+      {"group: another rounding of x",
+       bad,
+       {"outputs[1].linear", "round_x 1 and 0"},
+       [](S s) {
+         Problem other = s.problem;
+         other.round_x = true;
+         const Linear linear = make_linear(s.device, other);
+         return s.group([&](G g) { g.outputs[1].linear = linear.get(); });
+       }},
+      {"group: another device",
+       bad,
+       {"outputs[1].linear", "octolora_device"},
+       [](S s) {
+         const Device device = open_device(s.cuda ? 0 : OCTOLORA_CPU);
+         const Linear linear = make_linear(device.get(), s.problem);
+         return s.group([&](G g) { g.outputs[1].linear = linear.get(); });
+       }},
+      {"group: rows -1", bad, {"rows = -1"}, [](S s) { return s.group([](G g) { g.desc.rows = -1; }); }},
+      {"group: x_dtype 3", bad, {"x_dtype = 3"}, [](S s) { return s.group([](G g) { g.desc.x_dtype = 3; }); }},
+      {"group: y_dtype 3", bad, {"y_dtype = 3"}, [](S s) { return s.group([](G g) { g.desc.y_dtype = 3; }); }},
+      {"group: NULL x", bad, {"x", "NULL"}, [](S s) { return s.group([](G g) { g.desc.x = nullptr; }); }},
+      {"group: NULL y",
+       bad,
+       {"outputs[1].y", "NULL"},
+       [](S s) { return s.group([](G g) { g.outputs[1].y = nullptr; }); }},
+      {"group: misaligned y",
+       bad,
+       {"outputs[1].y = ", "4 bytes"},
+       [](S s) { return s.group([](G g) { g.outputs[1].y = shifted(g.outputs[1].y, 2); }); }},
+      {"group: misaligned residual",
+       bad,
+       {"outputs[0].residual = ", "4 bytes"},
+       [](S s) { return s.group([](G g) { g.outputs[0].residual = shifted(g.outputs[0].y, 2); }); }},
+      {"group: misaligned gate",
+       bad,
+       {"outputs[1].gate = ", "4 bytes"},
+       [](S s) { return s.group([](G g) { g.outputs[1].gate = static_cast<const char*>(g.desc.x) + 1; }); }},
+      {"group: misaligned row_slot",
+       bad,
+       {"row_slot = ", "4 bytes"},
+       [](S s) {
+         return s.group([&](G g) { g.desc.row_slot = reinterpret_cast<int32_t*>(shifted(s.row_slot->get(), 2)); });
+       }},
+      {"group: one y for two outputs",
+       bad,
+       {"outputs[1].y", "outputs[0].y", "overlap", "60 bytes"},
+       [](S s) { return s.group([](G g) { g.outputs[1].y = g.outputs[0].y; }); }},
+      {"group: y is x",
+       bad,
+       {"outputs[1].y", "x (84 bytes", "overlap"},
+       [](S s) { return s.group([](G g) { g.outputs[1].y = const_cast<void*>(g.desc.x); }); }},
+      {"group: the residual is another's y",
+       bad,
+       {"outputs[0].residual", "outputs[1].y", "overlap"},
+       [](S s) { return s.group([](G g) { g.outputs[0].residual = g.outputs[1].y; }); }},
+      {"group: the residual is part of y",
+       bad,
+       {"outputs[0].residual", "outputs[0].y", "overlap"},
+       [](S s) { return s.group([](G g) { g.outputs[0].residual = shifted(g.outputs[0].y, 4); }); }},
+      {"group: the gate is in y",
+       bad,
+       {"outputs[1].gate (20 bytes", "outputs[0].y", "overlap"},
+       [](S s) { return s.group([](G g) { g.outputs[1].gate = g.outputs[0].y; }); }},
+      {"group: row_slot is in y",
+       bad,
+       {"row_slot (12 bytes", "outputs[0].y", "overlap"},
+       [](S s) { return s.group([](G g) { g.desc.row_slot = static_cast<const int32_t*>(g.outputs[0].y); }); }},
+      {"group: the workspace of fewer outputs",
+       OCTOLORA_WORKSPACE_TOO_SMALL,
+       {"workspace_bytes"},
+       [](S s) { return s.group([](G g) { g.desc.workspace_bytes -= 1; }); }},
+      {"group: NULL workspace",
+       bad,
+       {"workspace", "NULL"},
+       [](S s) { return s.group([](G g) { g.desc.workspace = nullptr; }); }},
+      {"group: misaligned workspace",
+       bad,
+       {"workspace", "256"},
+       [](S s) { return s.group([](G g) { g.desc.workspace = shifted(g.desc.workspace, 64); }); }},
+      {"group: stream on the CPU", bad, {"stream"}, on_cpu_stream([](S s, octolora_stream stream) {
+         return s.group([=](G g) { g.stream = stream; });
+       })},
+      {"group workspace: NULL result",
+       bad,
+       {"bytes", "NULL"},
+       [](S s) {
+         octolora_status status = OCTOLORA_OK;
+         s.group([&](G g) { status = octolora_forward_workspace(&g.desc, nullptr); });
+         return status;
+       }},
+      {"group workspace: NULL desc",
+       bad,
+       {"desc", "NULL"},
+       [](S s) { return octolora_forward_workspace(nullptr, &s.workspace_bytes); }},
+      {"group workspace: 9 outputs",
+       bad,
+       {"output_count = 9"},
+       [](S s) { return s.group([](G g) { g.desc.output_count = 9; }, Scene::Ask::workspace); }},
+
       {"quantized: W8A16",
        OCTOLORA_UNSUPPORTED,
        {"W8A16", "5", "7"},
@@ -559,7 +768,8 @@ void names_and_versions() {
 }
 
 // Each thread has its own message; a success does not wipe it.
-void messages_by_thread(octolora_device* device) {
+void messages_by_thread(const Options& options, octolora_device* device) {
+  needs_threads(options);
   octolora_device_set_threads(device, 1025);
   const std::string mine = octolora_last_error();
   std::string fresh, other;
@@ -686,8 +896,38 @@ void no_rows(octolora_device* device, bool cuda) {
   size_t bytes = 1;
   CHECK_OK(octolora_linear_workspace(s.linear.get(), s.slots.get(), 0, OCTOLORA_FLOAT16, &bytes));
   CHECK_OK(octolora_linear_forward(s.linear.get(), s.slots.get(), nullptr, 0, nullptr, 0, 0, nullptr, bytes, nullptr));
+  CHECK_OK(s.group([](Scene::Group& g) {
+    g.desc.rows = 0;
+    g.desc.x = g.desc.workspace = nullptr;
+    g.outputs[0].y = g.outputs[1].y = nullptr;
+    CHECK_OK(octolora_forward_workspace(&g.desc, &g.desc.workspace_bytes));
+  }));
   CHECK_OK(
       octolora_linear_quantized(s.linear.get(), nullptr, 0, nullptr, nullptr, nullptr, 0, nullptr, bytes, nullptr));
+}
+
+// A description of a later version, whose structs have grown at their ends, means the same.
+void grown_structs(octolora_device* device, bool cuda) {
+  Scene s(device, cuda);
+  struct Grown {
+    octolora_output output;
+    int64_t later;
+  } grown[2] = {};
+  CHECK_OK(s.group([&](Scene::Group& g) {
+    for (int i = 0; i < 2; ++i) {
+      grown[i].output = g.outputs[i];
+      grown[i].output.struct_size = sizeof grown[i];
+      grown[i].later = -1;
+    }
+    g.desc.outputs = &grown[0].output;
+  }));
+  CHECK_OK(octolora_stream_synchronize(device, nullptr));
+  for (const Buffer* y : {s.y.get(), s.twin_y.get()}) {
+    const std::vector<uint8_t> bytes = y->read();
+    for (int i = 0; i < 15; ++i)
+      if (decode(Type::f32, &bytes[4 * i]) != 1.f)
+        fail("y[%d] = %g, expected the bias, 1", i, decode(Type::f32, &bytes[4 * i]));
+  }
 }
 
 // Asking does not overflow: the most rows there can be need more than fewer do.
@@ -717,13 +957,14 @@ void fill(Suite& suite, const Options& options) {
     suite.add(bad.name, [=] { bad_call(device.get(), cuda, bad); });
   }
   suite.add("names and versions", names_and_versions);
-  suite.add("messages by thread", [=] { messages_by_thread(device.get()); });
+  suite.add("messages by thread", [=] { messages_by_thread(options, device.get()); });
   suite.add("destroy NULL", destroy_null);
   suite.add("presence of CUDA", cuda_presence);
   suite.add("device info", [=] { info(device.get(), options.ordinal); });
   suite.add("allocation", [=] { allocation(device.get()); });
   suite.add("weight memory", [=] { weight_memory(device.get()); });
   suite.add("destroyed in any order", [=] { any_order(options.ordinal); });
+  suite.add("grown structs", [=] { grown_structs(device.get(), cuda); });
   suite.add("no rows", [=] { no_rows(device.get(), cuda); });
   suite.add("workspace of many rows", [=] { workspace_grows(device.get()); });
 }

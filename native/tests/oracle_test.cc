@@ -47,6 +47,17 @@ void expect_same_rows(const Problem& p, const Expected& want, const std::vector<
   }
 }
 
+bool uses_a_slot(const Problem& p, int m) {
+  return p.row_slot.empty() || (p.row_slot[m] >= 0 && p.row_slot[m] < static_cast<int>(p.adapters.size()));
+}
+
+// want, with the rows that use a slot taken out.
+Expected rows_without_slot(const Problem& p, const Expected& want) {
+  Expected rows = want;
+  for (int m = 0; m < p.m; ++m) rows.not_finite[m] |= uses_a_slot(p, m);
+  return rows;
+}
+
 void forward_case(const Options& options, octolora_device* device, const Spec& spec) {
   const Problem p = make_problem(spec);
   const Expected want = evaluate(p, options.cuda() ? kCudaArithmetic : kCpuArithmetic);
@@ -63,6 +74,7 @@ void forward_case(const Options& options, octolora_device* device, const Spec& s
 
     if (!p.adapters.empty()) {  // slots that add nothing give the bits of the base alone
       const std::vector<uint8_t> base = runner.forward(nullptr);
+      expect_same_rows(p, rows_without_slot(p, want), base, y, "no slots and rows that use none");
       for (size_t i = 0; i < p.adapters.size(); ++i) {
         CHECK_OK(octolora_slots_set_scale(slots.get(), static_cast<int32_t>(i), 0.f, nullptr));
       }
@@ -76,6 +88,111 @@ void forward_case(const Options& options, octolora_device* device, const Spec& s
   }
   if (memory_in_use(device) != before)
     fail("%llu bytes in use are left", (unsigned long long)(memory_in_use(device) - before));
+}
+
+// Several linears on one x: each output is what its linear gives.
+void group_case(const Options& options, octolora_device* device, const std::vector<Spec>& specs, bool in_place) {
+  std::vector<Problem> problems;
+  for (const Spec& spec : specs) problems.push_back(make_problem(spec));
+  for (Problem& p : problems) p.x = problems[0].x, p.row_slot = problems[0].row_slot;
+  std::vector<Linear> linears;
+  std::vector<Slots> slots;
+  std::vector<Runner::Member> members;
+  for (const Problem& p : problems) {
+    linears.push_back(make_linear(device, p));
+    slots.push_back(filled_slots(linears.back().get(), p));
+    members.push_back({linears.back().get(), slots.back().get(), &p});
+  }
+  Runner runner(device, options.cuda(), members, specs[0].x_offset, specs[0].y_offset, in_place);
+  const uint64_t ready = memory_in_use(device);
+  runner.forward();
+  if (memory_in_use(device) != ready) fail("a forward changed memory_in_use");
+  std::vector<std::vector<uint8_t>> y;
+  for (size_t i = 0; i < problems.size(); ++i) {
+    std::vector<const Problem*> beside;
+    for (size_t j = 0; j < problems.size(); ++j)
+      if (j != i) beside.push_back(&problems[j]);
+    y.push_back(runner.read_y(i));
+    const Expected want = evaluate(problems[i], options.cuda() ? kCudaArithmetic : kCpuArithmetic, beside);
+    try {
+      expect_close(problems[i], want, y[i]);
+    } catch (const Failure& failure) {
+      fail("output %zu: %s", i, failure.what());
+    }
+    // Where the linears share nothing but the codes, each has the bits that it has alone.
+    if (!options.cuda()) {
+      Runner alone(device, false, {members[i]}, specs[0].x_offset, specs[0].y_offset, in_place);
+      expect_same_rows(problems[i], want, y[i], alone.forward(), "in a group and alone");
+    }
+  }
+  runner.expect_intact();
+  runner.forward();
+  for (size_t i = 0; i < problems.size(); ++i)
+    if (runner.read_y(i) != y[i]) fail("output %zu: the same call gives other bits", i);
+}
+
+// Groups of 2 to 4 outputs, and one of as many as there may be, with everything drawn at random but x.
+std::vector<std::vector<Spec>> group_specs(const Options& options) {
+  Random random(options.seed + 7);
+  std::vector<std::vector<Spec>> groups;
+  const int32_t modes[] = {OCTOLORA_W8A8_DYNAMIC, OCTOLORA_W8A16, OCTOLORA_W8A8_STATIC, OCTOLORA_W8A8_DYNAMIC};
+  const int count = options.quick ? 12 : 60;
+  for (int i = 0; i < count; ++i) {
+    Spec shared;
+    shared.mode = modes[i % 4];
+    if (i % 8 == 3) shared.outlier_columns = 5;
+    shared.x_type = static_cast<Type>(random.below(3));
+    shared.y_type = static_cast<Type>(random.below(3));
+    shared.row_slots = static_cast<RowSlots>(i / 3 % 4);
+    shared.m = random.between(1, options.quick ? 40 : 200);
+    shared.k = random.between(1, options.quick ? 80 : 400);
+    if (i % 5 == 0) shared.k = (shared.k + 7) / 8 * 8;  // x may be read where it is
+    if (i % 6 == 1) shared.x_offset = random.below(4), shared.y_offset = random.below(4);
+    if (i % 10 == 9) shared.fill = Fill::exact;
+    if (i % 20 == 4) shared.fill = Fill::nan_rows;
+    std::vector<Spec> group(i % 16 == 15 ? OCTOLORA_MAX_OUTPUTS : random.between(2, 4), shared);
+    for (Spec& s : group) {
+      s.seed = random.next() % 1000000;
+      s.n = random.between(1, options.quick ? 70 : 300);
+      if (random.coin()) s.n = (s.n + 7) / 8 * 8;
+      s.bias = random.coin();
+      s.scale_per_channel = random.coin();
+      s.activation = shared.fill == Fill::exact ? OCTOLORA_ACTIVATION_NONE : random.below(4);
+      s.gate = random.coin();
+      s.residual = random.coin();
+      for (int j = random.below(4); j > 0; --j) {
+        const Type type = static_cast<Type>(random.below(3));
+        s.adapters.push_back({random.between(1, 40), type, type, j == 2 ? -0.5f : 0.8f,
+                              type == Type::f32 && random.coin(), random.coin()});
+      }
+    }
+    groups.push_back(std::move(group));
+  }
+  // q, k, v and mlp as the large tiles take them: nothing after the bias, all of it, and rows with slots of their own.
+  for (const RowSlots rows : {RowSlots::all, RowSlots::blocks}) {
+    for (const bool epilogue : {false, true}) {
+      for (const int32_t mode : {OCTOLORA_W8A8_DYNAMIC, OCTOLORA_W8A16}) {
+        std::vector<Spec> group;
+        for (const int n : {400, 136, 1032}) {
+          Spec s;
+          s.mode = mode;
+          s.m = options.quick ? 70 : 300, s.n = options.quick ? n / 8 / 2 * 8 : n, s.k = options.quick ? 144 : 704;
+          s.x_type = s.y_type = Type::bf16;
+          s.row_slots = rows;
+          s.bias = true;
+          if (n != 136) s.adapters = {{16, Type::bf16, Type::bf16, 0.7f, false, true}};
+          if (n == 1032) s.adapters.push_back({70, Type::f16, Type::f16, 0.4f, false, false});
+          s.activation = epilogue ? n % 3 + 1 : OCTOLORA_ACTIVATION_NONE;
+          s.gate = epilogue && n != 400;
+          s.residual = epilogue && n != 136;
+          s.seed = random.next() % 1000000;
+          group.push_back(s);
+        }
+        groups.push_back(std::move(group));
+      }
+    }
+  }
+  return groups;
 }
 
 template <class T>
@@ -369,6 +486,11 @@ void fill(Suite& suite, const Options& options) {
   }
   for (const Spec& spec : layer_specs(options)) {
     suite.add("layer " + spec.name(), [=] { layer_case(options, device.get(), spec); });
+  }
+  const std::vector<std::vector<Spec>> groups = group_specs(options);
+  for (size_t i = 0; i < groups.size(); ++i) {
+    suite.add(text("group %zu of %zu outputs, first %s", i, groups[i].size(), groups[i][0].name().c_str()),
+              [=] { group_case(options, device.get(), groups[i], i % 2); });
   }
   suite.add("quantized ties", [=] { quantized_case(options, device.get(), ties(), 0); });
   suite.add("write in pieces", [=] { write_case(options, device.get()); });

@@ -175,6 +175,7 @@ void power_of_two(const Options& options, octolora_device* device) {
 
 // One linear, one set of slots, four threads with their own x, y and workspace: each gets what it gets alone.
 void concurrent(const Options& options, octolora_device* device) {
+  needs_threads(options);
   constexpr int kThreads = 4;
   Spec s = base_spec(options, OCTOLORA_W8A8_DYNAMIC, Type::f32);
   s.adapters = {{16, Type::f32, Type::f32, 0.5f, false, false}};

@@ -239,7 +239,7 @@ OCTOLORA_API octolora_status octolora_forward_workspace(const octolora_forward_d
  * overlap, and a residual or a gate overlaps a y only where it is that residual's own y. Enqueues and returns: allocates
  * nothing, waits for nothing, may be captured in a CUDA graph. Two forwards that may run at the same time need two
  * workspaces. The same call on the same device gives the same bits. A NaN or an infinity in x makes its own row of
- * every y NaN or infinite (but for what the activation or a gate of 0 makes of an infinity) and no other. */
+ * every y NaN or infinite and no other. */
 OCTOLORA_API octolora_status octolora_forward(const octolora_forward_desc* desc, octolora_stream stream);
 
 /* One linear with every filled slot added, and nothing after it: octolora_forward_workspace and octolora_forward for

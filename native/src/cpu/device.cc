@@ -57,6 +57,8 @@ class CpuDevice final : public Device {
   std::unique_ptr<Linear> create_linear(const LinearSpec& spec, const octolora_linear_desc& desc) override {
     return std::make_unique<CpuLinear>(context_, spec, desc);
   }
+  size_t workspace(const ForwardArgs& args) const override { return forward_workspace(args); }
+  void forward(const ForwardArgs& args) const override { cpu::forward(args); }
 
  private:
   const std::shared_ptr<Context> context_;

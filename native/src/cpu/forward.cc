@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One call, y[M,N] = linear(x[M,K]), as steps whose tasks run on all threads:
+// One call, x[M,K] to y[M,N] of every output, as steps whose tasks run on all threads:
 //
 //   1  measure   only with an outlier threshold: the absolute maximum of every row, the outlier columns of the call
 //   then for every kPassRows rows, so that the scratch does not grow with M:
 //   2  prepare   rows of x become codes (W8A8) or fp32 (W8A16); and beside it, H = c·(x·Aᵀ) of every active slot, fp32
-//   3  multiply  a task owns a panel of channels and a chunk of rows: base product, outliers, s_w, H·Bᵀ, bias, store
+//   3  multiply  a task owns a panel of one output's channels and a chunk of rows: base product, outliers, s_w, H·Bᵀ,
+//                bias, activation, gate, residual, store
+//
+// Where rows name the slots that they use, steps 2 and 3 multiply the runs of rows that share one.
 //
 // A task computes the same bits whichever thread runs it, and a row the same bits whatever rows stand beside it.
 #include <cstring>
@@ -89,19 +92,27 @@ struct Scratch {
 // One call in progress.
 class Pass {
  public:
-  Pass(const CpuLinear& linear, const CpuSlots* slots, const void* x, Dtype x_type, int rows, void* workspace)
-      : linear_(linear),
-        spec_(linear.spec),
-        kernels_(linear.context_->kernels),
-        panels_(linear.panels_),
-        slots_(slots),
-        x_(static_cast<const char*>(x)),
-        x_type_(x_type),
-        rows_(rows),
-        scratch_(kernels_, spec_, panels_, slots != nullptr ? slots->columns() : 0, rows),
-        low_rank_stride_(slots != nullptr ? slots->columns() : 0),
-        pool_(linear.context_->pool, worth_threads()) {
-    char* base = static_cast<char*>(workspace);
+  explicit Pass(const ForwardArgs& args)
+      : args_(args),
+        linear_(*static_cast<const CpuLinear*>(args.outputs[0].linear)),
+        spec_(linear_.spec),
+        kernels_(linear_.context_->kernels),
+        panels_(linear_.panels_),
+        x_(static_cast<const char*>(args.x)),
+        x_type_(args.x_type),
+        rows_(args.rows),
+        scratch_(kernels_, spec_, panels_, low_rank_columns(args), args.rows),
+        low_rank_stride_(low_rank_columns(args)),
+        pool_(linear_.context_->pool, worth_threads(args)) {
+    int64_t column = 0;
+    for (int i = 0; i < args.output_count; ++i) {
+      const Output& output = args.outputs[i];
+      Member& member = members_[i];
+      member = {&output, static_cast<const CpuLinear*>(output.linear), static_cast<const CpuSlots*>(output.slots),
+                column};
+      if (member.slots != nullptr) column += member.slots->columns();
+    }
+    char* base = static_cast<char*>(args.workspace);
     codes_ = base + scratch_.codes;
     row_scale_ = reinterpret_cast<float*>(base + scratch_.row_scale);
     row_sum_ = reinterpret_cast<int32_t*>(base + scratch_.row_sum);
@@ -112,25 +123,31 @@ class Pass {
     outliers_ = reinterpret_cast<int32_t*>(base + scratch_.outliers);
   }
 
-  void forward(void* y, Dtype y_type) {
+  static size_t workspace(const ForwardArgs& args) {
+    const auto& linear = *static_cast<const CpuLinear*>(args.outputs[0].linear);
+    return Scratch(linear.context_->kernels, linear.spec, linear.panels_, low_rank_columns(args), args.rows).total;
+  }
+
+  void forward() {
     measure_all();
     for (int64_t first = 0; first < rows_; first += kPassRows) {
       const int64_t count = std::min(kPassRows, rows_ - first);
       prepare(first, count, nullptr, nullptr);
-      for_panels_and_chunks(count, [&](int64_t panel, int64_t row, int chunk) {
+      for_panels_and_chunks(count, [&](const Member& member, int64_t panel, int64_t row, int chunk) {
         alignas(64) float tile[kChunkRows * kMaxTileColumns];
+        const CpuLinear& linear = *member.linear;
         if (spec_.mode == Mode::w8a16) {
-          multiply_floats(panel, row, chunk, tile);
+          multiply_floats(linear, panel, row, chunk, tile);
         } else {
           alignas(64) int32_t sums[kChunkRows * kMaxTileColumns];
-          multiply_codes(panel, row, chunk, sums);
+          multiply_codes(linear, panel, row, chunk, sums);
           for (int i = 0; i < chunk; ++i) {
-            kernels_.scale_sums(sums + i * kernels_.columns, panels_.width(panel), correction(row + i),
+            kernels_.scale_sums(sums + i * kernels_.columns, linear.panels_.width(panel), correction(row + i),
                                 row_scale_[row + i], tile + i * kernels_.columns);
           }
-          add_outliers(panel, row, chunk, tile);
+          add_outliers(linear, panel, row, chunk, tile);
         }
-        finish(panel, row, chunk, tile, y, y_type, first);
+        finish(member, panel, row, chunk, tile, first);
       });
     }
   }
@@ -141,9 +158,9 @@ class Pass {
       const int64_t count = std::min(kPassRows, rows_ - first);
       prepare(first, count, codes, row_scale);
       if (sums == nullptr) continue;
-      for_panels_and_chunks(count, [&](int64_t panel, int64_t row, int chunk) {
+      for_panels_and_chunks(count, [&](const Member&, int64_t panel, int64_t row, int chunk) {
         alignas(64) int32_t tile[kChunkRows * kMaxTileColumns];
-        multiply_codes(panel, row, chunk, tile);
+        multiply_codes(linear_, panel, row, chunk, tile);
         const int width = panels_.rows_of(panel);
         for (int i = 0; i < chunk; ++i) {
           int32_t* to = sums + (first + row + i) * spec_.n + panel * panels_.columns;
@@ -156,11 +173,44 @@ class Pass {
   }
 
  private:
+  struct Member {
+    const Output* output;
+    const CpuLinear* linear;
+    const CpuSlots* slots;  // may be null
+    int64_t first_column;   // of H
+  };
+
+  static int64_t low_rank_columns(const ForwardArgs& args) {
+    int64_t columns = 0;
+    for (int i = 0; i < args.output_count; ++i) {
+      if (args.outputs[i].slots != nullptr) columns += static_cast<const CpuSlots*>(args.outputs[i].slots)->columns();
+    }
+    return columns;
+  }
+
   bool with_outliers() const { return spec_.mode == Mode::dynamic && spec_.outlier_threshold > 0.f; }
 
-  bool worth_threads() const {
-    const int64_t n = spec_.n, k = spec_.k;
-    return n * k + low_rank_stride_ * (n + k) >= kWorthThreads / rows_;
+  static bool worth_threads(const ForwardArgs& args) {
+    const int64_t k = args.outputs[0].linear->spec.k;
+    int64_t multiplications = low_rank_columns(args) * k;
+    for (int i = 0; i < args.output_count; ++i) {
+      const auto* slots = static_cast<const CpuSlots*>(args.outputs[i].slots);
+      multiplications += args.outputs[i].linear->spec.n * (k + (slots != nullptr ? slots->columns() : 0));
+    }
+    return multiplications >= kWorthThreads / args.rows;
+  }
+
+  // visit(first, count) for each run of rows among begin .. begin + rows - 1 of x, counted from begin, that use a slot.
+  template <class Visit>
+  void each_run(int slot, int64_t begin, int rows, const Visit& visit) const {
+    if (args_.row_slot == nullptr) return visit(0, rows);
+    const int32_t* row_slot = args_.row_slot + begin;
+    for (int first = 0; first < rows;) {
+      int end = first;
+      while (end < rows && row_slot[end] == slot) ++end;
+      if (end > first) visit(first, end - first);
+      first = end + 1;
+    }
   }
 
   const char* x_at(int64_t row, int64_t k) const {
@@ -261,26 +311,44 @@ class Pass {
   // x·Aᵀ is cut into tasks of about kDownColumns ranks: those of one slot in one group of rows share the widened x.
   int64_t down_panels_per_task() const { return std::max(1, kDownColumns / kernels_.columns); }
 
-  int64_t down_tasks_of(const CpuSlots::Slot& slot) const {
+  int64_t down_tasks_of(const CpuSlots& slots, const CpuSlots::Slot& slot) const {
     if (!slot.active()) return 0;
-    return (slots_->a_panels(slot.rank).count() + down_panels_per_task() - 1) / down_panels_per_task();
+    return (slots.a_panels(slot.rank).count() + down_panels_per_task() - 1) / down_panels_per_task();
   }
 
   int64_t down_tasks_per_group() const {
     int64_t tasks = 0;
-    if (slots_ != nullptr)
-      for (const CpuSlots::Slot& slot : slots_->slots()) tasks += down_tasks_of(slot);
+    for (int i = 0; i < args_.output_count; ++i) {
+      const CpuSlots* slots = members_[i].slots;
+      if (slots == nullptr) continue;
+      for (const CpuSlots::Slot& slot : slots->slots()) tasks += down_tasks_of(*slots, slot);
+    }
     return tasks;
   }
 
-  // Task `part` of those of all active slots, for rows first + row .. of x.
+  // Task `part` of those of all active slots of all outputs, for rows first + row .. of x.
   void down(int64_t first, int64_t row, int rows, int64_t part) {
-    const CpuSlots::Slot* slot = slots_->slots().data();
-    for (; part >= down_tasks_of(*slot); ++slot) part -= down_tasks_of(*slot);
-    const Panels a = slots_->a_panels(slot->rank);
+    for (int i = 0; i < args_.output_count; ++i) {
+      const CpuSlots* slots = members_[i].slots;
+      if (slots == nullptr) continue;
+      for (size_t slot = 0; slot < slots->slots().size(); ++slot) {
+        const int64_t tasks = down_tasks_of(*slots, slots->slots()[slot]);
+        if (part < tasks) {
+          each_run(static_cast<int>(slot), first + row, rows, [&](int begin, int count) {
+            down_run(members_[i], slots->slots()[slot], first, row + begin, count, part);
+          });
+          return;
+        }
+        part -= tasks;
+      }
+    }
+  }
+
+  void down_run(const Member& member, const CpuSlots::Slot& slot, int64_t first, int64_t row, int rows, int64_t part) {
+    const Panels a = member.slots->a_panels(slot.rank);
     const int64_t first_panel = part * down_panels_per_task();
     const int64_t end_panel = std::min(a.count(), first_panel + down_panels_per_task());
-    float* h = low_rank_ + row * low_rank_stride_ + slot->first_column;
+    float* h = h_at(member, slot, row);
 
     alignas(64) float piece[kPrepareRows * kDownPiece];
     for (int64_t k = 0; k < spec_.k; k += kDownPiece) {
@@ -290,14 +358,18 @@ class Pass {
         const int width = a.width(panel);
         for (int i = 0; i < rows; i += kernels_.rows) {
           kernels_.multiply_float(std::min(kernels_.rows, rows - i), width / kernels_.lanes,
-                                  slot->a.data() + a.offset(panel) + k * width, piece + i * kDownPiece, kDownPiece,
+                                  slot.a.data() + a.offset(panel) + k * width, piece + i * kDownPiece, kDownPiece,
                                   terms, h + i * low_rank_stride_ + panel * a.columns, low_rank_stride_, k > 0);
         }
       }
     }
-    const int64_t begin = first_panel * a.columns, end = std::min<int64_t>(slot->rank, end_panel * a.columns);
+    const int64_t begin = first_panel * a.columns, end = std::min<int64_t>(slot.rank, end_panel * a.columns);
     for (int i = 0; i < rows; ++i)
-      for (int64_t r = begin; r < end; ++r) h[i * low_rank_stride_ + r] *= slot->scale;
+      for (int64_t r = begin; r < end; ++r) h[i * low_rank_stride_ + r] *= slot.scale;
+  }
+
+  float* h_at(const Member& member, const CpuSlots::Slot& slot, int64_t row) const {
+    return low_rank_ + row * low_rank_stride_ + member.first_column + slot.first_column;
   }
 
   // Chunks of one panel follow each other: the threads share what is in the caches of the panel.
@@ -305,22 +377,27 @@ class Pass {
   void for_panels_and_chunks(int64_t count, const Task& task) {
     const int64_t chunk = kChunkRows / kernels_.rows * kernels_.rows;
     const int64_t chunks = (count + chunk - 1) / chunk;
-    pool_.run(panels_.count() * chunks, [&](int64_t i) {
+    int64_t panels = 0;
+    for (int i = 0; i < args_.output_count; ++i) panels += members_[i].linear->panels_.count();
+    pool_.run(panels * chunks, [&](int64_t i) {
       const int64_t row = i % chunks * chunk;
-      task(i / chunks, row, static_cast<int>(std::min(chunk, count - row)));
+      int64_t panel = i / chunks;
+      const Member* member = members_;
+      for (; panel >= member->linear->panels_.count(); ++member) panel -= member->linear->panels_.count();
+      task(*member, panel, row, static_cast<int>(std::min(chunk, count - row)));
     });
   }
 
-  const uint8_t* weights_at(int64_t panel, int64_t k) const {
-    return linear_.weight_.data() + panels_.offset(panel) + k * panels_.width(panel);
+  static const uint8_t* weights_at(const CpuLinear& linear, int64_t panel, int64_t k) {
+    return linear.weight_.data() + linear.panels_.offset(panel) + k * linear.panels_.width(panel);
   }
 
-  void multiply_codes(int64_t panel, int64_t row, int chunk, int32_t* tile) const {
-    const int64_t depth = panels_.depth();
+  void multiply_codes(const CpuLinear& linear, int64_t panel, int64_t row, int chunk, int32_t* tile) const {
+    const int64_t depth = linear.panels_.depth();
     for (int64_t k = 0; k < depth; k += kDepth) {
       for (int i = 0; i < chunk; i += kernels_.rows) {
-        kernels_.multiply_codes(std::min(kernels_.rows, chunk - i), panels_.width(panel) / kernels_.lanes,
-                                weights_at(panel, k),
+        kernels_.multiply_codes(std::min(kernels_.rows, chunk - i), linear.panels_.width(panel) / kernels_.lanes,
+                                weights_at(linear, panel, k),
                                 codes_ + (row + i) * scratch_.code_bytes + k * kernels_.code_bytes,
                                 scratch_.code_bytes / kernels_.code_bytes, std::min(kDepth, depth - k),
                                 tile + i * kernels_.columns, kernels_.columns, k > 0);
@@ -328,11 +405,11 @@ class Pass {
     }
   }
 
-  void multiply_floats(int64_t panel, int64_t row, int chunk, float* tile) const {
+  void multiply_floats(const CpuLinear& linear, int64_t panel, int64_t row, int chunk, float* tile) const {
     for (int64_t k = 0; k < spec_.k; k += kDepth) {
       for (int i = 0; i < chunk; i += kernels_.rows) {
-        kernels_.multiply_int8(std::min(kernels_.rows, chunk - i), panels_.width(panel) / kernels_.lanes,
-                               reinterpret_cast<const int8_t*>(weights_at(panel, k)),
+        kernels_.multiply_int8(std::min(kernels_.rows, chunk - i), linear.panels_.width(panel) / kernels_.lanes,
+                               reinterpret_cast<const int8_t*>(weights_at(linear, panel, k)),
                                floats_ + (row + i) * scratch_.float_stride + k, scratch_.float_stride,
                                std::min(kDepth, spec_.k - k), tile + i * kernels_.columns, kernels_.columns, k > 0);
       }
@@ -340,16 +417,16 @@ class Pass {
   }
 
   // tile += Σ_{k in O} x[m,k]·W[n,k], the columns' weights gathered from the panel.
-  void add_outliers(int64_t panel, int64_t row, int chunk, float* tile) const {
-    const int width = panels_.width(panel), group = panels_.group;
+  void add_outliers(const CpuLinear& linear, int64_t panel, int64_t row, int chunk, float* tile) const {
+    const int width = linear.panels_.width(panel), group = linear.panels_.group;
     for (int64_t first = 0; first < outlier_count_; first += kOutlierPiece) {
       const int64_t terms = std::min(kOutlierPiece, outlier_count_ - first);
       alignas(64) float weights[kOutlierPiece * kMaxTileColumns];
       for (int64_t i = 0; i < terms; ++i) {
         const int64_t k = outliers_[first + i];
-        const uint8_t* from = weights_at(panel, k / group * group) + k % group;
+        const uint8_t* from = weights_at(linear, panel, k / group * group) + k % group;
         for (int j = 0; j < width; ++j)
-          weights[i * width + j] = static_cast<float>(static_cast<int8_t>(from[j * group] ^ linear_.flip_));
+          weights[i * width + j] = static_cast<float>(static_cast<int8_t>(from[j * group] ^ linear.flip_));
       }
       multiply_low_rank(chunk, width, weights, floats_ + row * scratch_.float_stride + first, scratch_.float_stride,
                         terms, tile);
@@ -365,35 +442,51 @@ class Pass {
     }
   }
 
-  // s_w, adapters, bias, and the one rounding to y's type.
-  void finish(int64_t panel, int64_t row, int chunk, float* tile, void* y, Dtype y_type, int64_t first) const {
-    const int width = panels_.width(panel), there = panels_.rows_of(panel);
-    const int64_t channel = panel * panels_.columns;
+  // s_w, adapters, bias, what the output asks for after them, and the one rounding to y's type.
+  void finish(const Member& member, int64_t panel, int64_t row, int chunk, float* tile, int64_t first) const {
+    const CpuLinear& linear = *member.linear;
+    const int width = linear.panels_.width(panel), there = linear.panels_.rows_of(panel);
+    const int64_t channel = panel * linear.panels_.columns;
     for (int i = 0; i < chunk; ++i)
-      kernels_.multiply_by(tile + i * kernels_.columns, linear_.scale_.data() + channel, width);
-    if (slots_ != nullptr) {
-      for (const CpuSlots::Slot& slot : slots_->slots()) {
-        if (!slot.active()) continue;
-        multiply_low_rank(chunk, width, slot.b.data() + slots_->b_panels(slot.rank).offset(panel),
-                          low_rank_ + row * low_rank_stride_ + slot.first_column, low_rank_stride_, slot.rank, tile);
-        if (!slot.has_bias) continue;
-        for (int i = 0; i < chunk; ++i)
-          kernels_.add_scaled(tile + i * kernels_.columns, slot.scale, slot.bias.data() + channel, width);
-      }
+      kernels_.multiply_by(tile + i * kernels_.columns, linear.scale_.data() + channel, width);
+    const size_t slot_count = member.slots != nullptr ? member.slots->slots().size() : 0;
+    for (size_t index = 0; index < slot_count; ++index) {
+      const CpuSlots::Slot& slot = member.slots->slots()[index];
+      if (!slot.active()) continue;
+      each_run(static_cast<int>(index), first + row, chunk, [&](int begin, int count) {
+        float* v = tile + begin * kernels_.columns;
+        multiply_low_rank(count, width, slot.b.data() + member.slots->b_panels(slot.rank).offset(panel),
+                          h_at(member, slot, row + begin), low_rank_stride_, slot.rank, v);
+        if (!slot.has_bias) return;
+        for (int i = 0; i < count; ++i)
+          kernels_.add_scaled(v + i * kernels_.columns, slot.scale, slot.bias.data() + channel, width);
+      });
     }
+    const Output& output = *member.output;
+    const int64_t element = static_cast<int64_t>(size_of(args_.y_type));
+    alignas(64) float gate[kMaxTileColumns], residual[kMaxTileColumns];
+    if (output.gate != nullptr)
+      kernels_.widen(static_cast<const char*>(output.gate) + channel * element, args_.y_type, there, gate);
     for (int i = 0; i < chunk; ++i) {
       float* v = tile + i * kernels_.columns;
-      if (linear_.has_bias_) kernels_.add_scaled(v, 1.f, linear_.bias_.data() + channel, width);
-      const int64_t at = (first + row + i) * spec_.n + channel;
-      kernels_.narrow(v, there, y_type, static_cast<char*>(y) + at * static_cast<int64_t>(size_of(y_type)));
+      const int64_t at = ((first + row + i) * linear.spec.n + channel) * element;
+      if (linear.has_bias_) kernels_.add_scaled(v, 1.f, linear.bias_.data() + channel, width);
+      if (output.activation != Activation::none) kernels_.activate(v, there, output.activation);
+      if (output.gate != nullptr) kernels_.multiply_by(v, gate, there);
+      if (output.residual != nullptr) {
+        kernels_.widen(static_cast<const char*>(output.residual) + at, args_.y_type, there, residual);
+        kernels_.add_scaled(v, 1.f, residual, there);
+      }
+      kernels_.narrow(v, there, args_.y_type, static_cast<char*>(output.y) + at);
     }
   }
 
-  const CpuLinear& linear_;
+  const ForwardArgs& args_;
+  Member members_[OCTOLORA_MAX_OUTPUTS];
+  const CpuLinear& linear_;  // the first, for what all of them share
   const LinearSpec& spec_;
   const Kernels& kernels_;
   const Panels& panels_;
-  const CpuSlots* const slots_;
   const char* const x_;
   const Dtype x_type_;
   const int64_t rows_;
@@ -406,25 +499,26 @@ class Pass {
   float* row_scale_;        // s_x
   int32_t* row_sum_;        // Σ q
   float* floats_;           // W8A16: x as fp32; with outliers: their columns of x, side by side
-  float* low_rank_;         // H, the slots side by side
+  float* low_rank_;         // H, the slots of all outputs side by side
   Magnitudes* magnitudes_;  // of all rows of the call
   uint8_t* flags_;          // [k]
   int32_t* outliers_;       // the flagged k, ascending
   int64_t outlier_count_ = 0;
 };
 
-size_t CpuLinear::workspace(const Slots* slots, int rows, Dtype) const {
-  const int64_t columns = slots != nullptr ? static_cast<const CpuSlots*>(slots)->columns() : 0;
-  return Scratch(context_->kernels, spec, panels_, columns, rows).total;
-}
+size_t forward_workspace(const ForwardArgs& args) { return Pass::workspace(args); }
 
-void CpuLinear::forward(const ForwardArgs& args) const {
-  Pass(*this, static_cast<const CpuSlots*>(args.slots), args.x, args.x_type, args.rows, args.workspace)
-      .forward(args.y, args.y_type);
-}
+void forward(const ForwardArgs& args) { Pass(args).forward(); }
 
-void CpuLinear::quantized(const QuantizedArgs& args) const {
-  Pass(*this, nullptr, args.x, args.x_type, args.rows, args.workspace).quantized(args.sums, args.codes, args.row_scale);
+void CpuLinear::quantized(const QuantizedArgs& q) const {
+  ForwardArgs args;
+  args.x = q.x;
+  args.x_type = q.x_type;
+  args.rows = q.rows;
+  args.workspace = q.workspace;
+  args.output_count = 1;
+  args.outputs[0].linear = this;
+  Pass(args).quantized(q.sums, q.codes, q.row_scale);
 }
 
 }  // namespace octolora::cpu

@@ -73,6 +73,8 @@ struct Kernels {
   void (*multiply_by)(float* v, const float* factors, int64_t count);
   // v[i] = v[i] + factor * addends[i], two roundings
   void (*add_scaled)(float* v, float factor, const float* addends, int64_t count);
+  // v[i] = activation(v[i]), within a few roundings.
+  void (*activate)(float* v, int64_t count, Activation activation);
 };
 
 constexpr int kMaxTileColumns = 48;

@@ -208,6 +208,7 @@ const Kernels kAvx2 = {
     .scale_sums = scale_sums,
     .multiply_by = multiply_by,
     .add_scaled = add_scaled,
+    .activate = activate,
 };
 
 }  // namespace octolora::cpu

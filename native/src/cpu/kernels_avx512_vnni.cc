@@ -207,6 +207,7 @@ const Kernels kAvx512Vnni = {
     .scale_sums = scale_sums,
     .multiply_by = multiply_by,
     .add_scaled = add_scaled,
+    .activate = activate,
 };
 
 }  // namespace octolora::cpu

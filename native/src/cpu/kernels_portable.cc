@@ -142,6 +142,7 @@ const Kernels kPortable = {
     .scale_sums = scale_sums,
     .multiply_by = multiply_by,
     .add_scaled = add_scaled,
+    .activate = activate,
 };
 
 }  // namespace octolora::cpu

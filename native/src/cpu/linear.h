@@ -49,8 +49,6 @@ class CpuLinear final : public Linear {
   CpuLinear(const std::shared_ptr<Context>& context, const LinearSpec& spec, const octolora_linear_desc& desc);
   void write(int first_row, int rows, const int8_t* weight) override;
   std::unique_ptr<Slots> create_slots(const std::vector<int>& capacity, bool split) override;
-  size_t workspace(const Slots* slots, int rows, Dtype x_type) const override;
-  void forward(const ForwardArgs& args) const override;
   void quantized(const QuantizedArgs& args) const override;
 
  private:
@@ -64,5 +62,8 @@ class CpuLinear final : public Linear {
   Array<float> bias_;   // [n] in whole panels
   const bool has_bias_;
 };
+
+size_t forward_workspace(const ForwardArgs& args);
+void forward(const ForwardArgs& args);
 
 }  // namespace octolora::cpu

@@ -111,6 +111,30 @@ void add_scaled(float* v, float factor, const float* addends, int64_t count) {
   for (int64_t i = 0; i < count; ++i) v[i] += factor * addends[i];
 }
 
+inline float gelu_tanh(float v) {
+  // 1 + tanh(u) = 2 / (1 + exp(-2u)), which loses nothing where tanh(u) is near -1.
+  constexpr float kLinear = -1.5957691216057308f, kCubic = kLinear * 0.044715f;  // -2 sqrt(2 / pi)
+  return v / (1.f + __builtin_expf(v * (kCubic * v * v + kLinear)));
+}
+inline float gelu_erf(float v) { return 0.5f * v * (1.f + __builtin_erff(v * 0.70710678118654752f)); }
+inline float silu(float v) { return v / (1.f + __builtin_expf(-v)); }
+
+void activate(float* v, int64_t count, Activation activation) {
+  switch (activation) {
+    case Activation::none:
+      return;
+    case Activation::gelu_tanh:
+      for (int64_t i = 0; i < count; ++i) v[i] = gelu_tanh(v[i]);
+      return;
+    case Activation::gelu_erf:
+      for (int64_t i = 0; i < count; ++i) v[i] = gelu_erf(v[i]);
+      return;
+    case Activation::silu:
+      for (int64_t i = 0; i < count; ++i) v[i] = silu(v[i]);
+      return;
+  }
+}
+
 // One register tile of the fp32 products. V names the vector: Float, kLanes, zero(), load() of kLanes floats or int8,
 // store(), broadcast(), multiply_add().
 template <class V, int Rows, int Vectors, class Weight>

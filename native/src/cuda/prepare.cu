@@ -409,42 +409,43 @@ __global__ __launch_bounds__(kThreads,
     }
   };
 
+  for (int i = 0; i < args.member_count; ++i) add_up_bias(args.member[i]);
   if (threadIdx.x < kRows) shared.below[threadIdx.x] = shared.full[threadIdx.x] = 0;
   for (int pass = 0; pass < plan.passes; ++pass) {
     load_slice(pass);
     measure_slice();
   }
-  // The groups of all members, one after the other; the first is multiplied while the row is here.
-  const auto groups_of = [&](int member) { return (args.member[member].adapters.down_columns + kGroup - 1) / kGroup; };
+  // The groups of all members, one after the other. The first is multiplied before the rows are scaled, so that both
+  // wait for the cluster at once.
   int member = 0, group = 0, turn = 0;
-  const auto skip_done = [&] {
-    while (member < args.member_count && group >= groups_of(member)) ++member, group = 0;
-  };
-  skip_done();
-  if (member < args.member_count) multiply_down(args.member[member], group, turn);
-  ptx::cluster_sync();
-  scale_rows();
-  __syncthreads();
-  if (args.q || args.planes) {
-    for (int pass = 0; pass < plan.passes; ++pass) {
-      if (plan.passes > 1) load_slice(pass);
-      if (w8a16)
-        copy_slice(pass);
-      else
-        quantize_slice(pass);
+  for (bool first = true;; first = false) {
+    while (member < args.member_count && group * kGroup >= args.member[member].adapters.down_columns) {
+      ++member;
+      group = 0;
     }
-  }
-  for (bool first = true; member < args.member_count; first = false) {
-    if (!first) {
+    const bool present = member < args.member_count;
+    if (present)
       multiply_down(args.member[member], group, turn);
-      ptx::cluster_sync();
+    else if (!first)
+      break;
+    ptx::cluster_sync();
+    if (first) {
+      scale_rows();
+      __syncthreads();
+      if (args.q || args.planes) {
+        for (int pass = 0; pass < plan.passes; ++pass) {
+          if (plan.passes > 1) load_slice(pass);
+          if (w8a16)
+            copy_slice(pass);
+          else
+            quantize_slice(pass);
+        }
+      }
     }
-    store_down(args.member[member], group, turn);
+    if (present) store_down(args.member[member], group, turn);
     ++group;
     turn ^= 1;
-    skip_done();
   }
-  for (int i = 0; i < args.member_count; ++i) add_up_bias(args.member[i]);
   ptx::cluster_sync();  // a block's shared memory outlives the reads of its peers
 }
 

@@ -97,6 +97,41 @@ Adapter make_adapter(const Spec& s, const Spec::AdapterSpec& a, Random& random) 
 
 }  // namespace
 
+// ---- What follows the linear ----
+
+const char* activation_name(int32_t activation) {
+  static const char* const names[] = {"", " gelu_tanh", " gelu_erf", " silu"};
+  return names[activation];
+}
+
+void fill_row_slots(const Spec& s, Random& random, Problem& p) {
+  if (s.row_slots == RowSlots::all) return;
+  const int slots = static_cast<int>(s.adapters.size());
+  p.row_slot.assign(s.m, -1);
+  if (s.row_slots == RowSlots::no_slot) return;
+  for (int m = 0; m < s.m; ++m) {
+    // From -1 to a number too many.
+    p.row_slot[m] = s.row_slots == RowSlots::shuffled
+                        ? random.between(-1, slots)
+                        : static_cast<int32_t>(static_cast<int64_t>(m) * (slots + 2) / s.m) - 1;
+  }
+  if (s.row_slots == RowSlots::shuffled && s.m > 2) p.row_slot[random.below(s.m)] = INT32_MAX;
+}
+
+void fill_epilogue(const Spec& s, Random& random, Problem& p) {
+  p.activation = s.activation;
+  if (s.gate) {
+    p.gate = Typed(s.y_type, s.n);
+    // Where sums are exact, factors that keep them so.
+    for (int n = 0; n < s.n; ++n) p.gate.set(n, p.exact ? random.between(-1, 2) : random.normal());
+  }
+  if (s.residual) {
+    p.residual = Typed(s.y_type, static_cast<size_t>(s.m) * s.n);
+    for (size_t i = 0; i < p.residual.size(); ++i)
+      p.residual.set(i, p.exact ? random.between(-100, 100) : 3 * random.normal());
+  }
+}
+
 std::string Spec::name() const {
   static const char* const modes[] = {"w8a16", "dynamic", "static"};
   std::string s = text("%s%s%s m=%d n=%d k=%d %s->%s %s%s%s", modes[mode], round_x ? "+round" : "",
@@ -108,6 +143,11 @@ std::string Spec::name() const {
     s += text(" [r=%d %s/%s c=%g%s%s]", a.rank, format(a.a_type).name, format(a.b_type).name, a.scale,
               a.split ? " split" : "", a.bias ? " bias" : "");
   }
+  static const char* const rows[] = {"", " rows=blocks", " rows=shuffled", " rows=-1"};
+  s += rows[static_cast<int>(row_slots)];
+  s += activation_name(activation);
+  if (gate) s += " gate";
+  if (residual) s += " residual";
   if (x_offset || y_offset) s += text(" offset=%d,%d", x_offset, y_offset);
   return s + text(" seed=%llu", static_cast<unsigned long long>(seed));
 }
@@ -148,6 +188,8 @@ Problem make_problem(const Spec& s) {
     p.x_scale = p.exact ? 1.f : static_cast<float>(largest * 3.1 / 127);  // so that some codes are clamped
   }
   for (const Spec::AdapterSpec& a : s.adapters) p.adapters.push_back(make_adapter(s, a, random));
+  fill_row_slots(s, random, p);
+  fill_epilogue(s, random, p);
   return p;
 }
 
@@ -162,7 +204,24 @@ const std::vector<int> kQuickEdges = {1, 15, 16, 17, 33, 64, 65};
 const std::vector<int> kRanks = {1, 5, 8, 16, 33, 64, 128, 512};
 const std::vector<int> kQuickRanks = {1, 8, 16, 33};
 
-enum Factor { kMode, kXType, kYType, kBias, kScale, kM, kN, kK, kAdapters, kRank, kOutliers, kFill, kOffset, kFactors };
+enum Factor {
+  kMode,
+  kXType,
+  kYType,
+  kBias,
+  kScale,
+  kM,
+  kN,
+  kK,
+  kAdapters,
+  kRank,
+  kOutliers,
+  kFill,
+  kOffset,
+  kEpilogue,
+  kRows,
+  kFactors
+};
 
 Spec spec_of(const std::vector<int>& level, const std::vector<int>& edges, const std::vector<int>& ranks,
              uint64_t seed) {
@@ -193,6 +252,18 @@ Spec spec_of(const std::vector<int>& level, const std::vector<int>& edges, const
   static const int offsets[][2] = {{0, 0}, {1, 0}, {0, 1}, {3, 5}};
   s.x_offset = offsets[level[kOffset]][0];
   s.y_offset = offsets[level[kOffset]][1];
+
+  static const struct {
+    int32_t activation;
+    bool gate, residual;
+  } epilogues[] = {{OCTOLORA_ACTIVATION_NONE, false, false},    {OCTOLORA_ACTIVATION_NONE, true, true},
+                   {OCTOLORA_ACTIVATION_NONE, false, true},     {OCTOLORA_ACTIVATION_GELU_TANH, false, false},
+                   {OCTOLORA_ACTIVATION_GELU_ERF, true, false}, {OCTOLORA_ACTIVATION_SILU, true, true}};
+  s.activation = epilogues[level[kEpilogue]].activation;
+  s.gate = epilogues[level[kEpilogue]].gate;
+  s.residual = epilogues[level[kEpilogue]].residual;
+  if (s.fill == Fill::exact) s.activation = OCTOLORA_ACTIVATION_NONE;
+  s.row_slots = static_cast<RowSlots>(level[kRows]);
 
   const int rank = ranks[level[kRank]];
   auto add = [&](int r, Type a, Type b, float scale, bool split, bool bias) {
@@ -242,6 +313,8 @@ std::vector<Spec> pairwise_specs(uint64_t seed, bool quick) {
   levels[kOutliers] = 5;
   levels[kFill] = 7;
   levels[kOffset] = 4;
+  levels[kEpilogue] = 6;
+  levels[kRows] = 4;
 
   // Greedy: of some random candidates, the one with the most pairs not seen yet; half of the candidates are built
   // around such a pair, so that the last ones are found.

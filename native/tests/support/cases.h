@@ -11,6 +11,10 @@
 
 namespace test {
 
+// Which slots the rows of x name: none (every slot is added to every row), one after the other in blocks of rows, in
+// any order with numbers that are no slot among them, or -1 everywhere.
+enum class RowSlots { all, blocks, shuffled, no_slot };
+
 enum class Fill { normal, exact, zero_rows, nan_rows, inf_rows, subnormal, huge };
 
 struct Spec {
@@ -29,6 +33,9 @@ struct Spec {
     bool split, bias;
   };
   std::vector<AdapterSpec> adapters;
+  RowSlots row_slots = RowSlots::all;
+  int32_t activation = OCTOLORA_ACTIVATION_NONE;
+  bool gate = false, residual = false;
   int x_offset = 0, y_offset = 0;  // elements beside a 256-byte boundary
   uint64_t seed = 1;
 

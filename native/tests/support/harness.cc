@@ -22,8 +22,10 @@ std::string format_text(const char* format, std::va_list args) {
 }
 
 int usage(const char* program, const char* what) {
-  std::fprintf(stderr, "%s: %s\nusage: %s [--device cpu|cuda:N|all] [--filter TEXT] [--quick] [--seed N] [--list]\n",
-               program, what, program);
+  std::fprintf(
+      stderr,
+      "%s: %s\nusage: %s [--device cpu|cuda:N|all] [--filter TEXT] [--quick] [--one-thread] [--seed N] [--list]\n",
+      program, what, program);
   return 2;
 }
 
@@ -50,6 +52,10 @@ void fail(const char* format, ...) {
 
 void skip(const std::string& reason) { throw Skip{reason}; }
 
+void needs_threads(const Options& options) {
+  if (options.one_thread) skip("calls from several host threads, which --one-thread leaves out");
+}
+
 int run_main(int argc, char** argv, const std::function<void(Suite&, const Options&)>& fill) {
   Options options;
   std::string device = "cpu", filter;
@@ -58,6 +64,8 @@ int run_main(int argc, char** argv, const std::function<void(Suite&, const Optio
     const std::string flag = argv[i];
     if (flag == "--quick") {
       options.quick = true;
+    } else if (flag == "--one-thread") {
+      options.one_thread = true;
     } else if (flag == "--list") {
       list = true;
     } else if ((flag == "--device" || flag == "--filter" || flag == "--seed") && i + 1 < argc) {

@@ -5,6 +5,7 @@
 //   --device cpu|cuda:N|all   where to run; "all" is the CPU and every CUDA device
 //   --filter TEXT             only cases whose name contains TEXT
 //   --quick                   small shapes, for runs under compute-sanitizer
+//   --one-thread              leave out the cases that call from several host threads, for racecheck
 //   --seed N                  another draw of the random cases
 //   --list                    print the names of the cases
 //
@@ -33,6 +34,7 @@ __attribute__((format(printf, 1, 2))) std::string text(const char* format, ...);
 struct Options {
   int ordinal = -1;  // OCTOLORA_CPU or a CUDA ordinal
   bool quick = false;
+  bool one_thread = false;
   uint64_t seed = 20261122;
   bool cuda() const { return ordinal >= 0; }
 };
@@ -52,6 +54,8 @@ class Suite {
 };
 
 [[noreturn]] void skip(const std::string& reason);
+// At the start of a case that calls from several host threads.
+void needs_threads(const Options& options);
 
 // Runs what fill() adds, once for each device.
 int run_main(int argc, char** argv, const std::function<void(Suite&, const Options&)>& fill);

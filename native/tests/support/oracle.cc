@@ -12,7 +12,8 @@
 //                   A, where an fp32 factor is stored in 16 bits: |c| sum |x| dA, see storage()
 //                   on tensor cores fp32 x as two tf32 numbers:  2^-21 |c| sum |x||A|
 //                   on tensor cores h itself in 16 bits:         u(h) |h|, and for fp16, whose rows share a power of
-//                   two, half a subnormal of the row's largest:       2^-24 max |h| these errors reach y through |B|
+//                   two, over all outputs of a call, half a
+//                   subnormal of the row's largest:              2^-24 max |h| these errors reach y through |B|
 //   B               where an fp32 factor is stored in 16 bits:   sum |h| dB
 //   adapter bias    product and addition:                        2 u(f32) |c bias|
 //                   on tensor cores the bias in the 16-bit type, c as a pair: (u(h) + 2^-16) |c bias|
@@ -20,6 +21,16 @@
 //   underflow       of a product anywhere:                       2^-149 a product
 //                   of the pieces of an fp32 x, on tensor cores: bf16 stops at 2^-133, rounded: 2^-134 s_w sum |w|
 //                                                                tf32 at 2^-136, cut off:       2^-136 |c| sum |A|
+//   activation f    an error e of its argument v:                sup |f(z) - f(v)| for |z - v| <= e. f falls to its one
+//                                                                minimum and rises from there, so the largest distance
+//                                                                is at an end or, where it lies between, the minimum
+//     v s(t)        s(t) = 1 / (1 + exp(-t)): SiLU with t = v, GELU by tanh with t = 2 sqrt(2/pi) (v + 0.044715 v^3).
+//                   t in a few roundings, exp in about four, their effect on s, and the sum, quotient and product:
+//                                                                ((8 |t| + 8) (1 - s) + 4) u(f32) |f|
+//                   where exp overflows, s < 2^-127 becomes 0:   2^-127 |v|
+//     v (1 + erf)/2 the argument and erf in a few roundings:     4 u(f32) |v| + 2 u(f32) |f|
+//   gate g          the product:                                 |g| e + u(f32) |g f| + 2^-149
+//   residual r      the addition:                                d (|g f| + |r|)
 //   the store       u(y) |y| + half a subnormal of y
 //
 // OCTOLORA_LORA_SPLIT replaces u(h) and the storage errors by those of two 16-bit numbers, 2^-16, and leaves out the
@@ -141,7 +152,82 @@ Quantized quantize(const Problem& p) {
   return q;
 }
 
-Expected evaluate(const Problem& p, const Arithmetic& arithmetic) {
+namespace {
+
+bool applies(const Problem& p, int m, size_t adapter) {
+  return p.row_slot.empty() || p.row_slot[m] == static_cast<int32_t>(adapter);
+}
+
+// |c x.A^T| of a row, the largest over all adapters and ranks.
+double largest_h(const Problem& p, int m) {
+  double largest = 0;
+  for (size_t i = 0; i < p.adapters.size(); ++i) {
+    if (!applies(p, m, i)) continue;
+    for (int r = 0; r < p.adapters[i].rank; ++r) {
+      double sum = 0;
+      for (int k = 0; k < p.k; ++k) {
+        sum += static_cast<double>(p.x.value[static_cast<int64_t>(m) * p.k + k]) *
+               p.adapters[i].a.value[static_cast<int64_t>(r) * p.k + k];
+      }
+      largest = std::max(largest, std::fabs(p.adapters[i].scale * sum));
+    }
+  }
+  return largest;
+}
+
+// An activation as v * s(t), by erf for GELU_ERF, and where its minimum is.
+struct ActivationAt {
+  double value, t, s;
+};
+ActivationAt activate(int32_t activation, double v) {
+  if (activation == OCTOLORA_ACTIVATION_GELU_ERF) return {v / 2 * std::erfc(-v / std::sqrt(2.0)), 0, 0};
+  double t = v;
+  if (activation == OCTOLORA_ACTIVATION_GELU_TANH) t = 2 * std::sqrt(2 / M_PI) * (v + 0.044715 * v * v * v);
+  const double s = 1 / (1 + std::exp(-t));
+  return {v * s, t, s};
+}
+double minimum_of(int32_t activation) {
+  switch (activation) {
+    case OCTOLORA_ACTIVATION_GELU_TANH:
+      return -0.7524614227082506;
+    case OCTOLORA_ACTIVATION_GELU_ERF:
+      return -0.7517915246935645;
+    default:
+      return -1.2784645427610738;
+  }
+}
+
+// What follows the linear: y and its error in, y and its error out, before the store.
+void finish(const Problem& p, int m, int n, const Arithmetic& arithmetic, double& y, double& error) {
+  if (p.activation != OCTOLORA_ACTIVATION_NONE) {
+    const double v = y, low = minimum_of(p.activation);
+    const ActivationAt f = activate(p.activation, v);
+    double spread = 0;
+    for (double z : {v - error, v + error, std::min(std::max(low, v - error), v + error)})
+      spread = std::max(spread, std::fabs(activate(p.activation, z).value - f.value));
+    const double size = std::fabs(f.value) + spread;
+    y = f.value;
+    error = spread + 0x1p-127 * std::fabs(v);
+    if (p.activation == OCTOLORA_ACTIVATION_GELU_ERF)
+      error += 4 * kSingle * std::fabs(v) + 2 * kSingle * size;
+    else
+      error += ((8 * std::fabs(f.t) + 8) * (1 - f.s) + 4) * kSingle * size;
+  }
+  if (p.gate.size()) {
+    const double gate = p.gate.value[n];
+    y *= gate;
+    error = std::fabs(gate) * error + kSingle * (std::fabs(y) + std::fabs(gate) * error) + 0x1p-149;
+  }
+  if (p.residual.size()) {
+    const double residual = p.residual.value[static_cast<int64_t>(m) * p.n + n];
+    error += arithmetic.addition * (std::fabs(y) + error + std::fabs(residual));
+    y += residual;
+  }
+}
+
+}  // namespace
+
+Expected evaluate(const Problem& p, const Arithmetic& arithmetic, const std::vector<const Problem*>& beside) {
   Expected e;
   e.y.assign(static_cast<size_t>(p.m) * p.n, 0);
   e.bound.assign(static_cast<size_t>(p.m) * p.n, 0);
@@ -182,6 +268,11 @@ Expected evaluate(const Problem& p, const Arithmetic& arithmetic) {
     for (size_t i = 0; i < p.adapters.size(); ++i) {
       const Adapter& adapter = p.adapters[i];
       const double c = adapter.scale;
+      if (!applies(p, m, i)) {
+        h.resize(h.size() + adapter.rank);
+        h_error.resize(h.size());
+        continue;
+      }
       for (int r = 0; r < adapter.rank; ++r) {
         const float* a = &adapter.a.value[static_cast<int64_t>(r) * p.k];
         double sum = 0, absolute = 0, x_absolute = 0, a_absolute = 0;
@@ -200,10 +291,12 @@ Expected evaluate(const Problem& p, const Arithmetic& arithmetic) {
         if (h_half[i]) half_largest = std::max(half_largest, std::fabs(c * sum));
       }
     }
+    for (const Problem* other : beside) half_largest = std::max(half_largest, largest_h(*other, m));
     if (arithmetic.operands16 && half_largest > 0) {
       size_t at = 0;
       for (size_t i = 0; i < p.adapters.size(); ++i) {
-        for (int r = 0; r < p.adapters[i].rank; ++r, ++at) h_error[at] += h_half[i] ? 0x1p-24 * half_largest : 0;
+        for (int r = 0; r < p.adapters[i].rank; ++r, ++at)
+          h_error[at] += h_half[i] && applies(p, m, i) ? 0x1p-24 * half_largest : 0;
       }
     }
 
@@ -245,6 +338,10 @@ Expected evaluate(const Problem& p, const Arithmetic& arithmetic) {
       size_t j = 0;
       for (size_t i = 0; i < p.adapters.size(); ++i) {
         const Adapter& adapter = p.adapters[i];
+        if (!applies(p, m, i)) {
+          j += adapter.rank;
+          continue;
+        }
         for (int r = 0; r < adapter.rank; ++r, ++j) {
           const double b = adapter.b.value[static_cast<int64_t>(n) * adapter.b_stride + r];
           const double b_error = b_storage[i].relative * std::fabs(b) + b_storage[i].absolute;
@@ -266,6 +363,7 @@ Expected evaluate(const Problem& p, const Arithmetic& arithmetic) {
         terms += std::fabs(p.bias[n]);
       }
       error += (total_rank + 8) * d * terms;
+      finish(p, m, n, arithmetic, y, error);
       e.y[at] = y;
       e.bound[at] = error + unit_roundoff(p.y_type) * (std::fabs(y) + error) + tiny(p.y_type);
     }

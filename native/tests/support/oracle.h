@@ -33,7 +33,13 @@ struct Problem {
   std::vector<float> bias;     // [n] or empty
   Typed x;                     // [m,k]
   Type y_type = Type::f32;
-  std::vector<Adapter> adapters;
+  std::vector<Adapter> adapters;  // of the slots, in their order
+  // [m] or empty: the one adapter that a row uses, by its number; others, such as -1, are none.
+  std::vector<int32_t> row_slot;
+  // y = residual + gate * activation(the linear)
+  int32_t activation = OCTOLORA_ACTIVATION_NONE;
+  Typed residual;  // [m,n] of y's type, or empty
+  Typed gate;      // [n] of y's type, or empty
   // Every product and every partial sum is a number that fp32 (and, for x.A^T, 16 bits) holds exactly, so that y is
   // the exact result rounded once, whatever the order of the additions.
   bool exact = false;
@@ -66,7 +72,8 @@ struct Expected {
 };
 
 Quantized quantize(const Problem& p);  // W8A8 modes only
-Expected evaluate(const Problem& p, const Arithmetic& arithmetic);
+// beside: the other outputs of the same call; they have the same x.
+Expected evaluate(const Problem& p, const Arithmetic& arithmetic, const std::vector<const Problem*>& beside = {});
 
 // Throws Failure with the numbers of the first element of y [m,n] that is not within its bound.
 void expect_close(const Problem& p, const Expected& want, const std::vector<uint8_t>& y);

@@ -63,6 +63,13 @@ class BuildTest {
     assertTrue(versions.get("cuda").iterator().next().endsWith("-" + javacpp), versions::toString);
   }
 
+  @Test
+  void theReadmeNamesTheGlibcThatIsCheckedAndTheNvccThatIsTaken() throws IOException {
+    assertEquals(first("native/tests/CMakeLists.txt", "-D GLIBC=(\\S+)"), first("README.md", "glibc ([0-9.]+)\\+"));
+    assertEquals(first("cmake/CudaCompiler.cmake", "OCTOLORA_NVCC_MINIMUM ([0-9.]+)"),
+        first("README.md", "`nvcc` ([0-9.]+) or newer"));
+  }
+
   /** The binding links the library by its ABI version, as the file name has it. */
   @Test
   void theBindingLinksTheAbiOfTheHeader() throws IOException {

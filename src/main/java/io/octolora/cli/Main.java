@@ -6,6 +6,7 @@ import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.nio.file.AccessDeniedException;
 import java.nio.file.NoSuchFileException;
+import java.nio.file.Path;
 import java.util.concurrent.Callable;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
@@ -15,6 +16,7 @@ import picocli.CommandLine.Option;
 import picocli.CommandLine.ParameterException;
 import picocli.CommandLine.ScopeType;
 import picocli.CommandLine.Spec;
+import picocli.CommandLine.TypeConversionException;
 
 /**
  * The command line. Exit status: 0 everything is within bounds and mapped; 1 something is not; 2 bad usage or input,
@@ -55,6 +57,7 @@ public final class Main implements Callable<Integer> {
     line.setParameterExceptionHandler((e, arguments) -> main.fail(e, e.getMessage()
         + " (octolora %s--help shows the usage)".formatted(
             e.getCommandLine() == line ? "" : e.getCommandLine().getCommandName() + " ")));
+    line.registerConverter(Path.class, Main::path);
     line.setExecutionExceptionHandler((e, command, parsed) -> main.fail(e, explain(e)));
     try {
       return line.execute(args);
@@ -69,6 +72,14 @@ public final class Main implements Callable<Integer> {
   @Override
   public Integer call() {
     throw new ParameterException(spec.commandLine(), "a command is needed: inspect, quantize or verify");
+  }
+
+  /** The empty path would be the working folder, and is what an unset variable of a shell leaves. */
+  private static Path path(String text) {
+    if (text.isEmpty()) {
+      throw new TypeConversionException("the path is empty");
+    }
+    return Path.of(text);
   }
 
   private int fail(Throwable e, String message) {

@@ -21,6 +21,7 @@ import io.octolora.oracle.PeftReference.BaseTool;
 import io.octolora.oracle.Recording;
 import io.octolora.runtime.Device;
 import java.io.IOException;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
@@ -108,6 +109,9 @@ final class VerifyCommand implements Callable<Integer> {
     if (original != null && report == null) {
       throw usage("--base %s: the comparison is part of the report, which --report asks for".formatted(original));
     }
+    if (report != null) {
+      requireWritable(report);
+    }
     List<AdapterArgument> arguments = new ArrayList<>();
     for (String text : adapters) {
       try {
@@ -151,6 +155,17 @@ final class VerifyCommand implements Callable<Integer> {
         printResults(outcome);
       }
       return outcome.ok() ? Main.OK : Main.FAILED;
+    }
+  }
+
+  /** Before the layers run: they may take minutes. */
+  private void requireWritable(Path file) {
+    if (Files.isDirectory(file)) {
+      throw usage("--report %s: a folder, expected the name of a file".formatted(file));
+    }
+    Path folder = file.toAbsolutePath().getParent();
+    if (!Files.isDirectory(folder)) {
+      throw usage("--report %s: there is no folder %s".formatted(file, folder));
     }
   }
 

@@ -4,9 +4,10 @@ package io.octolora.oracle;
 import io.octolora.checkpoint.Quantization;
 import java.util.List;
 import java.util.stream.IntStream;
+import org.jetbrains.annotations.Nullable;
 
 /**
- * What PEFT over bitsandbytes or Quanto computes for one layer, in double precision, with a bound of its roundings: the
+ * What PEFT over bitsandbytes, Quanto or torch's own Linear computes for one layer, in double precision, with a bound of its roundings: the
  * judge of recorded outputs.
  *
  * <p>Roundings of <i>operands</i> are a function of the files, so they are carried out here. Those of <i>results</i>
@@ -30,6 +31,9 @@ import java.util.stream.IntStream;
  * <p><b>Quanto</b>, weight-only: {@code s_w W} is rounded to X (operand); the product accumulates in fp32,
  * {@code (K + 1) u sum|x||W|}, and is stored in X, {@code rd(X)}; the bias is added in X, {@code rd(X)}.
  *
+ * <p><b>torch</b>, an unquantized layer whose weight has type X: the same with W as it is. A bias added before the
+ * product is stored rounds less, which the bound covers.
+ *
  * <p><b>PEFT</b>, per active adapter in turn: x, A and B are cast to T (operands); {@code x A^T}: {@code (K + 1) u
  * sum|x||A| + rd(T)}; times {@code B^T} (+ bias): the former through |B|, {@code (r + 2) u sum|H||B| + rd(T)}; times
  * the scaling: {@code rd(T)}; cast to X where T differs: {@code rd(X)}; added to the result: {@code rd(X)}.
@@ -49,9 +53,6 @@ public final class PeftReference {
    */
   public static Expectation evaluate(BaseTool tool, OracleLinear linear, List<OracleAdapter> adapters,
       List<FloatFormat> factorFormats, float[] x, int rows, FloatFormat xFormat) {
-    if (factorFormats.size() != adapters.size()) {
-      throw new IllegalArgumentException("%d adapters, %d types".formatted(adapters.size(), factorFormats.size()));
-    }
     double[] value = new double[rows * linear.n()];
     double[] bound = new double[rows * linear.n()];
     if (tool == BaseTool.BITSANDBYTES) {
@@ -59,10 +60,33 @@ public final class PeftReference {
     } else {
       quanto(linear, x, rows, xFormat, value, bound);
     }
-    for (int i = 0; i < adapters.size(); i++) {
-      addAdapter(adapters.get(i), factorFormats.get(i), x, rows, linear.n(), linear.k(), xFormat, value, bound);
+    return withAdapters(linear.n(), linear.k(), adapters, factorFormats, x, rows, xFormat, value, bound);
+  }
+
+  /**
+   * The same for an unquantized layer.
+   *
+   * @param weight {@code [n,k]}, values of {@code xFormat}
+   * @param bias {@code [n]}, or null
+   */
+  public static Expectation evaluateUnquantized(float[] weight, float @Nullable [] bias, int n,
+      List<OracleAdapter> adapters, List<FloatFormat> factorFormats, float[] x, int rows, FloatFormat xFormat) {
+    int k = weight.length / n;
+    double[] value = new double[rows * n];
+    double[] bound = new double[rows * n];
+    product((channel, column) -> weight[channel * k + column], n, k, bias, x, rows, xFormat, value, bound);
+    return withAdapters(n, k, adapters, factorFormats, x, rows, xFormat, value, bound);
+  }
+
+  private static Expectation withAdapters(int n, int k, List<OracleAdapter> adapters, List<FloatFormat> factorFormats,
+      float[] x, int rows, FloatFormat xFormat, double[] value, double[] bound) {
+    if (factorFormats.size() != adapters.size()) {
+      throw new IllegalArgumentException("%d adapters, %d types".formatted(adapters.size(), factorFormats.size()));
     }
-    return new Expectation(rows, linear.n(), value, bound);
+    for (int i = 0; i < adapters.size(); i++) {
+      addAdapter(adapters.get(i), factorFormats.get(i), x, rows, n, k, xFormat, value, bound);
+    }
+    return new Expectation(rows, n, value, bound);
   }
 
   private static void bitsandbytes(OracleLinear linear, float[] x, int rows, FloatFormat xFormat, double[] value,
@@ -131,15 +155,26 @@ public final class PeftReference {
 
   private static void quanto(OracleLinear linear, float[] x, int rows, FloatFormat xFormat, double[] value,
       double[] bound) {
-    int n = linear.n();
-    int k = linear.k();
     if (linear.quantization().mode() != Quantization.Mode.W8A16) {
       throw new IllegalArgumentException("not a weight-only Quanto layer: " + linear.quantization());
     }
+    int k = linear.k();
+    product((channel, column) ->
+        xFormat.round((double) linear.scaleOf(channel) * linear.weight()[channel * k + column]), linear.n(), k,
+        linear.bias(), x, rows, xFormat, value, bound);
+  }
+
+  private interface Weight {
+    double at(int channel, int column);
+  }
+
+  /** x · Wᵀ (+ bias) in the type of x. */
+  private static void product(Weight weight, int n, int k, float @Nullable [] bias, float[] x, int rows,
+      FloatFormat xFormat, double[] value, double[] bound) {
     IntStream.range(0, n).parallel().forEach(channel -> {
       double[] w = new double[k];
       for (int c = 0; c < k; c++) {
-        w[c] = xFormat.round((double) linear.scaleOf(channel) * linear.weight()[channel * k + c]);
+        w[c] = weight.at(channel, c);
       }
       for (int m = 0; m < rows; m++) {
         double y = 0;
@@ -150,8 +185,8 @@ public final class PeftReference {
         }
         double e = (k + 1) * U * magnitude;
         e += xFormat.roundingError(Math.abs(y) + e);
-        if (linear.bias() != null) {
-          y += linear.bias()[channel];
+        if (bias != null) {
+          y += bias[channel];
           e += xFormat.roundingError(Math.abs(y) + e);
         }
         value[m * n + channel] = y;

@@ -19,7 +19,7 @@ import org.junit.jupiter.params.provider.EnumSource;
 class CliPartsTest {
   @ParameterizedTest
   @CsvSource({"a.safetensors,a.safetensors,1", "a=0.7,a,0.7", "a=-2,a,-2", "a=.5,a,.5", "a=1.,a,1", "a=1e-3,a,1e-3",
-      "a=b=2,a=b,2", "a=b,a=b,1", "a=NaN,a=NaN,1", "a=Infinity,a=Infinity,1", "a=0x10,a=0x10,1", "a=1f,a=1f,1",
+      "a=b=2,a=b,2", "a=b,a=b,1", "a=nano,a=nano,1", "a=0x10,a=0x10,1", "a=1f,a=1f,1",
       "run=3/a.safetensors,run=3/a.safetensors,1", "run=3/a=0.5,run=3/a,0.5", "a=,a=,1", "=1,=1,1", "a=+3,a,3"})
   void adapterArgument(String text, String path, float scale) {
     assertEquals(new AdapterArgument(Path.of(path), scale), AdapterArgument.parse(text));
@@ -35,6 +35,14 @@ class CliPartsTest {
   @Test
   void aScaleBeyondFloatIsRefused() {
     assertThrows(IllegalArgumentException.class, () -> AdapterArgument.parse("a=1e39"));
+  }
+
+  @ParameterizedTest
+  @CsvSource({"a=nan", "a=NaN", "a=inf", "a=-Infinity"})
+  void aScaleThatIsNotFiniteIsRefused(String text, @TempDir Path folder) throws IOException {
+    assertThrows(IllegalArgumentException.class, () -> AdapterArgument.parse(text));
+    Path file = Files.createFile(folder.resolve(text));
+    assertEquals(new AdapterArgument(file, 1), AdapterArgument.parse(file.toString()));
   }
 
   @ParameterizedTest

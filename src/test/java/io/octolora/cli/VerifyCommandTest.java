@@ -186,9 +186,30 @@ class VerifyCommandTest {
     Cli.run("verify", BASE, R4, "--device", "cuda:x").expectError("--device cuda:x");
     Cli.run("verify", BASE, R4, "--rows", "0").expectError("--rows 0");
     Cli.run("verify", BASE, R4 + "=1e99").expectError("1e99", "32-bit float");
+    for (String scale : List.of("nan", "NaN", "-inf", "+Infinity")) {
+      Cli.run("verify", BASE, R4 + "=" + scale).expectError("scale " + scale + " of " + R4, "expected a finite number");
+    }
     Cli.run("verify", BASE, R4, "--nonsense").expectError("--nonsense");
     Cli.run("verify", Fixtures.path("flux/base_quanto_diffusers"), R4, "--threshold", "6", "--device", "cpu")
         .expectError("--threshold 6.0", "no layer with an outlier threshold");
+  }
+
+  @Test
+  void emptyPaths() {
+    Cli.run("verify", "").expectError("CHECKPOINT", "the path is empty");
+    Cli.run("verify", BASE, "").expectError("ADAPTER: the path is empty");
+    Cli.run("verify", BASE, R4, "--golden", "").expectError("--golden", "the path is empty");
+    Cli.run("verify", BASE, R4, "--report", "").expectError("--report", "the path is empty");
+    Cli.run("inspect", "").expectError("CHECKPOINT", "the path is empty");
+    Cli.run("quantize", BASE, "", "--format", "quanto").expectError("the path is empty");
+  }
+
+  @Test
+  void reportsThatCannotBeWritten() {
+    Cli.run("verify", BASE, R4, "--report", "/").expectError("--report /: a folder, expected the name of a file");
+    Cli.run("verify", BASE, R4, "--report", folder).expectError("--report " + folder + ": a folder");
+    Cli.run("verify", BASE, R4, "--report", folder.resolve("no/page.html"))
+        .expectError("page.html: there is no folder " + folder.resolve("no"));
   }
 
   @ParameterizedTest

@@ -49,6 +49,7 @@ import org.junit.jupiter.params.provider.MethodSource;
  * Everything the tools recorded, computed by one device, layer by layer: with adapters and without, stored in the
  * recorded type and in fp32. Each number is judged by the bounds derived in {@link Oracle} and {@link PeftReference};
  * the oracle reads the adapter through the library's mapping, a second one straight from the file ({@link RawModel}).
+ * Recordings of unquantized layers ({@code bf16__*}) have nothing for an int8 device; the test of PeftReference has them.
  */
 @TestInstance(TestInstance.Lifecycle.PER_CLASS)
 abstract class GoldenSuite {

@@ -3,9 +3,12 @@ package io.octolora.oracle;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.octolora.Fixtures;
+import io.octolora.checkpoint.SafetensorsFile;
+import io.octolora.checkpoint.Tensor;
 import io.octolora.oracle.Expectation.Deviation;
 import java.io.IOException;
 import java.util.ArrayList;
@@ -14,6 +17,7 @@ import java.util.Locale;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.MethodSource;
 
 /** The model of the tools' arithmetic explains every number they recorded, and notices what is not theirs. */
@@ -82,6 +86,46 @@ class PeftReferenceTest {
       }
       assertTrue(noticed > 0, "no layer noticed the missing outlier columns");
     }
+  }
+
+  /** Layers before they were quantized; of FLUX those whose weights are among the fixtures. */
+  @ParameterizedTest
+  @CsvSource({"flux, bf16__r4, base_bf16_part/diffusion_pytorch_model.safetensors, 11",
+      "llama, bf16__r4_all, base_bf16/model.safetensors, 14"})
+  void unquantizedLayers(String model, String golden, String weights, int count) throws IOException {
+    int layers = 0;
+    try (Recording recording = Recording.open(Fixtures.golden(model, golden));
+        SafetensorsFile base = SafetensorsFile.open(Fixtures.path(model + "/" + weights));
+        RawModel raw = new RawModel(model, "base_bnb8", 6)) { // its adapters alone
+      for (Recording.Layer layer : recording.layers().values()) {
+        assertNull(layer.tool(), layer.module());
+        Tensor weight = base.tensors().get(layer.module() + ".weight");
+        if (weight == null) {
+          continue;
+        }
+        layers++;
+        Tensor bias = base.tensors().get(layer.module() + ".bias");
+        List<OracleAdapter> adapters = raw.adapters(recording, layer);
+        List<OracleAdapter> doubled = adapters.stream().map(adapter -> adapter.weighted(2)).toList();
+        assertTrue(unquantized(layer, weight, bias, adapters).compare(layer.y().toFloats()).withinBound(),
+            layer.module() + ": y");
+        assertTrue(unquantized(layer, weight, bias, List.of()).compare(layer.yBase().toFloats()).withinBound(),
+            layer.module() + ": base");
+        assertFalse(unquantized(layer, weight, bias, doubled).compare(layer.y().toFloats()).withinBound(),
+            layer.module() + ": scale doubled");
+        assertFalse(unquantized(layer, weight, bias, List.of()).compare(layer.y().toFloats()).withinBound(),
+            layer.module() + ": adapter dropped");
+      }
+    }
+    assertEquals(count, layers);
+  }
+
+  private static Expectation unquantized(Recording.Layer layer, Tensor weight, Tensor bias,
+      List<OracleAdapter> adapters) {
+    List<FloatFormat> formats = layer.adapters().values().stream().map(Recording.Adapter::factorFormat)
+        .limit(adapters.size()).toList();
+    return PeftReference.evaluateUnquantized(weight.toFloats(), bias == null ? null : bias.toFloats(),
+        (int) weight.dimension(0), adapters, formats, layer.x().toFloats(), layer.rows(), layer.xFormat());
   }
 
   @Test
