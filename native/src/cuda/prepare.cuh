@@ -52,16 +52,18 @@ uint32_t outlier_limit(const LinearSpec& spec) {
 template <bool kPlain>
 __device__ __forceinline__ uint32_t quantize(const LinearSpec& spec, float factor, float v0, float v1, float v2,
                                              float v3) {
-  const auto all = [&](auto&& code) {
-    return ptx::pack_bytes(code(measured<kPlain>(spec, v0)), code(measured<kPlain>(spec, v1)),
-                           code(measured<kPlain>(spec, v2)), code(measured<kPlain>(spec, v3)));
+  const auto code = [&](float value) {
+    value = measured<kPlain>(spec, value);
+    const bool fixed = !kPlain && spec.mode == Mode::fixed;
+    return ptx::round_to_s8(fixed ? __fdiv_rn(value, spec.x_scale) : __fmul_rn(value, factor));
   };
-  if (!kPlain && spec.mode == Mode::fixed)
-    return all([&](float value) { return ptx::round_to_s8(__fdiv_rn(value, spec.x_scale)); });
-  if (!kPlain || factor > FLT_MAX)  // a row so small that the factor overflows saturates
-    return all([&](float value) { return ptx::round_to_s8(__fmul_rn(value, factor)); });
-  // |value * factor| stays below 127.5: 1.5 * 2^23 rounds it to nearest even and leaves it in the low byte.
-  return all([&](float value) { return __float_as_uint(__fadd_rn(__fmul_rn(value, factor), 12582912.f)); });
+  return ptx::pack_bytes(code(v0), code(v1), code(v2), code(v3));
+}
+// The same where kPlain and the factor is finite: |value * factor| stays below 127.5, so adding 1.5 * 2^23 rounds it to
+// nearest even and leaves it in the low byte. A row so small that the factor overflows has to saturate.
+__device__ __forceinline__ uint32_t quantize_finite(float factor, float v0, float v1, float v2, float v3) {
+  const auto code = [&](float value) { return __float_as_uint(__fadd_rn(__fmul_rn(value, factor), 12582912.f)); };
+  return ptx::pack_bytes(code(v0), code(v1), code(v2), code(v3));
 }
 
 // The exponent that brings the largest term of a chunk near the middle of fp16, where x is below 1; INT_MIN for none.

@@ -27,12 +27,11 @@ namespace octolora::cuda {
 namespace {
 
 constexpr int kMultiplyWarps = 8;
-#ifndef QW
-#define QW 8
-#endif
-constexpr int kQuantizeWarps = QW;
-constexpr int kQuantizeThreads = kQuantizeWarps * 32;
-constexpr int kThreads = (1 + kMultiplyWarps + kQuantizeWarps) * 32;
+constexpr int kTeams = 2;  // of quantizing warps
+constexpr int kTeamWarps = 4;
+constexpr int kTeamThreads = kTeamWarps * 32;
+constexpr int kCopyWarps = 4;
+constexpr int kThreads = (kCopyWarps + kMultiplyWarps + kTeams * kTeamWarps) * 32;
 constexpr int kTile = 16;       // rows of an mma
 constexpr int kMaxTiles = 4;    // of a batch
 constexpr int kMaxBuffers = 16;
@@ -43,6 +42,7 @@ constexpr int kMaxBlocks = 64;
 struct Plan {
   int cluster;       // blocks that share rows, a power of two
   int clusters;
+  int batch_rows;    // at most tiles * kTile
   int slice;         // of K in a block, a multiple of 32
   int tiles;         // kTile rows of a batch: 1, 2, 4
   int buffers;       // batches in shared memory
@@ -68,6 +68,15 @@ struct Block {
   bool a_f16, b_f16;
 };
 
+// A place in the ring of buffers, and the parity of its use.
+struct Ring {
+  int buffer = 0;
+  uint32_t phase = 0;
+  __device__ __forceinline__ void advance(int batches, int buffers) {
+    for (buffer += batches; buffer >= buffers; buffer -= buffers) phase ^= 1;
+  }
+};
+
 struct Row {
   float factor;
   int power;
@@ -76,11 +85,11 @@ struct Row {
 
 struct Shared {
   uint64_t full[kMaxBuffers], empty[kMaxBuffers], a_full;
-  uint64_t maxima_full[2], maxima_free[2], sums_full[2], sums_free[2];
+  uint64_t maxima_full[kTeams], maxima_free[kTeams], sums_full[2], sums_free[2];
   int exponent;    // largest of the blocks
   bool mixed;      // some of the blocks have the other 16-bit type than x
-  Row row[2][kMaxTiles * kTile];
-  uint32_t maxima[2][kMaxCluster][kMultiplyWarps][kTile];  // low half: of all of the row, high half: below the limit
+  Row row[kTeams][kMaxTiles * kTile];
+  uint32_t maxima[kTeams][kMaxCluster][kMultiplyWarps][kTile];  // low half: of all of the row, high half: below the limit
   Block block[kMaxBlocks];
 };
 
@@ -104,7 +113,13 @@ __host__ __device__ inline int first_block(const AdapterView& ad, int after) {
   return split ? (after + 1) / 2 * 2 : after;
 }
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// All threads of the cluster arrive, but nothing is ordered: a release would wait for all copies and stores under way.
+__device__ __forceinline__ void cluster_meet() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;\n" ::: "memory");
+}
+__device__ __forceinline__ int log2_of(int power) { return 31 - __clz(power); }
 
 __device__ __forceinline__ uint32_t cluster_address(uint32_t address, int rank) {
   uint32_t remote;
@@ -125,6 +140,9 @@ __device__ __forceinline__ void send(uint32_t to, float first, float second, uin
 __device__ __forceinline__ void arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
 }
+__device__ __forceinline__ void named_sync(int number, int threads) {
+  asm volatile("bar.sync %0, %1;\n" ::"r"(number), "r"(threads) : "memory");
+}
 __device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to), "l"(from),
@@ -137,7 +155,7 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, uint32_
 template <class X, bool kPlain>
 __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constant__ PrepareArgs args,
                                                             const __grid_constant__ Plan plan) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr bool x_f16 = std::is_same_v<X, __half>;
   extern __shared__ __align__(128) uint8_t memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
@@ -155,51 +173,55 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
   const int valid = max(0, min(plan.slice, args.k - start));  // of the slice, a multiple of 8
   const int k_steps = (args.k + 31) / 32, steps = (valid + 31) / 32;
   const int columns = group_columns(plan), groups = (plan.blocks * kBlock + columns - 1) / columns;
+  const int tiles_log = log2_of(plan.tiles), cluster_log = log2_of(plan.cluster), columns_log = log2_of(columns);
+  const int parts_log = log2_of(kMultiplyWarps) - tiles_log, k_parts_log = parts_log - log2_of(plan.column_parts);
+  const int k_parts = 1 << k_parts_log;
 
-  // The cluster's rows, in equal batches.
-  const int first_row = static_cast<int>(static_cast<int64_t>(args.m) * cluster / plan.clusters);
-  const int end_row = static_cast<int>(static_cast<int64_t>(args.m) * (cluster + 1) / plan.clusters);
-  const int batches = (end_row - first_row + capacity - 1) / capacity;
-  const int batch_rows = batches ? (end_row - first_row + batches - 1) / batches : 0;
-  const auto batch_first = [&](int batch) { return first_row + batch * batch_rows; };
-  const auto rows_of = [&](int batch) { return min(batch_rows, end_row - batch_first(batch)); };
+  const int base = args.m / plan.clusters, more = args.m % plan.clusters;
+  const int first_row = cluster * base + min(cluster, more), end_row = first_row + base + (cluster < more);
+  const int batches = (end_row - first_row + plan.batch_rows - 1) / plan.batch_rows;
+  const auto batch_first = [&](int batch) { return first_row + batch * plan.batch_rows; };
+  const auto rows_of = [&](int batch) { return min(plan.batch_rows, end_row - batch_first(batch)); };
 
-  const auto load = [&](int batch) {
-    const int buffer = batch % plan.buffers, rows = rows_of(batch);
+  const auto load = [&](int batch, int buffer) {
+    const int rows = rows_of(batch);
     const uint32_t full = barrier(shared.full[buffer]);
-    if (lane == 0) ptx::barrier_expect_bytes(full, static_cast<uint32_t>(rows * valid * 2));
-    __syncwarp();
+    if (warp == 0) ptx::barrier_expect_bytes(full, static_cast<uint32_t>(rows * valid * 2));
     if (!valid) return;
-    const X* const x = static_cast<const X*>(args.x) + static_cast<int64_t>(batch_first(batch)) * args.k + start;
-    const uint32_t to = ptx::shared_address(ring + buffer * buffer_bytes(plan));
-    for (int r = lane; r < rows; r += 32)
-      copy_bulk(to + r * pitch, x + static_cast<int64_t>(r) * args.k, valid * 2, full);
+    const X* x = static_cast<const X*>(args.x) + static_cast<int64_t>(batch_first(batch) + warp) * args.k + start;
+    uint32_t to = ptx::shared_address(ring + buffer * buffer_bytes(plan)) + warp * pitch;
+    for (int r = warp; r < rows; r += kCopyWarps) {
+      copy_bulk(to, x, valid * 2, full);
+      x += static_cast<int64_t>(kCopyWarps) * args.k;
+      to += kCopyWarps * pitch;
+    }
   };
 
-  if (warp == 0) {
-    if (lane == 0) {
-      for (int i = 0; i < plan.buffers; ++i) {
-        ptx::barrier_init(barrier(shared.full[i]), 1);
-        ptx::barrier_init(barrier(shared.empty[i]), kMultiplyWarps + kQuantizeWarps);
-      }
-      ptx::barrier_init(barrier(shared.a_full), 1);
-      for (int i = 0; i < 2; ++i) {
-        ptx::barrier_init(barrier(shared.maxima_full[i]), 1);
-        ptx::barrier_init(barrier(shared.maxima_free[i]), plan.cluster);
-        ptx::barrier_init(barrier(shared.sums_full[i]), 1);
-        ptx::barrier_init(barrier(shared.sums_free[i]), plan.cluster);
-      }
-      ptx::barrier_init_fence();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < plan.buffers; ++i) {
+      ptx::barrier_init(barrier(shared.full[i]), 1);
+      ptx::barrier_init(barrier(shared.empty[i]), kMultiplyWarps + kTeamWarps);
     }
-    __syncwarp();
+    ptx::barrier_init(barrier(shared.a_full), 1);
+    for (int i = 0; i < kTeams; ++i) {
+      ptx::barrier_init(barrier(shared.maxima_full[i]), 1);
+      ptx::barrier_init(barrier(shared.maxima_free[i]), plan.cluster);
+    }
+    for (int i = 0; i < 2; ++i) {
+      ptx::barrier_init(barrier(shared.sums_full[i]), 1);
+      ptx::barrier_init(barrier(shared.sums_free[i]), plan.cluster);
+    }
+    ptx::barrier_init_fence();
   }
+  __syncwarp();
+  cluster_meet();
   ptx::wait_for_primaries();
-  if (warp == 0) {
-    for (int batch = 0; batch < min(batches, plan.buffers); ++batch) load(batch);
+  if (warp < kCopyWarps && lane == 0) {
+    for (int batch = 0; batch < min(batches, plan.buffers); ++batch) load(batch, batch);
   }
   ptx::launch_dependents();
 
-  const int describer = static_cast<int>(threadIdx.x) - 32;
+  const int describer = static_cast<int>(threadIdx.x) - kCopyWarps * 32;
   if (describer >= 0 && describer < plan.blocks) {
     Block block{};
     int after = 0;
@@ -228,7 +250,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
     shared.block[describer] = block;
   }
   __syncthreads();
-  if (warp == 1) {
+  if (warp == kCopyWarps) {
     int exponent = INT_MIN;
     bool mixed = false;
     for (int i = lane; i < plan.blocks; i += 32) {
@@ -242,44 +264,47 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
       shared.mixed = mixed;
     }
   }
-  ptx::cluster_sync();  // barriers and descriptions are there
+  __syncthreads();
 
-  if (warp == 0) {
-    if (plan.a_resident && plan.blocks && steps) {
-      const uint32_t full = barrier(shared.a_full);
-      const int tiles = plan.blocks * 2;  // of 8 columns
-      if (lane == 0) {
+  if (warp < kCopyWarps) {
+    ptx::registers_fewer<32>();
+    if (lane == 0) {
+      if (plan.a_resident && plan.blocks && steps) {
+        const uint32_t full = barrier(shared.a_full);
         int present = 0;
-        for (int i = 0; i < plan.blocks; ++i) present += shared.block[i].a != nullptr;
-        ptx::barrier_expect_bytes(full, static_cast<uint32_t>(present * 2 * steps * 512));
-      }
-      __syncwarp();
-      for (int i = lane; i < tiles; i += 32) {
-        const uint4* const from = shared.block[i / 2].a;
-        if (from) {
-          copy_bulk(ptx::shared_address(a_tile) + i * plan.slice * 16,
-                    from + static_cast<int64_t>(i % 2) * k_steps * 32, static_cast<uint32_t>(steps * 512), full);
+        for (int i = 0; i < plan.blocks * 2; ++i) {  // tiles of 8 columns
+          const uint4* const from = shared.block[i / 2].a;
+          if (!from) continue;
+          ++present;
+          if (i % kCopyWarps == warp) {
+            copy_bulk(ptx::shared_address(a_tile) + i * plan.slice * 16,
+                      from + static_cast<int64_t>(i % 2) * k_steps * 32, static_cast<uint32_t>(steps * 512), full);
+          }
         }
+        if (warp == 0) ptx::barrier_expect_bytes(full, static_cast<uint32_t>(present * steps * 512));
+      }
+      Ring at;
+      for (int batch = plan.buffers; batch < batches; ++batch) {
+        ptx::barrier_wait(barrier(shared.empty[at.buffer]), at.phase);
+        load(batch, at.buffer);
+        at.advance(1, plan.buffers);
       }
     }
-    for (int batch = plan.buffers; batch < batches; ++batch) {
-      ptx::barrier_wait(barrier(shared.empty[batch % plan.buffers]), (batch / plan.buffers & 1) ^ 1);
-      load(batch);
-    }
-  } else if (warp <= kMultiplyWarps) {
-    const int w = warp - 1, tile = w % plan.tiles, part = w / plan.tiles;
-    const int k_parts = kMultiplyWarps / plan.tiles / plan.column_parts;
-    const int k_part = part % k_parts, column_part = part / k_parts;
+  } else if (warp < kCopyWarps + kMultiplyWarps) {
+    ptx::registers_more<128>();
+    const int w = warp - kCopyWarps, tile = w & (plan.tiles - 1), part = w >> tiles_log;
+    const int k_part = part & (k_parts - 1), column_part = part >> k_parts_log;
     const int g = lane / 4, t = lane % 4;
     const uint32_t minus_limit = kPlain ? 0 : (0u - plan.limit & 0xffffu) * 0x10001u;
     if (plan.a_resident && plan.blocks && steps) ptx::barrier_wait(barrier(shared.a_full), 0);
 
-    for (int batch = 0, turn = 0; batch < batches; ++batch) {
-      const int buffer = batch % plan.buffers;
+    Ring at;
+    for (int batch = 0, turn = 0; batch < batches; ++batch, at.advance(1, plan.buffers)) {
+      const int buffer = at.buffer;
       const bool used = tile * kTile < rows_of(batch);
       const uint8_t* const x_tile = ring + buffer * buffer_bytes(plan) + tile * kTile * pitch;
       const uint32_t x_lane = ptx::shared_address(x_tile) + lane % 16 * pitch + lane / 16 * 16;
-      ptx::barrier_wait(barrier(shared.full[buffer]), batch / plan.buffers & 1);
+      ptx::barrier_wait(barrier(shared.full[buffer]), at.phase);
 
       uint32_t full[2] = {}, below[2] = {};  // rows g and g + 8, two magnitudes each
       // Tiles of 8 columns of A times the warp's part of the rows, which are measured on the way. kMixed: some columns
@@ -289,73 +314,86 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
         constexpr bool kMixed = decltype(mixed_constant)::value;
         constexpr int kSize = kTiles ? kTiles : 1;
         float sum[kSize][4] = {};
-        const uint4* a[kSize] = {};
+        const uint4* a[(kSize + 1) / 2] = {};
         bool f16[kSize] = {};
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
-          const int i = min(first + n / 2, plan.blocks - 1);
-          const Block& block = shared.block[i];
+          const Block& block = shared.block[min(first + n / 2, plan.blocks - 1)];
           f16[n] = kMixed ? block.a_f16 : x_f16;
-          if (plan.a_resident) {
-            a[n] = reinterpret_cast<const uint4*>(a_tile + (i * 2 + n % 2) * plan.slice * 16) + lane;
-          } else {
-            const uint4* const from = block.a ? block.a : shared.block[plan.blocks - 1].a;
-            a[n] = from + static_cast<int64_t>(n % 2) * k_steps * 32 + lane;
-          }
+          a[n / 2] = (block.a ? block.a : shared.block[plan.blocks - 1].a) + lane;
         }
-        const auto fetch = [&](uint4(&b)[kSize], int step) {
-#pragma unroll
-          for (int n = 0; n < kTiles; ++n) b[n] = a[n][step * 32];
-        };
-        // Mixed types have no registers left to fetch ahead.
-        uint4 ahead[kSize];
-        if (!kMixed && used && k_part < steps) fetch(ahead, k_part);
+        const uint4* const a_shared =
+            reinterpret_cast<const uint4*>(a_tile) + min(first, plan.blocks - 1) * 2 * plan.slice + lane;
         int until_measured = column_part;  // the warps that share K measure in turn
-        for (int step = k_part; used && step < steps; step += k_parts) {
-          uint4 b[kSize];
-          if constexpr (kMixed) {
-            fetch(b, step);
+        const auto multiply_steps = [&](auto count_constant, auto whole_constant, int step) {
+          constexpr int kSteps = decltype(count_constant)::value;
+          constexpr bool kWhole = decltype(whole_constant)::value;  // no part of a step is beyond K
+          uint32_t x[kSteps][2][4];
+          uint4 b[kSteps][kSize];
+#pragma unroll
+          for (int i = 0; i < kSteps; ++i) {
+            const int s = step + i * k_parts;
+            ptx::load_matrix_x4(x[i][0], x_lane + s * 64);
+            ptx::load_matrix_x4(x[i][1], x_lane + s * 64 + 32);
+          }
+          if (plan.a_resident) {
+#pragma unroll
+            for (int i = 0; i < kSteps * kTiles; ++i)
+              b[i / kSize][i % kSize] = a_shared[i % kSize * plan.slice + (step + i / kSize * k_parts) * 32];
           } else {
 #pragma unroll
-            for (int n = 0; n < kTiles; ++n) b[n] = ahead[n];
-            if (step + k_parts < steps) fetch(ahead, step + k_parts);
+            for (int i = 0; i < kSteps * kTiles; ++i) {
+              const int n = i % kSize;
+              b[i / kSize][n] = __ldg(a[n / 2] + (n % 2 * k_steps + step + i / kSize * k_parts) * 32);
+            }
           }
-          const bool measure = measures && until_measured == 0;
+          if constexpr (!kWhole) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              if (step * 32 + i * 8 >= valid) x[0][i / 2][i % 2 * 2] = x[0][i / 2][i % 2 * 2 + 1] = 0;
+            }
+          }
+          if (measures && until_measured == 0) {
+#pragma unroll
+            for (int i = 0; i < kSteps * 8; ++i) {
+              const uint32_t magnitudes = x[i / 8][i / 4 % 2][i % 4] & 0x7fff7fffu;
+              full[i % 2] = __vmaxu2(full[i % 2], magnitudes);
+              if constexpr (!kPlain) below[i % 2] = __viaddmax_u16x2(magnitudes, minus_limit, below[i % 2]);
+            }
+          }
           until_measured = until_measured ? until_measured - 1 : plan.column_parts - 1;
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const int k = step * 32 + half * 16;
-            uint32_t x[4];
-            ptx::load_matrix_x4(x, x_lane + k * 2);
-            if (k >= valid) x[0] = x[1] = 0;
-            if (k + 8 >= valid) x[2] = x[3] = 0;
-            if (measure) {
+          for (int i = 0; i < kSteps * 2 * kTiles; ++i) {
+            const int n = i % kSize, half = i / kSize % 2, at_step = i / kSize / 2;
+            const uint4& operand = b[at_step][n];
+            const auto& fragment = x[at_step][half];
+            const uint32_t b0 = half ? operand.z : operand.x, b1 = half ? operand.w : operand.y;
+            if (!kMixed || f16[n] == x_f16) {
+              if constexpr (x_f16)
+                ptx::mma_f16(sum[n], fragment, b0, b1);
+              else
+                ptx::mma_bf16(sum[n], fragment, b0, b1);
+            } else {
+              float2 f[4];
 #pragma unroll
-              for (int i = 0; i < 4; ++i) {
-                const uint32_t magnitudes = x[i] & 0x7fff7fffu;
-                full[i % 2] = __vmaxu2(full[i % 2], magnitudes);
-                if constexpr (!kPlain) below[i % 2] = __viaddmax_u16x2(magnitudes, minus_limit, below[i % 2]);
-              }
-            }
-#pragma unroll
-            for (int n = 0; n < kTiles; ++n) {
-              const uint32_t b0 = half ? b[n].z : b[n].x, b1 = half ? b[n].w : b[n].y;
-              if (!kMixed || f16[n] == x_f16) {
-                if constexpr (x_f16)
-                  ptx::mma_f16(sum[n], x, b0, b1);
-                else
-                  ptx::mma_bf16(sum[n], x, b0, b1);
-              } else {
-                float2 f[4];
-#pragma unroll
-                for (int i = 0; i < 4; ++i) f[i] = decode16x2(x[i], x_f16);
-                const float2 low = decode16x2(b0, f16[n]), high = decode16x2(b1, f16[n]);
-                const float even[4] = {f[0].x, f[1].x, f[0].y, f[1].y}, odd[4] = {f[2].x, f[3].x, f[2].y, f[3].y};
-                ptx::mma_tf32(sum[n], even, low.x, low.y);
-                ptx::mma_tf32(sum[n], odd, high.x, high.y);
-              }
+              for (int j = 0; j < 4; ++j) f[j] = decode16x2(fragment[j], x_f16);
+              const float2 low = decode16x2(b0, f16[n]), high = decode16x2(b1, f16[n]);
+              const float even[4] = {f[0].x, f[1].x, f[0].y, f[1].y}, odd[4] = {f[2].x, f[3].x, f[2].y, f[3].y};
+              ptx::mma_tf32(sum[n], even, low.x, low.y);
+              ptx::mma_tf32(sum[n], odd, high.x, high.y);
             }
           }
+        };
+        if (used) {
+          constexpr int kAtOnce = kMixed ? 1 : kTiles == 4 ? 2 : 3;
+          const int whole_steps = valid / 32;
+          int step = k_part;
+          if constexpr (kAtOnce > 1) {
+            for (; step + (kAtOnce - 1) * k_parts < whole_steps; step += kAtOnce * k_parts)
+              multiply_steps(std::integral_constant<int, kAtOnce>(), std::true_type(), step);
+          }
+          for (; step < steps; step += k_parts)
+            multiply_steps(std::integral_constant<int, 1>(), std::false_type(), step);
         }
         if (measures) {
           uint32_t packed[2];
@@ -367,11 +405,11 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
             packed[i] = __vmaxu2(packed[i], __shfl_xor_sync(~0u, packed[i], 1));
             packed[i] = __vmaxu2(packed[i], __shfl_xor_sync(~0u, packed[i], 2));
           }
-          ptx::barrier_wait(barrier(shared.maxima_free[batch & 1]), (batch / 2 & 1) ^ 1);
+          ptx::barrier_wait(barrier(shared.maxima_free[batch % kTeams]), (batch / kTeams & 1) ^ 1);
           const int row = g + t % 2 * 8;
-          const uint32_t to = ptx::shared_address(&shared.maxima[batch & 1][rank][w][row]);
+          const uint32_t to = ptx::shared_address(&shared.maxima[batch % kTeams][rank][w][row]);
           for (int i = t / 2; i < plan.cluster; i += 2) {
-            send(cluster_address(to, i), t % 2 ? packed[1] : packed[0], cluster_address(barrier(shared.maxima_full[batch & 1]), i));
+            send(cluster_address(to, i), t % 2 ? packed[1] : packed[0], cluster_address(barrier(shared.maxima_full[batch % kTeams]), i));
           }
         }
         if constexpr (kTiles > 0) {
@@ -380,9 +418,10 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
           ++turn;
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const int row = tile * kTile + g + half * 8, owner = row % plan.cluster;
-            const int at = ((rank * k_parts + k_part) * (capacity / plan.cluster) + row / plan.cluster) * columns +
-                           column_part * kTiles * 8 + 2 * t;
+            const int row = tile * kTile + g + half * 8, owner = row & (plan.cluster - 1);
+            const int at =
+                ((((rank << k_parts_log) + k_part) * (capacity >> cluster_log) + (row >> cluster_log)) << columns_log) +
+                column_part * kTiles * 8 + 2 * t;
             const uint32_t to =
                 cluster_address(ptx::shared_address(sums + box * sums_bytes(plan)) + at * 4, owner);
             const uint32_t full_box = cluster_address(barrier(shared.sums_full[box]), owner);
@@ -410,27 +449,33 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
       if (lane == 0) arrive(barrier(shared.empty[buffer]));
     }
   } else {
-    const int thread = static_cast<int>(threadIdx.x) - (1 + kMultiplyWarps) * 32;
-    const int k_parts = kMultiplyWarps / plan.tiles / plan.column_parts;
+    const int team = (warp - kCopyWarps - kMultiplyWarps) / kTeamWarps;
+    const int thread = static_cast<int>(threadIdx.x) - (kCopyWarps + kMultiplyWarps + team * kTeamWarps) * 32;
+    const auto team_sync = [&] { named_sync(1 + team, kTeamThreads); };
     const int row_units = args.q ? max(0, min(plan.slice, args.k_pitch - start)) / 8 : 0;
-    const int next_row = row_units ? kQuantizeThreads / row_units : 0;
-    const int next_unit = row_units ? kQuantizeThreads % row_units : 0;
-    const int own_rows = capacity / plan.cluster;
-    add_up_bias(args, static_cast<int>(blockIdx.x) * kQuantizeThreads + thread, gridDim.x * kQuantizeThreads);
+    const int units = valid / 8;  // of 8 values; row_units has one more where K is no multiple of 16
+    const int own_rows = capacity >> cluster_log;
+    add_up_bias(args, static_cast<int>(blockIdx.x * kTeams + team) * kTeamThreads + thread,
+                static_cast<int>(gridDim.x) * kTeams * kTeamThreads);
 
-    for (int batch = 0, turn = 0; batch < batches; ++batch) {
-      const int buffer = batch % plan.buffers, box = batch & 1;
+    Ring at_batch;
+    at_batch.advance(team, plan.buffers);
+    for (int batch = team; batch < batches; batch += kTeams, at_batch.advance(kTeams, plan.buffers)) {
+      const int buffer = at_batch.buffer;
       const int first = batch_first(batch), rows = rows_of(batch);
-      if (thread == 0) {
-        ptx::barrier_expect_bytes(barrier(shared.maxima_full[box]), plan.cluster * kMultiplyWarps * kTile * 4);
+      const uint32_t maxima_full = barrier(shared.maxima_full[team]);
+      if (thread == 0) ptx::barrier_expect_bytes(maxima_full, plan.cluster * kMultiplyWarps * kTile * 4);
+      ptx::barrier_wait(maxima_full, batch / kTeams & 1);
+      // As many neighbouring lanes join the maxima of a row as there are threads for it.
+      const int lanes_log = log2_of(kTeamThreads / kTile) - tiles_log, lanes = 1 << lanes_log, own = thread >> lanes_log;
+      uint32_t packed = 0;
+#pragma unroll 4
+      for (int i = thread & (lanes - 1); i < plan.cluster << parts_log; i += lanes) {
+        const int w = ((i & ((1 << parts_log) - 1)) << tiles_log) + own / kTile;
+        packed = __vmaxu2(packed, shared.maxima[team][i >> parts_log][w][own % kTile]);
       }
-      ptx::barrier_wait(barrier(shared.maxima_full[box]), batch / 2 & 1);
-      if (thread < rows) {
-        uint32_t packed = 0;
-        for (int i = 0; i < plan.cluster; ++i) {
-          for (int w = thread / kTile; w < kMultiplyWarps; w += plan.tiles)
-            packed = __vmaxu2(packed, shared.maxima[box][i][w][thread % kTile]);
-        }
+      for (int i = 1; i < lanes; i *= 2) packed = __vmaxu2(packed, __shfl_xor_sync(~0u, packed, i));
+      if ((thread & (lanes - 1)) == 0 && own < rows) {
         const uint32_t full = magnitude_bits(decode16(packed & 0xffff, x_f16));
         uint32_t below = full;
         if constexpr (!kPlain) {
@@ -439,10 +484,10 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
           const auto largest = static_cast<uint16_t>(wrapped >= 0x10000u ? wrapped : 0);
           below = magnitude_bits(measured<kPlain>(args.spec, decode16(largest, x_f16)));
         }
-        Row& row = shared.row[box][thread];
+        Row& row = shared.row[team][own];
         int exponent = shared.exponent;
         if (args.row_slot) {
-          row.slot = args.row_slot[first + thread];
+          row.slot = args.row_slot[first + own];
           exponent = INT_MIN;
           for (int i = 0; i < plan.blocks; ++i) {
             if (shared.block[i].slot == row.slot) exponent = max(exponent, shared.block[i].term_exponent);
@@ -451,54 +496,65 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
         const PreparedRow prepared = prepare_row(args.spec, below, full, exponent);
         row.factor = prepared.factor;
         row.power = prepared.power;
-        if (rank == 0 && args.rows) args.rows[first + thread] = prepared.out;
+        if (rank == 0 && args.rows) args.rows[first + own] = prepared.out;
       }
-      ptx::named_sync<1>(kQuantizeThreads);
-      if (thread < plan.cluster) ptx::barrier_arrive_cluster(barrier(shared.maxima_free[box]), thread);
+      team_sync();
+      if (thread < plan.cluster) ptx::barrier_arrive_cluster(barrier(shared.maxima_free[team]), thread);
 
       if (row_units) {
-        ptx::barrier_wait(barrier(shared.full[buffer]), batch / plan.buffers & 1);
-        const uint8_t* const x_tile = ring + buffer * buffer_bytes(plan);
-        int8_t* const q = args.q + static_cast<int64_t>(first) * args.k_pitch + start;
-        int r = thread / row_units, unit = thread % row_units;
-#pragma unroll 2
-        while (r < rows) {
-          uint4 bits = *reinterpret_cast<const uint4*>(x_tile + r * pitch + unit * 16);
-          if (unit * 8 >= valid) bits = {};
-          const float factor = shared.row[box][r].factor;
-          const float2 v0 = decode16x2(bits.x, x_f16), v1 = decode16x2(bits.y, x_f16);
-          const float2 v2 = decode16x2(bits.z, x_f16), v3 = decode16x2(bits.w, x_f16);
-          uint2 codes = {quantize<kPlain>(args.spec, factor, v0.x, v0.y, v1.x, v1.y),
-                         quantize<kPlain>(args.spec, factor, v2.x, v2.y, v3.x, v3.y)};
-          if (!kPlain && args.outliers.flags) {
-            const int k = start + unit * 8;
-            const uint32_t outliers = args.outliers.flags[k / 32] >> k % 32 & 0xff;
+        ptx::barrier_wait(barrier(shared.full[buffer]), at_batch.phase);
+        // A warp writes every kTeamWarps-th row, a lane 8 values of every 256.
+        for (int r = thread / 32; r < rows; r += kTeamWarps) {
+          const uint8_t* const x_row = ring + buffer * buffer_bytes(plan) + r * pitch;
+          int8_t* const q_row = args.q + static_cast<int64_t>(first + r) * args.k_pitch + start;
+          const float factor = shared.row[team][r].factor;
+          const auto encode_row = [&](auto&& four) {
+            constexpr int kUnits = 3;
+            for (int unit = lane; unit < units; unit += kUnits * 32) {
+              uint4 bits[kUnits];
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-              if (outliers >> j & 1) codes.x &= ~(0xffu << j * 8);
-              if (outliers >> (j + 4) & 1) codes.y &= ~(0xffu << j * 8);
+              for (int i = 0; i < kUnits; ++i)
+                bits[i] = *reinterpret_cast<const uint4*>(x_row + min(unit + i * 32, units - 1) * 16);
+#pragma unroll
+              for (int i = 0; i < kUnits; ++i) {
+                const float2 v0 = decode16x2(bits[i].x, x_f16), v1 = decode16x2(bits[i].y, x_f16);
+                const float2 v2 = decode16x2(bits[i].z, x_f16), v3 = decode16x2(bits[i].w, x_f16);
+                uint2 codes = {four(v0.x, v0.y, v1.x, v1.y), four(v2.x, v2.y, v3.x, v3.y)};
+                if (!kPlain && args.outliers.flags && unit + i * 32 < units) {
+                  const int k = start + (unit + i * 32) * 8;
+                  const uint32_t outliers = args.outliers.flags[k / 32] >> k % 32 & 0xff;
+#pragma unroll
+                  for (int j = 0; j < 4; ++j) {
+                    if (outliers >> j & 1) codes.x &= ~(0xffu << j * 8);
+                    if (outliers >> (j + 4) & 1) codes.y &= ~(0xffu << j * 8);
+                  }
+                }
+                if (unit + i * 32 < units) *reinterpret_cast<uint2*>(q_row + (unit + i * 32) * 8) = codes;
+              }
             }
-          }
-          *reinterpret_cast<uint2*>(q + static_cast<int64_t>(r) * args.k_pitch + unit * 8) = codes;
-          r += next_row;
-          unit += next_unit;
-          if (unit >= row_units) {
-            unit -= row_units;
-            ++r;
-          }
+          };
+          if (kPlain && factor <= FLT_MAX)
+            encode_row([&](auto... v) { return quantize_finite(factor, v...); });
+          else
+            encode_row([&](auto... v) { return quantize<kPlain>(args.spec, factor, v...); });
+          if (lane == 0 && units < row_units) *reinterpret_cast<uint2*>(q_row + units * 8) = {};
         }
       }
       __syncwarp();
       if (lane == 0) arrive(barrier(shared.empty[buffer]));
 
-      for (int group = 0; group < groups; ++group, ++turn) {
-        const int sum_box = turn & 1;
-        if (thread == 0) ptx::barrier_expect_bytes(barrier(shared.sums_full[sum_box]), sums_bytes(plan));
+      for (int group = 0; group < groups; ++group) {
+        const int turn = batch * groups + group, sum_box = turn & 1;
+        if (thread == 0) {
+          // The other team may have yet to see the box's last use.
+          ptx::barrier_wait(barrier(shared.sums_full[sum_box]), (turn / 2 & 1) ^ 1);
+          ptx::barrier_expect_bytes(barrier(shared.sums_full[sum_box]), sums_bytes(plan));
+        }
         ptx::barrier_wait(barrier(shared.sums_full[sum_box]), turn / 2 & 1);
         const float* const mail = reinterpret_cast<const float*>(sums + sum_box * sums_bytes(plan));
-        for (int i = thread; i < own_rows * columns; i += kQuantizeThreads) {
-          const int index = i / columns, column = i % columns;
-          const int r = index * plan.cluster + rank, at = group * (columns / kBlock) + column / kBlock;
+        for (int i = thread; i < own_rows * columns; i += kTeamThreads) {
+          const int index = i >> columns_log, column = i & (columns - 1);
+          const int r = (index << cluster_log) + rank, at = group * (columns / kBlock) + column / kBlock;
           if (r >= rows || at >= plan.blocks) continue;
           const Block& block = shared.block[at];
           if (!block.a || block.low) continue;  // the low parts join the high ones
@@ -508,7 +564,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
               value += mail[(source * own_rows + index) * columns + column + offset];
             return value;
           };
-          const Row& row = shared.row[box][r];
+          const Row& row = shared.row[team][r];
           const int j = column % kBlock;
           const bool present = j < block.ranks && (!args.row_slot || block.slot == row.slot);
           float value = 0.f;
@@ -525,13 +581,13 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
             h[2 * kBlock] = high;
           }
         }
-        ptx::named_sync<1>(kQuantizeThreads);
+        team_sync();
         if (thread < plan.cluster) ptx::barrier_arrive_cluster(barrier(shared.sums_free[sum_box]), thread);
       }
     }
   }
   __syncwarp();
-  ptx::cluster_sync();  // a block's shared memory outlives the messages of its peers
+  cluster_meet();  // a block's shared memory outlives the messages of its peers
 #else
   (void)args;
   (void)plan;
@@ -552,7 +608,13 @@ int shared_bytes(const Plan& plan) {
 }
 
 // A plan of this shape with as many buffers as fit; no buffers: it does not fit.
-Plan shape(int m, int k, int blocks, int cluster, int tiles, bool a_resident, const Limits& limits) {
+void spread(Plan& plan, int m, int clusters) {
+  plan.clusters = std::min((m + kTile - 1) / kTile, clusters);
+  const int rows = (m + plan.clusters - 1) / plan.clusters, capacity = plan.tiles * kTile;
+  const int batches = (rows + capacity - 1) / capacity;
+  plan.batch_rows = (rows + batches - 1) / batches;
+}
+Plan shape(int k, int blocks, int cluster, int tiles, bool a_resident, const Limits& limits) {
   Plan plan{};
   plan.cluster = cluster;
   plan.slice = round_up((k + cluster - 1) / cluster, 32);
@@ -564,7 +626,6 @@ Plan shape(int m, int k, int blocks, int cluster, int tiles, bool a_resident, co
   while (plan.column_parts * plan.blocks_a_warp < blocks && plan.column_parts * tiles < kMultiplyWarps)
     plan.column_parts *= 2;
   plan.buffers = std::clamp((limits.shared_bytes - shared_bytes(plan)) / buffer_bytes(plan), 0, kMaxBuffers);
-  plan.clusters = std::min((m + kTile - 1) / kTile, limits.multiprocessors / cluster);
   return plan;
 }
 
