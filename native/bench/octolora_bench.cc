@@ -8,13 +8,14 @@
 // sets of (weights, adapter, x, y), which together exceed any cache. The data are normal random numbers.
 //
 //   floor = max(int8 operations / peak + adapter operations / (peak / 2), bytes / bandwidth)
-//   bytes = W + x + y + A + B once each, A and B in 16 bits on CUDA and fp32 on the CPU
+//   bytes = W + x + y + residual + A + B once each, A and B in 16 bits on CUDA and fp32 on the CPU
 //
 // The peaks are those of --tops and --gbs; else the data sheet's of the H100 and H200 (SXM): 1979 TOPS int8, half of it
 // in 16 bits, 3350 and 4800 GB/s. On other devices, and on the CPU, no floor is printed unless both are given.
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <numeric>
 #include <optional>
 
 #include "bench_support.h"
@@ -25,29 +26,42 @@ namespace {
 constexpr const char* kUsage =
     R"(octolora_bench [options]
   --device cpu|cuda:N              default cuda:0 where CUDA is there, else cpu
-  --shape MxNxK                    instead of the list; may be repeated
+  --shape MxNxK                    instead of the list; may be repeated. MxN+N+NxK: outputs of one call, of these N
+  --after gelu_tanh|gelu_erf|silu|gate|residual
+                                   what follows in every output; may be repeated
   --rank R                         one adapter of this rank in every layer; 0, the default, is none; may be repeated
   --mode w8a8|w8a16|outlier        default w8a8 (dynamic); outlier: threshold 6, with 6 columns above it
   --x bf16|fp16|f32                type of x and y; default bf16
   --tops T --gbs B                 peak int8 TOPS (16-bit TFLOP/s for w8a16) and GB/s of the floor
   --threads T                      of the CPU device
   --csv FILE                       the table as comma-separated values
+  --explain                        below each line, how the call runs
   --quick                          four shapes, fewer repeats
 )";
 
 struct Shape {
-  int m, n, k;
+  int m;
+  std::vector<int> n;  // of each output
+  int k;
+
+  int total_n() const { return std::accumulate(n.begin(), n.end(), 0); }
+  std::string n_text() const {
+    std::string text;
+    for (const int one : n) text += (text.empty() ? "" : "+") + std::to_string(one);
+    return text;
+  }
 };
 
 // Diffusion transformers and language models: prefill, then decode.
 const std::vector<Shape> kShapes = {
-    {4608, 3072, 3072},  {4608, 9216, 3072}, {4608, 12288, 3072}, {4608, 21504, 3072}, {4608, 3072, 12288},
-    {4608, 3072, 15360}, {2048, 4096, 4096}, {2048, 14336, 4096}, {2048, 4096, 14336}, {4096, 28672, 8192},
-    {1, 4096, 4096},     {1, 14336, 4096},   {1, 28672, 8192},    {1, 8192, 28672},    {4, 4096, 4096},
-    {4, 14336, 4096},    {4, 28672, 8192},   {4, 8192, 28672},    {16, 4096, 4096},    {16, 14336, 4096},
-    {16, 28672, 8192},   {16, 8192, 28672},  {32, 4096, 4096},    {32, 14336, 4096},   {32, 28672, 8192},
-    {32, 8192, 28672},   {64, 4096, 4096},   {64, 14336, 4096},   {64, 28672, 8192},   {64, 8192, 28672}};
-const std::vector<Shape> kQuickShapes = {{512, 3072, 3072}, {4608, 3072, 3072}, {1, 4096, 4096}, {16, 14336, 4096}};
+    {4608, {3072}, 3072},  {4608, {9216}, 3072}, {4608, {12288}, 3072}, {4608, {21504}, 3072}, {4608, {3072}, 12288},
+    {4608, {3072}, 15360}, {2048, {4096}, 4096}, {2048, {14336}, 4096}, {2048, {4096}, 14336}, {4096, {28672}, 8192},
+    {1, {4096}, 4096},     {1, {14336}, 4096},   {1, {28672}, 8192},    {1, {8192}, 28672},    {4, {4096}, 4096},
+    {4, {14336}, 4096},    {4, {28672}, 8192},   {4, {8192}, 28672},    {16, {4096}, 4096},    {16, {14336}, 4096},
+    {16, {28672}, 8192},   {16, {8192}, 28672},  {32, {4096}, 4096},    {32, {14336}, 4096},   {32, {28672}, 8192},
+    {32, {8192}, 28672},   {64, {4096}, 4096},   {64, {14336}, 4096},   {64, {28672}, 8192},   {64, {8192}, 28672}};
+const std::vector<Shape> kQuickShapes = {
+    {512, {3072}, 3072}, {4608, {3072}, 3072}, {1, {4096}, 4096}, {16, {14336}, 4096}};
 
 enum class Kind { w8a8, w8a16, outlier };
 
@@ -58,9 +72,12 @@ struct Options {
   Kind kind = Kind::w8a8;
   std::string mode_name = "w8a8", x_name = "bf16", csv;
   int32_t x_type = OCTOLORA_BFLOAT16;
+  int32_t activation = OCTOLORA_ACTIVATION_NONE;
+  bool gate = false, residual = false;
+  std::string after;  // all of it, for the table
   double tops = 0, gbs = 0;
   int threads = 0;
-  bool quick = false;
+  bool explain = false, quick = false;
 };
 
 constexpr float kThreshold = 6.f;
@@ -85,11 +102,41 @@ int whole(const std::string& name, const std::string& text, int least) {
 
 Shape shape_of(const std::string& text) {
   Shape shape{};
-  char rest = 0;
-  if (std::sscanf(text.c_str(), "%dx%dx%d%c", &shape.m, &shape.n, &shape.k, &rest) != 3 || shape.m < 1 || shape.n < 1 ||
-      shape.k < 1)
-    refuse("--shape " + text + ", expected MxNxK");
+  int at = 0, read = 0, n = 0;
+  bool good = std::sscanf(text.c_str(), "%dx%n", &shape.m, &at) == 1 && at > 0;
+  while (good && std::sscanf(text.c_str() + at, "%d%n", &n, &read) == 1) {
+    good = n > 0;
+    shape.n.push_back(n);
+    at += read;
+    if (text[static_cast<size_t>(at)] != '+') break;
+    ++at;
+  }
+  read = 0;
+  good = good && at > 0 && text[static_cast<size_t>(at) - 1] != '+' &&
+         std::sscanf(text.c_str() + at, "x%d%n", &shape.k, &read) == 1;
+  if (!good || text[static_cast<size_t>(at + read)] || shape.m < 1 || shape.k < 1 || shape.n.empty() ||
+      shape.n.size() > OCTOLORA_MAX_OUTPUTS) {
+    refuse("--shape " + text + ", expected MxNxK, or MxN+NxK with up to " + std::to_string(OCTOLORA_MAX_OUTPUTS) +
+           " N");
+  }
   return shape;
+}
+
+void add_after(Options& o, const std::string& value) {
+  if (value == "gelu_tanh") {
+    o.activation = OCTOLORA_ACTIVATION_GELU_TANH;
+  } else if (value == "gelu_erf") {
+    o.activation = OCTOLORA_ACTIVATION_GELU_ERF;
+  } else if (value == "silu") {
+    o.activation = OCTOLORA_ACTIVATION_SILU;
+  } else if (value == "gate") {
+    o.gate = true;
+  } else if (value == "residual") {
+    o.residual = true;
+  } else {
+    refuse("--after " + value + ", expected gelu_tanh, gelu_erf, silu, gate or residual");
+  }
+  o.after += (o.after.empty() ? "" : "+") + value;
 }
 
 Options parse(int argc, char** argv) {
@@ -98,6 +145,10 @@ Options parse(int argc, char** argv) {
     const std::string name = argv[i];
     if (name == "--quick") {
       o.quick = true;
+      continue;
+    }
+    if (name == "--explain") {
+      o.explain = true;
       continue;
     }
     if (name == "--help") {
@@ -135,6 +186,8 @@ Options parse(int argc, char** argv) {
       } else {
         refuse("--x " + value + ", expected bf16, fp16 or f32");
       }
+    } else if (name == "--after") {
+      add_after(o, value);
     } else if (name == "--tops") {
       o.tops = positive(name, value);
     } else if (name == "--gbs") {
@@ -152,10 +205,15 @@ Options parse(int argc, char** argv) {
   return o;
 }
 
-struct Set {
+struct Member {
   Handle<octolora_linear> linear;
   Handle<octolora_slots> slots;
-  DeviceMemory x, y;
+  DeviceMemory y, residual, gate;
+};
+struct Set {
+  DeviceMemory x;
+  std::vector<Member> members;
+  std::vector<octolora_output> outputs;
 };
 
 class Stream {
@@ -177,13 +235,14 @@ class Stream {
 struct Result {
   double us, fastest_us;
   size_t sets;
+  std::string explanation;
 };
 
 Result measure(octolora_device* device, const Options& o, const Shape& s, int rank) {
   constexpr double kBatchUs = 20e3;
   constexpr size_t kBeyondCaches = size_t{256} << 20;
   const int repeats = o.quick ? 7 : 21;
-  const size_t m = static_cast<size_t>(s.m), n = static_cast<size_t>(s.n), k = static_cast<size_t>(s.k);
+  const size_t m = static_cast<size_t>(s.m), n = static_cast<size_t>(s.total_n()), k = static_cast<size_t>(s.k);
   const size_t r = static_cast<size_t>(rank), element = element_size(o.x_type);
 
   // One copy on the host serves every set.
@@ -202,54 +261,82 @@ Result measure(octolora_device* device, const Options& o, const Shape& s, int ra
   const std::vector<float> scale(n, 0.01f);
   const std::vector<char> a = normal_data(r * k, OCTOLORA_BFLOAT16, 3, 0.02f);
   const std::vector<char> b = normal_data(n * r, OCTOLORA_BFLOAT16, 4, 0.02f);
+  const std::vector<char> residual = normal_data(o.residual ? m * n : 0, o.x_type, 5);
+  const std::vector<char> gate = normal_data(o.gate ? n : 0, o.x_type, 6);
 
   octolora_linear_desc desc{};
   desc.struct_size = sizeof desc;
-  desc.n = s.n;
   desc.k = s.k;
   desc.mode = o.kind == Kind::w8a16 ? OCTOLORA_W8A16 : OCTOLORA_W8A8_DYNAMIC;
-  desc.scale_count = s.n;
   desc.outlier_threshold = o.kind == Kind::outlier ? kThreshold : 0.f;
-  desc.weight = weights.data();
   desc.scale = scale.data();
   octolora_adapter_desc adapter{};
   adapter.struct_size = sizeof adapter;
   adapter.rank = rank;
   adapter.a_dtype = adapter.b_dtype = OCTOLORA_BFLOAT16;
   adapter.a = a.data();
-  adapter.b = b.data();
 
   const Stream stream(device);
   const size_t set_bytes = n * k + (m * k + m * n) * element;
   const size_t count = std::max<size_t>(3, (kBeyondCaches + set_bytes - 1) / set_bytes);
+  const auto on_device = [&](const std::vector<char>& from, size_t first, size_t bytes) {
+    DeviceMemory memory(device, bytes);
+    if (!from.empty()) OCTOLORA_CHECK(octolora_device_copy(device, memory.get(), &from[first], bytes, stream.get()));
+    return memory;
+  };
   std::vector<Set> sets;
   sets.reserve(count);
   for (size_t i = 0; i < count; ++i) {
-    octolora_linear* linear = nullptr;
-    OCTOLORA_CHECK(octolora_linear_create(device, &desc, &linear));
-    Handle<octolora_linear> linear_handle(linear);
-    octolora_slots* slots = nullptr;
-    if (rank > 0) {
-      OCTOLORA_CHECK(octolora_slots_create(linear, 1, &rank, OCTOLORA_LORA_16BIT, &slots));
+    Set set{on_device(x, 0, x.size()), {}, {}};
+    size_t first = 0;  // of the output's channels among all
+    for (const int own : s.n) {
+      const size_t channels = static_cast<size_t>(own);
+      desc.n = desc.scale_count = own;
+      desc.weight = weights.data() + first * k;
+      octolora_linear* linear = nullptr;
+      OCTOLORA_CHECK(octolora_linear_create(device, &desc, &linear));
+      Handle<octolora_linear> linear_handle(linear);
+      octolora_slots* slots = nullptr;
+      if (rank > 0) OCTOLORA_CHECK(octolora_slots_create(linear, 1, &rank, OCTOLORA_LORA_16BIT, &slots));
+      Handle<octolora_slots> slots_handle(slots);
+      adapter.b = b.data() + first * r * 2;
+      if (rank > 0) OCTOLORA_CHECK(octolora_slots_set(slots, 0, &adapter, 1.f, stream.get()));
+      const size_t y_bytes = m * channels * element;
+      set.members.push_back({std::move(linear_handle), std::move(slots_handle), DeviceMemory(device, y_bytes),
+                             on_device(residual, m * first * element, o.residual ? y_bytes : 0),
+                             on_device(gate, first * element, o.gate ? channels * element : 0)});
+      const Member& member = set.members.back();
+      octolora_output output{};
+      output.struct_size = sizeof output;
+      output.activation = o.activation;
+      output.linear = linear;
+      output.slots = slots;
+      output.y = member.y.get();
+      output.residual = o.residual ? member.residual.get() : nullptr;
+      output.gate = o.gate ? member.gate.get() : nullptr;
+      set.outputs.push_back(output);
+      first += channels;
     }
-    Handle<octolora_slots> slots_handle(slots);
-    if (rank > 0) OCTOLORA_CHECK(octolora_slots_set(slots, 0, &adapter, 1.f, stream.get()));
-    sets.push_back({std::move(linear_handle), std::move(slots_handle), DeviceMemory(device, m * k * element),
-                    DeviceMemory(device, m * n * element)});
-    OCTOLORA_CHECK(octolora_device_copy(device, sets.back().x.get(), x.data(), x.size(), stream.get()));
+    sets.push_back(std::move(set));
     stream.synchronize();
   }
-  size_t workspace_bytes = 0;
-  OCTOLORA_CHECK(octolora_linear_workspace(sets[0].linear.get(), sets[0].slots.get(), s.m, o.x_type, &workspace_bytes));
-  const DeviceMemory workspace(device, workspace_bytes);
+  octolora_forward_desc call{};
+  call.struct_size = sizeof call;
+  call.rows = s.m;
+  call.x_dtype = call.y_dtype = o.x_type;
+  call.output_count = static_cast<int32_t>(s.n.size());
+  call.outputs = sets[0].outputs.data();
+  OCTOLORA_CHECK(octolora_forward_workspace(&call, &call.workspace_bytes));
+  const DeviceMemory workspace(device, call.workspace_bytes);
+  call.workspace = workspace.get();
 
   size_t next = 0;
   auto batch = [&](size_t calls) {
     const double begin = now_us();
     for (size_t i = 0; i < calls; ++i, next = (next + 1) % count) {
-      OCTOLORA_CHECK(octolora_linear_forward(sets[next].linear.get(), sets[next].slots.get(), sets[next].x.get(),
-                                             o.x_type, sets[next].y.get(), o.x_type, s.m, workspace.get(),
-                                             workspace_bytes, stream.get()));
+      call.x = sets[next].x.get();
+      call.outputs = sets[next].outputs.data();
+      OCTOLORA_CHECK(octolora_forward(&call, stream.get()));
     }
     stream.synchronize();
     return now_us() - begin;
@@ -259,8 +346,13 @@ Result measure(octolora_device* device, const Options& o, const Shape& s, int ra
   const size_t calls = static_cast<size_t>(std::ceil(std::max(1.0, kBatchUs / once)));
   std::vector<double> times;
   for (int i = 0; i < repeats; ++i) times.push_back(batch(calls) / static_cast<double>(calls));
-  return {median(times), *std::min_element(times.begin(), times.end()), count};
+  std::vector<char> explanation(1 << 14);
+  OCTOLORA_CHECK(octolora_forward_explain(&call, explanation.data(), explanation.size()));
+  return {median(times), *std::min_element(times.begin(), times.end()), count, explanation.data()};
 }
+
+// At the right of a column of six characters, or beyond it.
+std::string padded(const std::string& text) { return std::string(text.size() < 6 ? 6 - text.size() : 0, ' ') + text; }
 
 int run(const Options& o) {
   int32_t cuda_devices = 0;
@@ -282,9 +374,9 @@ int run(const Options& o) {
   const bool with_floor = tops > 0 && gbs > 0;
 
   char title[512];
-  std::snprintf(title, sizeof title, "%s, %s, %d %s; octolora %s; mode %s, x and y %s; floor at %s", info.name,
+  std::snprintf(title, sizeof title, "%s, %s, %d %s; octolora %s; mode %s, x and y %s%s%s; floor at %s", info.name,
                 info.kernels, info.units, cuda ? "multiprocessors" : "threads", octolora_version(), o.mode_name.c_str(),
-                o.x_name.c_str(), with_floor ? "" : "unknown peaks");
+                o.x_name.c_str(), o.after.empty() ? "" : ", then ", o.after.c_str(), with_floor ? "" : "unknown peaks");
   std::string heading = title;
   if (with_floor) {
     std::snprintf(title, sizeof title, "%g TOPS, %g GB/s", tops, gbs);
@@ -302,10 +394,10 @@ int run(const Options& o) {
   for (const Shape& s : o.shapes) {
     for (const int rank : o.ranks) {
       const Result result = measure(device.get(), o, s, rank);
-      const double m = s.m, n = s.n, k = s.k, r = rank;
+      const double m = s.m, n = s.total_n(), k = s.k, r = rank, outputs = static_cast<double>(s.n.size());
       const double element = static_cast<double>(element_size(o.x_type)), factor = cuda ? 2 : 4;
-      const double base = 2 * m * n * k, low_rank = 2 * m * r * (n + k);
-      const double bytes = n * k + (m * k + m * n) * element + r * (n + k) * factor;
+      const double base = 2 * m * n * k, low_rank = 2 * m * r * (n + k * outputs);
+      const double bytes = n * k + (m * k + m * n * (o.residual ? 2 : 1)) * element + r * (n + k * outputs) * factor;
       const double half = o.kind == Kind::w8a16 ? 1 : 0.5;
       const double floor_us =
           with_floor ? std::max((base + low_rank / half) / tops / 1e6, bytes / gbs / 1e3) : std::nan("");
@@ -315,14 +407,15 @@ int run(const Options& o) {
         std::snprintf(floor_text, sizeof floor_text, "%.2f", floor_us);
         std::snprintf(share_text, sizeof share_text, "%.3f", floor_us / result.us);
       }
-      std::printf("%6d %6d %6d %5d %11.2f %11.2f %9.3f %8.1f %11s %6s %5zu\n", s.m, s.n, s.k, rank, result.us,
-                  result.fastest_us, achieved_tops, achieved_gbs, floor_text, share_text, result.sets);
+      std::printf("%6d %s %6d %5d %11.2f %11.2f %9.3f %8.1f %11s %6s %5zu\n", s.m, padded(s.n_text()).c_str(), s.k,
+                  rank, result.us, result.fastest_us, achieved_tops, achieved_gbs, floor_text, share_text, result.sets);
+      if (o.explain) std::fputs(result.explanation.c_str(), stdout);
       std::fflush(stdout);
       if (csv.is_open()) {
         char row[256];
-        std::snprintf(row, sizeof row, "%d,%d,%d,%d,%s,%s,%.3f,%.3f,%.3f,%.1f,%s,%s,%zu\n", s.m, s.n, s.k, rank,
-                      o.mode_name.c_str(), o.x_name.c_str(), result.us, result.fastest_us, achieved_tops, achieved_gbs,
-                      with_floor ? floor_text : "", with_floor ? share_text : "", result.sets);
+        std::snprintf(row, sizeof row, "%d,%s,%d,%d,%s,%s,%.3f,%.3f,%.3f,%.1f,%s,%s,%zu\n", s.m, s.n_text().c_str(),
+                      s.k, rank, o.mode_name.c_str(), o.x_name.c_str(), result.us, result.fastest_us, achieved_tops,
+                      achieved_gbs, with_floor ? floor_text : "", with_floor ? share_text : "", result.sets);
         csv << row << std::flush;
       }
     }

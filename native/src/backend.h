@@ -11,14 +11,20 @@
 #include <vector>
 
 #include "error.h"
+#include "explanation.h"
 #include "octolora/octolora.h"
 
 namespace octolora {
 
 enum class Dtype : int32_t { f32 = OCTOLORA_FLOAT32, f16 = OCTOLORA_FLOAT16, bf16 = OCTOLORA_BFLOAT16 };
 constexpr size_t size_of(Dtype type) { return type == Dtype::f32 ? 4 : 2; }
+constexpr const char* name_of(Dtype type) { return type == Dtype::f32 ? "fp32" : type == Dtype::f16 ? "fp16" : "bf16"; }
 
 enum class Mode : int32_t { w8a16 = OCTOLORA_W8A16, dynamic = OCTOLORA_W8A8_DYNAMIC, fixed = OCTOLORA_W8A8_STATIC };
+
+constexpr const char* name_of(Mode mode) {
+  return mode == Mode::w8a16 ? "W8A16" : mode == Mode::dynamic ? "W8A8 dynamic" : "W8A8 static";
+}
 
 // octolora_linear_desc without its pointers, defaults filled in.
 struct LinearSpec {
@@ -51,6 +57,20 @@ enum class Activation : int32_t {
   gelu_erf = OCTOLORA_ACTIVATION_GELU_ERF,
   silu = OCTOLORA_ACTIVATION_SILU
 };
+
+constexpr const char* name_of(Activation activation) {
+  switch (activation) {
+    case Activation::gelu_tanh:
+      return "GELU (tanh)";
+    case Activation::gelu_erf:
+      return "GELU (erf)";
+    case Activation::silu:
+      return "SiLU";
+    case Activation::none:
+      break;
+  }
+  return "no activation";
+}
 
 class Linear;
 
@@ -118,6 +138,7 @@ class Device {
   // Of args, the linears, the slots, rows and x_type.
   virtual size_t workspace(const ForwardArgs& args) const = 0;
   virtual void forward(const ForwardArgs& args) const = 0;
+  virtual void explain(const ForwardArgs& args, Explanation& to) const = 0;
 };
 
 std::shared_ptr<Device> make_cpu_device();              // src/cpu

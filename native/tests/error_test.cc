@@ -544,7 +544,7 @@ std::vector<BadCall> bad_calls() {
        [](S s) { return s.group([&](G g) { g.outputs[1].slots = s.slots.get(); }); }},
       {"group: another mode",
        bad,
-       {"outputs[1].linear", "OCTOLORA_W8A16", "OCTOLORA_W8A8_DYNAMIC"},
+       {"outputs[1].linear", "W8A16", "W8A8 dynamic"},
        [](S s) { return s.group([&](G g) { g.outputs[1].linear = s.w8a16.get(); }); }},
       {"group: another k",
        bad,
@@ -671,6 +671,38 @@ std::vector<BadCall> bad_calls() {
        bad,
        {"output_count = 9"},
        [](S s) { return s.group([](G g) { g.desc.output_count = 9; }, Scene::Ask::workspace); }},
+
+      {"explain: NULL text",
+       bad,
+       {"text", "NULL"},
+       [](S s) {
+         octolora_status status = OCTOLORA_OK;
+         s.group([&](G g) { status = octolora_forward_explain(&g.desc, nullptr, 9); });
+         return status;
+       }},
+      {"explain: size 0",
+       bad,
+       {"size = 0"},
+       [](S s) {
+         octolora_status status = OCTOLORA_OK;
+         char text = '?';
+         s.group([&](G g) { status = octolora_forward_explain(&g.desc, &text, 0); });
+         if (text != '?') fail("text was written");
+         return status;
+       }},
+      {"explain: rows -2",
+       bad,
+       {"rows = -2"},
+       [](S s) {
+         octolora_status status = OCTOLORA_OK;
+         char text[9];
+         s.group([&](G g) {
+           g.desc.rows = -2;
+           status = octolora_forward_explain(&g.desc, text, sizeof text);
+           g.desc.rows = 0;
+         });
+         return status;
+       }},
 
       {"quantized: W8A16",
        OCTOLORA_UNSUPPORTED,
@@ -930,6 +962,22 @@ void grown_structs(octolora_device* device, bool cuda) {
   }
 }
 
+// Text of whole lines that name the call; what does not fit is cut off.
+void explanation(octolora_device* device, bool cuda) {
+  Scene s(device, cuda);
+  CHECK_OK(s.group([&](Scene::Group& g) {
+    char text[4096], part[41];
+    CHECK_OK(octolora_forward_explain(&g.desc, text, sizeof text));
+    const std::string whole = text;
+    for (const char* word : {"x [3, 7] fp32, W8A8 dynamic, y fp32, 2 outputs", "N = 5", cuda ? "\n1 " : "cpu: "})
+      if (whole.find(word) == std::string::npos) fail("the explanation lacks '%s':\n%s", word, text);
+    if (whole.back() != '\n') fail("the explanation ends within a line:\n%s", text);
+    std::memset(part, '?', sizeof part);
+    CHECK_OK(octolora_forward_explain(&g.desc, part, 40));
+    if (part != whole.substr(0, 39) || part[40] != '?') fail("cut to 39 characters it is '%s'", part);
+  }));
+}
+
 // Asking does not overflow: the most rows there can be need more than fewer do.
 void workspace_grows(octolora_device* device) {
   Problem p;
@@ -964,6 +1012,7 @@ void fill(Suite& suite, const Options& options) {
   suite.add("allocation", [=] { allocation(device.get()); });
   suite.add("weight memory", [=] { weight_memory(device.get()); });
   suite.add("destroyed in any order", [=] { any_order(options.ordinal); });
+  suite.add("explanation", [=] { explanation(device.get(), cuda); });
   suite.add("grown structs", [=] { grown_structs(device.get(), cuda); });
   suite.add("no rows", [=] { no_rows(device.get(), cuda); });
   suite.add("workspace of many rows", [=] { workspace_grows(device.get()); });

@@ -3,8 +3,8 @@
 #
 # sanitize_cuda.sh [FOLDER]: the test programs of FOLDER (this script's own, if not given) on cuda:0 under each tool of
 # compute-sanitizer, with small shapes. Exit status 0 if every run is clean. Calls that fail on purpose, such as an
-# allocation of 2^60 bytes, are no findings. Racecheck gets one host thread: it looks for races within a kernel, and with
-# several threads launching it did not come to an end on an H200.
+# allocation of 2^60 bytes, are no findings. Racecheck gets one host thread: it looks for races within a kernel, and loses
+# track of what several threads launch at once ("Internal Sanitizer Error: ... failure to track a kernel launch").
 folder=${1:-$(dirname "$0")}
 if ! command -v compute-sanitizer >/dev/null; then
   echo "compute-sanitizer is not in PATH; it comes with the CUDA toolkit" >&2

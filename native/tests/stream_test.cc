@@ -106,6 +106,15 @@ class Graph {
   size_t nodes_ = 0;
 };
 
+// The explanation of a call has a line for each launch, "1 ...", "2 ...", and the graph a node.
+void expect_explained(const Runner& runner, const Graph& captured) {
+  const std::string text = runner.explain();
+  size_t launches = 0;
+  for (size_t at = 0; at < text.size(); at = text.find('\n', at) + 1) launches += text[at] != ' ';
+  if (launches != captured.nodes())
+    fail("%zu launches were captured, but explained are these %zu:\n%s", captured.nodes(), launches, text.c_str());
+}
+
 Spec spec_of(const Options& options, int32_t mode, Type x, int m) {
   Spec s;
   s.mode = mode;
@@ -146,6 +155,7 @@ void graph(const Options& options, octolora_device* device, int32_t mode, Type x
   const Graph captured(stream, [&] { runner.enqueue(slots.get(), stream.get()); });
   if (captured.nodes() == 0) fail("the captured graph is empty");
   if (memory_in_use(device) != before) fail("a captured forward changed memory_in_use");
+  expect_explained(runner, captured);
   auto replay = [&] {
     runner.clear_y();
     captured.replay(stream);
@@ -208,6 +218,7 @@ void group_graph(const Options& options, octolora_device* device, int32_t mode, 
   Runner runner(device, true, {{linears[0].get(), slots[0].get(), &p[0]}, {linears[1].get(), slots[1].get(), &p[1]}});
   stream.synchronize();
   const Graph captured(stream, [&] { runner.enqueue(stream.get()); });
+  expect_explained(runner, captured);
   const auto replay = [&] {
     runner.clear_y();
     captured.replay(stream);

@@ -8,11 +8,12 @@
 #   native     the native tests
 #   sanitizer  the native tests on small shapes under compute-sanitizer: memcheck, racecheck, initcheck and synccheck,
 #              or those of them in TOOLS. Calls that fail on purpose, such as an allocation of 2^60 bytes, are no
-#              findings. Racecheck gets one host thread: it looks for races within a kernel, and with several threads
-#              launching it did not come to an end on an H200.
+#              findings. Racecheck gets one host thread: it looks for races within a kernel, and loses track of what
+#              several threads launch at once ("Internal Sanitizer Error: ... failure to track a kernel launch").
 #   java       the JUnit tests that need a GPU, under -Xcheck:jni
 #   verify     the command line on the recorded layers of real checkpoints
 #   bench      the native micro-benchmark; its arguments in BENCH_ARGS
+#   jmh        the JMH benchmarks of calls from Java; its arguments in JMH_ARGS, by default a few short iterations
 #
 # Without a part: native, sanitizer, java, verify. One line a step, PASS, FAIL or SKIP with the reason; the output of a
 # step is in logs/ and, where it failed, on the screen. Exit status: 0 nothing failed, 1 something did, 2 bad usage.
@@ -23,8 +24,8 @@ parts=()
 while [ $# -gt 0 ]; do
   case $1 in
     --device) device=$2; shift ;;
-    native | sanitizer | java | verify | bench) parts+=("$1") ;;
-    *) sed -n '3,19s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    native | sanitizer | java | verify | bench | jmh) parts+=("$1") ;;
+    *) sed -n '3,22s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
   shift
 done
@@ -133,6 +134,13 @@ bench_part() {
   # shellcheck disable=SC2086
   step bench "${native[@]}" "$here/native/octolora_bench" --device "$device" ${BENCH_ARGS:-}
   cat "$logs/bench.log"
+}
+
+jmh_part() {
+  # shellcheck disable=SC2086
+  step jmh "${java[@]/-Xcheck:jni/-ea}" -cp "$class_path$here/lib/commons-math3:$here/benchmarks" \
+    org.openjdk.jmh.Main 'benchmarks\.gpu\.' -p device="$device" -foe true ${JMH_ARGS:--wi 2 -w 200ms -i 5 -r 200ms}
+  sed -n '/^Benchmark .*Score/,$p' "$logs/jmh.log"
 }
 
 for part in "${parts[@]}"; do

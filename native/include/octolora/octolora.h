@@ -242,6 +242,11 @@ OCTOLORA_API octolora_status octolora_forward_workspace(const octolora_forward_d
  * every y NaN or infinite and no other. */
 OCTOLORA_API octolora_status octolora_forward(const octolora_forward_desc* desc, octolora_stream stream);
 
+/* text: how such a forward would run, for people: one line for each launch with its kernel and tile, why this kernel, and
+ * what was passed over; lines end with a newline. At most size - 1 bytes, closed with a zero; size >= 1. Reads the
+ * description as octolora_forward does, alignment of the pointers included, but nothing that they point to. */
+OCTOLORA_API octolora_status octolora_forward_explain(const octolora_forward_desc* desc, char* text, size_t size);
+
 /* One linear with every filled slot added, and nothing after it: octolora_forward_workspace and octolora_forward for
  * the plain case. slots NULL: no adapters. */
 OCTOLORA_API octolora_status octolora_linear_workspace(const octolora_linear* linear, const octolora_slots* slots,

@@ -229,18 +229,6 @@ struct Name {
   char text[32];
 };
 
-const char* mode_name(Mode mode) {
-  switch (mode) {
-    case Mode::w8a16:
-      return "OCTOLORA_W8A16";
-    case Mode::dynamic:
-      return "OCTOLORA_W8A8_DYNAMIC";
-    case Mode::fixed:
-      return "OCTOLORA_W8A8_STATIC";
-  }
-  return "unknown";
-}
-
 // A call as the caller wrote it, in this library's types; all but the pointers to data is checked.
 struct Call {
   const octolora_linear* first = nullptr;
@@ -267,8 +255,8 @@ Output read_output(const octolora_output& given, const octolora_linear* first, i
     throw Error(OCTOLORA_INVALID_ARGUMENT,
                 "%s reads x another way than outputs[0].linear: k = %d and %d, %s and %s, round_x %d and %d, x_scale "
                 "%g and %g, x_divisor %g and %g, outlier_threshold %g and %g",
-                Name(i, "linear").text, spec.k, other.k, mode_name(spec.mode), mode_name(other.mode),
-                spec.round_x_to_f16, other.round_x_to_f16, spec.x_scale, other.x_scale, spec.x_divisor, other.x_divisor,
+                Name(i, "linear").text, spec.k, other.k, name_of(spec.mode), name_of(other.mode), spec.round_x_to_f16,
+                other.round_x_to_f16, spec.x_scale, other.x_scale, spec.x_divisor, other.x_divisor,
                 spec.outlier_threshold, other.outlier_threshold);
   }
   Output output;
@@ -364,6 +352,18 @@ void forward(Call& call, octolora_stream stream) {
   check_workspace(workspace_of(call), call.args.workspace, call.workspace_bytes);
   call.args.stream = stream;
   call.first->device->forward(call.args);
+}
+
+void explain(const Call& call, octolora::Explanation& to) {
+  const ForwardArgs& args = call.args;
+  const LinearSpec& spec = args.outputs[0].linear->spec;
+  to.note("x [%d, %d] %s, %s%s, y %s, %d output%s, %zu bytes of workspace", args.rows, spec.k, name_of(args.x_type),
+          name_of(spec.mode), spec.outlier_threshold > 0 ? " with outlier columns" : "", name_of(args.y_type),
+          args.output_count, args.output_count == 1 ? "" : "s", workspace_of(call));
+  if (args.rows)
+    call.first->device->explain(args, to);
+  else
+    to.note("no rows: nothing is done");
 }
 
 // The call of the functions that take one linear and no description.
@@ -644,6 +644,17 @@ octolora_status octolora_forward(const octolora_forward_desc* desc, octolora_str
   return guarded([&] {
     Call call = read_call(desc);
     forward(call, stream);
+  });
+}
+
+octolora_status octolora_forward_explain(const octolora_forward_desc* desc, char* text, size_t size) {
+  return guarded([&] {
+    require(text, "text");
+    if (!size) throw Error(OCTOLORA_INVALID_ARGUMENT, "size = 0, expected 1 or more");
+    const Call call = read_call(desc);
+    octolora::Explanation explanation;
+    explain(call, explanation);
+    std::snprintf(text, size, "%s", explanation.text().c_str());
   });
 }
 

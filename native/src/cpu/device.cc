@@ -59,6 +59,7 @@ class CpuDevice final : public Device {
   }
   size_t workspace(const ForwardArgs& args) const override { return forward_workspace(args); }
   void forward(const ForwardArgs& args) const override { cpu::forward(args); }
+  void explain(const ForwardArgs& args, Explanation& to) const override { cpu::explain(args, to); }
 
  private:
   const std::shared_ptr<Context> context_;

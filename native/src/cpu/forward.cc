@@ -128,6 +128,23 @@ class Pass {
     return Scratch(linear.context_->kernels, linear.spec, linear.panels_, low_rank_columns(args), args.rows).total;
   }
 
+  static void explain(const ForwardArgs& args, Explanation& to) {
+    const auto& linear = *static_cast<const CpuLinear*>(args.outputs[0].linear);
+    const Kernels& kernels = linear.context_->kernels;
+    const bool threaded = worth_threads(args);
+    to.note("cpu: %s, %d of %d threads%s", kernels.name, threaded ? linear.context_->pool.threads() : 1,
+            linear.context_->pool.threads(), threaded ? "" : ", since more would take longer to wake than they save");
+    to.note("%lld rows at a time, %lld columns of x.A^T",
+            static_cast<long long>(std::min<int64_t>(args.rows, kPassRows)),
+            static_cast<long long>(low_rank_columns(args)));
+    for (int i = 0; i < args.output_count; ++i) {
+      const Panels& panels = static_cast<const CpuLinear*>(args.outputs[i].linear)->panels_;
+      to.note("N = %lld: in %lld panels of %d channels; %d rows of x in a register tile",
+              static_cast<long long>(panels.rows), static_cast<long long>(panels.count()), panels.columns,
+              kernels.rows);
+    }
+  }
+
   void forward() {
     measure_all();
     for (int64_t first = 0; first < rows_; first += kPassRows) {
@@ -509,6 +526,8 @@ class Pass {
 size_t forward_workspace(const ForwardArgs& args) { return Pass::workspace(args); }
 
 void forward(const ForwardArgs& args) { Pass(args).forward(); }
+
+void explain(const ForwardArgs& args, Explanation& to) { Pass::explain(args, to); }
 
 void CpuLinear::quantized(const QuantizedArgs& q) const {
   ForwardArgs args;

@@ -65,5 +65,6 @@ class CpuLinear final : public Linear {
 
 size_t forward_workspace(const ForwardArgs& args);
 void forward(const ForwardArgs& args);
+void explain(const ForwardArgs& args, Explanation& to);
 
 }  // namespace octolora::cpu

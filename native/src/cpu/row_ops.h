@@ -111,13 +111,59 @@ void add_scaled(float* v, float factor, const float* addends, int64_t count) {
   for (int64_t i = 0; i < count; ++i) v[i] += factor * addends[i];
 }
 
+// Written without calls and branches, so that the compiler can vectorize the loops over them; polynomials are minimax
+// fits, whose error is below that of their evaluation.
+
+// exp(x) = 2^n exp(r), |r| <= ln(2) / 2, within 2 units of the last place; 0 or infinity beyond the range of fp32. A
+// NaN gives 1.
+inline float exp_of(float x) {
+  constexpr float kRound = 12582912.f;                                // 1.5 * 2^23, see code_of
+  constexpr float kLn2High = 0.693145752f, kLn2Low = 1.42860677e-6f;  // n times the first is exact
+  x = x == x ? x : 0.f;
+  x = x < -128.f ? -128.f : x;
+  x = x > 128.f ? 128.f : x;
+  const float n = (x * 1.44269504f + kRound) - kRound;
+  const float r = (x - n * kLn2High) - n * kLn2Low;
+  float p = 0.00138146128f;
+  p = p * r + 0.00836871006f;
+  p = p * r + 0.041668389f;
+  p = p * r + 0.166665211f;
+  p = p * r + 0.49999994f;
+  p = p * (r * r) + r + 1.f;
+  // 2^n may be beyond the normal numbers, its two halves are not.
+  const int32_t exponent = static_cast<int32_t>(n), half = exponent >> 1;
+  return p * float_of(static_cast<uint32_t>(half + 127) << 23) *
+         float_of(static_cast<uint32_t>(exponent - half + 127) << 23);
+}
+
+// z P(z^2) near 0, else 1 - exp(-Q(|z|)) with the sign of z.
+inline float erf_of(float z) {
+  const float magnitude = float_of(bits_of(z) & kMagnitude), s = z * z;
+  float p = 7.85386073e-05f;
+  p = p * s - 0.000801019371f;
+  p = p * s + 0.00518832775f;
+  p = p * s - 0.0268538129f;
+  p = p * s + 0.112835854f;
+  p = p * s - 0.37612626f;
+  p = p * s + 1.12837911f;
+  const float t = magnitude < 4.f ? magnitude : 4.f;  // erf is 1 in fp32 from here on
+  float q = 0.00115041947f;
+  q = q * t - 0.0147781009f;
+  q = q * t + 0.0886341184f;
+  q = q * t + 0.65448904f;
+  q = q * t + 1.11743844f;
+  q = q * t + 0.0026717179f;
+  const float far = 1.f - exp_of(-q);
+  return magnitude < 1.f ? z * p : float_of(bits_of(far) | (bits_of(z) & ~kMagnitude));
+}
+
 inline float gelu_tanh(float v) {
   // 1 + tanh(u) = 2 / (1 + exp(-2u)), which loses nothing where tanh(u) is near -1.
-  constexpr float kLinear = -1.5957691216057308f, kCubic = kLinear * 0.044715f;  // -2 sqrt(2 / pi)
-  return v / (1.f + __builtin_expf(v * (kCubic * v * v + kLinear)));
+  constexpr float kLinear = -1.59576912f, kCubic = kLinear * 0.044715f;  // -2 sqrt(2 / pi)
+  return v / (1.f + exp_of(v * (kCubic * v * v + kLinear)));
 }
-inline float gelu_erf(float v) { return 0.5f * v * (1.f + __builtin_erff(v * 0.70710678118654752f)); }
-inline float silu(float v) { return v / (1.f + __builtin_expf(-v)); }
+inline float gelu_erf(float v) { return 0.5f * v * (1.f + erf_of(v * 0.707106781f)); }
+inline float silu(float v) { return v / (1.f + exp_of(-v)); }
 
 void activate(float* v, int64_t count, Activation activation) {
   switch (activation) {

@@ -19,6 +19,10 @@ namespace {
 constexpr int kMinCapability = 80;
 constexpr size_t kAlignment = 256;
 
+// In the order of preference; the last takes everything.
+constexpr const GemmFamily* kW8a8Families[] = {&kGemmSm90, &kGemmW8a8, nullptr};
+constexpr const GemmFamily* kW8a16Families[] = {&kGemmW8a16, nullptr};
+
 cudaStream_t cuda_stream(octolora_stream stream) { return reinterpret_cast<cudaStream_t>(stream); }
 
 // Makes a device current for the scope and puts back what was.
@@ -59,6 +63,7 @@ class CudaDevice final : public Device {
   std::unique_ptr<Linear> create_linear(const LinearSpec& spec, const octolora_linear_desc& desc) override;
   size_t workspace(const ForwardArgs& args) const override;
   void forward(const ForwardArgs& args) const override;
+  void explain(const ForwardArgs& args, Explanation& to) const override;
 
   const int ordinal;
   Limits limits{};
@@ -179,9 +184,8 @@ CudaDevice::CudaDevice(int ordinal_) : ordinal(ordinal_) {
                 name_.c_str(), properties.major, properties.minor, kMinCapability / 10, kMinCapability % 10);
   }
   set_up_prepare(limits);
-  set_up_gemm_w8a8(limits);
-  set_up_gemm_w8a16(limits);
-  set_up_gemm_sm90(limits);
+  for (const GemmFamily* const* families : {kW8a8Families, kW8a16Families})
+    for (; *families; ++families) (*families)->set_up(limits);
 }
 
 void CudaDevice::info(octolora_device_info& info) const {
@@ -363,14 +367,29 @@ size_t CudaDevice::workspace(const ForwardArgs& f) const {
   return static_cast<const CudaLinear*>(f.outputs[0].linear)->place(sizes).bytes;
 }
 
-void CudaDevice::forward(const ForwardArgs& f) const {
-  const Current current(ordinal);
-  const cudaStream_t stream = cuda_stream(f.stream);
+namespace {
+
+// The kernels of a forward, in the order of their fields.
+struct Plan {
+  bool outliers = false, prepares = false;
+  PrepareArgs prepare;
+  GemmArgs gemm;
+  const GemmFamily* const* families = nullptr;  // those it may be multiplied by
+
+  const GemmFamily& family(const Limits& limits) const {
+    const GemmFamily* const* family = families;
+    while ((*family)->refuses(gemm, limits)) ++family;
+    return **family;
+  }
+};
+
+Plan plan_of(const ForwardArgs& f) {
   const auto& first = *static_cast<const CudaLinear*>(f.outputs[0].linear);
   const LinearSpec& spec = first.spec;
   const Workspace workspace = first.place(f);
-  PrepareArgs prepare = first.prepare_args(f.x, f.x_type, f.rows, workspace);
-  GemmArgs gemm = first.gemm_args(f.rows);
+  Plan plan;
+  PrepareArgs& prepare = plan.prepare = first.prepare_args(f.x, f.x_type, f.rows, workspace);
+  GemmArgs& gemm = plan.gemm = first.gemm_args(f.rows);
   gemm.y_type = f.y_type;
   gemm.rows = workspace.rows;
   prepare.row_slot = gemm.row_slot = f.row_slot;
@@ -397,32 +416,57 @@ void CudaDevice::forward(const ForwardArgs& f) const {
     to.bias = workspace.total_bias[i];
   }
   if (spec.mode != Mode::w8a16) {
-    if (spec.outlier_threshold > 0) {
-      launch_find_outliers(prepare, stream);
+    plan.outliers = spec.outlier_threshold > 0;
+    if (plan.outliers) {
       gemm.outliers = workspace.outliers;
       gemm.raw_x = f.x;
       gemm.raw_type = f.x_type;
     }
-    launch_prepare(prepare, limits, stream);
+    plan.prepares = true;
     gemm.x = workspace.q;
     gemm.x_pitch = first.k_pitch;
-    if (gemm_sm90_takes(gemm, limits))
-      launch_gemm_sm90(gemm, limits, stream);
-    else
-      launch_gemm_w8a8(gemm, limits, stream);
-    return;
+    plan.families = kW8a8Families;
+    return plan;
   }
   const bool in_place = f.x_type != Dtype::f32 && spec.k % 8 == 0 && reinterpret_cast<uintptr_t>(f.x) % 16 == 0;
   if (in_place) prepare.planes = nullptr;
-  if (!in_place || adapters)
-    launch_prepare(prepare, limits, stream);
-  else
-    gemm.rows = nullptr;
+  plan.prepares = !in_place || adapters;
+  if (!plan.prepares) gemm.rows = nullptr;
   gemm.x = in_place ? f.x : workspace.planes;
   gemm.x_pitch = in_place ? spec.k : first.k_pitch;
   gemm.planes = f.x_type == Dtype::f32 ? 3 : 1;
   gemm.x_f16 = f.x_type == Dtype::f16;
-  launch_gemm_w8a16(gemm, limits, stream);
+  plan.families = kW8a16Families;
+  return plan;
+}
+
+}  // namespace
+
+void CudaDevice::forward(const ForwardArgs& f) const {
+  const Current current(ordinal);
+  const cudaStream_t stream = cuda_stream(f.stream);
+  const Plan plan = plan_of(f);
+  if (plan.outliers) launch_find_outliers(plan.prepare, limits, stream);
+  if (plan.prepares) launch_prepare(plan.prepare, limits, stream);
+  plan.family(limits).launch(plan.gemm, limits, stream);
+}
+
+void CudaDevice::explain(const ForwardArgs& f, Explanation& to) const {
+  // A piece of the workspace that is not NULL is one that is used.
+  ForwardArgs placed = f;
+  if (!placed.workspace) placed.workspace = reinterpret_cast<void*>(kAlignment);
+  const Plan plan = plan_of(placed);
+  to.note("cuda:%d: %s, compute capability %d.%d, %d multiprocessors", ordinal, name_.c_str(), limits.capability / 10,
+          limits.capability % 10, limits.multiprocessors);
+  if (plan.outliers) describe_find_outliers(plan.prepare, limits, to);
+  if (plan.prepares)
+    describe_prepare(plan.prepare, limits, to);
+  else
+    to.note("no prepare: x is read where it is and there are no adapters");
+  const GemmFamily& family = plan.family(limits);
+  for (const GemmFamily* const* other = plan.families; *other != &family; ++other)
+    to.note("not %s: %s", (*other)->name, (*other)->refuses(plan.gemm, limits));
+  family.describe(plan.gemm, limits, to);
 }
 
 void CudaLinear::quantized(const QuantizedArgs& f) const {
@@ -434,7 +478,7 @@ void CudaLinear::quantized(const QuantizedArgs& f) const {
   placed.workspace = f.workspace;
   const Workspace workspace = place(placed);
   const PrepareArgs prepare = prepare_args(f.x, f.x_type, f.rows, workspace);
-  if (spec.outlier_threshold > 0) launch_find_outliers(prepare, stream);
+  if (spec.outlier_threshold > 0) launch_find_outliers(prepare, device.limits, stream);
   launch_prepare(prepare, device.limits, stream);
   if (f.sums) {
     GemmArgs gemm = gemm_args(f.rows);
@@ -446,7 +490,7 @@ void CudaLinear::quantized(const QuantizedArgs& f) const {
     gemm.member[0] = member();
     gemm.member[0].bias = nullptr;
     gemm.member[0].y = f.sums;
-    launch_gemm_w8a8(gemm, device.limits, stream);
+    kGemmW8a8.launch(gemm, device.limits, stream);
   }
   if (f.codes) {
     OCTOLORA_CUDA(

@@ -18,6 +18,8 @@
 #pragma once
 
 #include <algorithm>
+#include <climits>
+#include <string>
 
 #include "check.h"
 #include "convert.cuh"
@@ -439,7 +441,7 @@ struct Tuned {
   int max_m;      // the row fits M up to here
   int min_tiles;  // ... and this many tiles, a wave or so
   int shared_bytes;
-  int block_m, block_n, threads;
+  int block_m, block_n, threads, stages;
   void (*kernel)(GemmArgs);
 
   int64_t tiles(int m, int n) const {
@@ -449,7 +451,7 @@ struct Tuned {
 
 template <class C>
 constexpr Tuned tuned(int max_m, int min_tiles) {
-  return {max_m, min_tiles, C::kSharedBytes, C::kBlockM, C::kBlockN, C::kThreads, gemm<C>};
+  return {max_m, min_tiles, C::kSharedBytes, C::kBlockM, C::kBlockN, C::kThreads, C::kStages, gemm<C>};
 }
 
 inline void set_up(const Tuned* table, int count, const Limits& limits) {
@@ -485,6 +487,19 @@ inline void launch(const Tuned* table, int count, const GemmArgs& args, const Li
     row.kernel<<<static_cast<unsigned>(tiles), row.threads, row.shared_bytes, stream>>>(one);
     OCTOLORA_CUDA(cudaGetLastError(), "gemm tile %dx%d: M = %d, N = %d, K = %d, up columns = %d", row.block_m,
                   row.block_n, args.m, out.n, args.k, out.adapters.up_columns);
+  }
+}
+
+inline void describe(const char* name, const Tuned* table, int count, const GemmArgs& args, const Limits& limits,
+                     Explanation& to) {
+  for (int i = 0; i < args.member_count; ++i) {
+    const GemmMember& out = args.member[i];
+    const Tuned& row = choose(table, count, args.m, out.n, limits);
+    const std::string up_to = row.max_m == INT_MAX ? "any M" : "M <= " + std::to_string(row.max_m);
+    const std::string from = row.min_tiles ? " and at least " + std::to_string(row.min_tiles) + " tiles" : "";
+    to.launch("%s, N = %d: tile %dx%d, %d threads, %d stages, %lld tiles; the first fit of %d: %s%s", name, out.n,
+              row.block_m, row.block_n, row.threads, row.stages, static_cast<long long>(row.tiles(args.m, out.n)),
+              count, up_to.c_str(), from.c_str());
   }
 }
 

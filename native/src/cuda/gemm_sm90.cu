@@ -434,48 +434,49 @@ void set_up() {
   }
 }
 
-}  // namespace
-
-void set_up_gemm_sm90(const Limits& limits) {
+void set_up_all(const Limits& limits) {
   if (limits.capability != 90) return;
   encoder();  // a driver without it fails here, not in a forward
   set_up<Config<192>>();
   set_up<Config<128>>();
 }
 
-bool gemm_sm90_takes(const GemmArgs& args, const Limits& limits) {
-  if (limits.capability != 90 || args.m <= 64 || args.y_type == Dtype::f32 || args.store_sums) return false;
+const char* refuses(const GemmArgs& args, const Limits& limits) {
+  if (limits.capability != 90) return "not compute capability 9.0";
+  if (args.m <= 64) return "M <= 64";
+  if (args.y_type == Dtype::f32) return "y is fp32";
+  if (args.store_sums) return "the sums are asked for";
   for (int i = 0; i < args.member_count; ++i) {
     const GemmMember& out = args.member[i];
-    const bool row_biases = args.row_slot && out.adapters.slot_count;
-    if (out.n % 8 || reinterpret_cast<uintptr_t>(out.y) % 16 || out.activation != Activation::none || out.gate ||
-        out.residual || row_biases) {
-      return false;
-    }
+    if (out.n % 8 || reinterpret_cast<uintptr_t>(out.y) % 16) return "rows of y are not of whole 16 bytes";
+    if (out.activation != Activation::none || out.gate || out.residual) return "activation, gate or residual";
+    if (args.row_slot && out.adapters.slot_count) return "rows have slots of their own";
   }
-  return true;
+  return nullptr;
 }
 
-namespace {
+int64_t tiles_of(int m, int n, int block_n) {  // of two blocks
+  return static_cast<int64_t>((m + 2 * kBlockM - 1) / (2 * kBlockM)) * ((n + block_n - 1) / block_n);
+}
 
 // The width whose tiles fill the last wave best, weighed by what each reaches in its main loop.
+int choose_width(int m, int n, const Limits& limits) {
+  const auto cost = [&](int block_n, double efficiency) {
+    const int clusters = limits.multiprocessors / kCluster;
+    return static_cast<double>((tiles_of(m, n, block_n) + clusters - 1) / clusters) * block_n / efficiency;
+  };
+  return cost(192, 1.0) <= cost(128, 0.9) ? 192 : 128;
+}
+
 template <bool kOutliers>
 void launch_widest(const GemmArgs& args, const GemmMember& out, const Limits& limits, cudaStream_t stream) {
-  const auto cost = [&](int block_n, double efficiency) {
-    const int64_t tiles =
-        static_cast<int64_t>((args.m + 2 * kBlockM - 1) / (2 * kBlockM)) * ((out.n + block_n - 1) / block_n);
-    const int clusters = limits.multiprocessors / kCluster;
-    return static_cast<double>((tiles + clusters - 1) / clusters) * block_n / efficiency;
-  };
-  if (cost(192, 1.0) <= cost(128, 0.9))
+  if (choose_width(args.m, out.n, limits) == 192)
     launch<Config<192>, kOutliers>(args, out, limits, stream);
   else
     launch<Config<128>, kOutliers>(args, out, limits, stream);
 }
 
-}  // namespace
-
-void launch_gemm_sm90(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+void launch_all(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
   for (int i = 0; i < args.member_count; ++i) {
     if (args.outliers.list)
       launch_widest<true>(args, args.member[i], limits, stream);
@@ -483,5 +484,19 @@ void launch_gemm_sm90(const GemmArgs& args, const Limits& limits, cudaStream_t s
       launch_widest<false>(args, args.member[i], limits, stream);
   }
 }
+
+void describe(const GemmArgs& args, const Limits& limits, Explanation& to) {
+  for (int i = 0; i < args.member_count; ++i) {
+    const int n = args.member[i].n, width = choose_width(args.m, n, limits);
+    const double waves = static_cast<double>(tiles_of(args.m, n, width)) / (limits.multiprocessors / kCluster);
+    to.launch("%s, N = %d: tile %dx%d, clusters of %d, %d stages, %.2f waves; %s", kGemmSm90.name, n, kBlockM, width,
+              kCluster, width == 192 ? Config<192>::kStages : Config<128>::kStages, waves,
+              width == 192 ? "the widest tile" : "128 columns leave less of the last wave empty than 192");
+  }
+}
+
+}  // namespace
+
+const GemmFamily kGemmSm90 = {"wgmma s8", set_up_all, refuses, launch_all, describe};
 
 }  // namespace octolora::cuda

@@ -23,18 +23,26 @@ struct Table {
   static constexpr int kRows = sizeof kTuned / sizeof kTuned[0];
 };
 
+using Bf16 = Table<Base::w8a16_bf16>;
+using F16 = Table<Base::w8a16_f16>;
+
+void set_up(const Limits& limits) {
+  gemm::set_up(Bf16::kTuned, Bf16::kRows, limits);
+  gemm::set_up(F16::kTuned, F16::kRows, limits);
+}
+
+void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+  gemm::launch(args.x_f16 ? F16::kTuned : Bf16::kTuned, Bf16::kRows, args, limits, stream);
+}
+
+void describe(const GemmArgs& args, const Limits& limits, Explanation& to) {
+  gemm::describe(kGemmW8a16.name, args.x_f16 ? F16::kTuned : Bf16::kTuned, Bf16::kRows, args, limits, to);
+}
+
+const char* refuses(const GemmArgs&, const Limits&) { return nullptr; }
+
 }  // namespace
 
-void set_up_gemm_w8a16(const Limits& limits) {
-  gemm::set_up(Table<Base::w8a16_bf16>::kTuned, Table<Base::w8a16_bf16>::kRows, limits);
-  gemm::set_up(Table<Base::w8a16_f16>::kTuned, Table<Base::w8a16_f16>::kRows, limits);
-}
-
-void launch_gemm_w8a16(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
-  if (args.x_f16)
-    gemm::launch(Table<Base::w8a16_f16>::kTuned, Table<Base::w8a16_f16>::kRows, args, limits, stream);
-  else
-    gemm::launch(Table<Base::w8a16_bf16>::kTuned, Table<Base::w8a16_bf16>::kRows, args, limits, stream);
-}
+const GemmFamily kGemmW8a16 = {"mma.sync 16-bit, weights widened in registers", set_up, refuses, launch, describe};
 
 }  // namespace octolora::cuda

@@ -31,26 +31,37 @@ constexpr gemm::Tuned kTunedSums[] = {
     gemm::tuned<Tile<Base::w8a8_sums, 64, 128, 32, 64, 4>>(INT_MAX, 0),
 };
 
+struct Table {
+  const gemm::Tuned* rows;
+  int count;
+};
 template <int Rows>
-constexpr int rows_of(const gemm::Tuned (&)[Rows]) {
-  return Rows;
+constexpr Table table(const gemm::Tuned (&rows)[Rows]) {
+  return {rows, Rows};
 }
+Table table_for(const GemmArgs& args) {
+  return args.store_sums ? table(kTunedSums) : args.outliers.list ? table(kTunedOutliers) : table(kTuned);
+}
+
+void set_up(const Limits& limits) {
+  for (const Table& t : {table(kTuned), table(kTunedOutliers), table(kTunedSums)})
+    gemm::set_up(t.rows, t.count, limits);
+}
+
+void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+  const Table t = table_for(args);
+  gemm::launch(t.rows, t.count, args, limits, stream);
+}
+
+void describe(const GemmArgs& args, const Limits& limits, Explanation& to) {
+  const Table t = table_for(args);
+  gemm::describe(kGemmW8a8.name, t.rows, t.count, args, limits, to);
+}
+
+const char* refuses(const GemmArgs&, const Limits&) { return nullptr; }
 
 }  // namespace
 
-void set_up_gemm_w8a8(const Limits& limits) {
-  gemm::set_up(kTuned, rows_of(kTuned), limits);
-  gemm::set_up(kTunedOutliers, rows_of(kTunedOutliers), limits);
-  gemm::set_up(kTunedSums, rows_of(kTunedSums), limits);
-}
-
-void launch_gemm_w8a8(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
-  if (args.store_sums)
-    gemm::launch(kTunedSums, rows_of(kTunedSums), args, limits, stream);
-  else if (args.outliers.list)
-    gemm::launch(kTunedOutliers, rows_of(kTunedOutliers), args, limits, stream);
-  else
-    gemm::launch(kTuned, rows_of(kTuned), args, limits, stream);
-}
+const GemmFamily kGemmW8a8 = {"mma.sync s8", set_up, refuses, launch, describe};
 
 }  // namespace octolora::cuda

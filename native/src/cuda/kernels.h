@@ -137,22 +137,37 @@ struct Limits {
   int capability;  // 90 for 9.0
   int multiprocessors;
   int shared_bytes;  // a block may have, opt-in
+  // Clusters of 1, 2, 4 and 8 blocks that run at a time where each block fills a multiprocessor; 0: none.
+  int clusters[4] = {};
 };
 
 // prepare.cu
-void set_up_prepare(const Limits& limits);
+void set_up_prepare(Limits& limits);  // fills in the clusters
 void launch_prepare(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
+void describe_prepare(const PrepareArgs& args, const Limits& limits, Explanation& to);
+// prepare_sm90.cu: 16-bit x with aligned rows on Hopper
+void set_up_prepare_sm90(Limits& limits);
+bool prepare_sm90_takes(const PrepareArgs& args, const Limits& limits);
+void launch_prepare_sm90(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
+void describe_prepare_sm90(const PrepareArgs& args, const Limits& limits, Explanation& to);
 // outliers.cu
 void launch_find_outliers(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
-// gemm_w8a8.cu, gemm_w8a16.cu
-void set_up_gemm_w8a8(const Limits& limits);
-void set_up_gemm_w8a16(const Limits& limits);
-void launch_gemm_w8a8(const GemmArgs& args, const Limits& limits, cudaStream_t stream);
-void launch_gemm_w8a16(const GemmArgs& args, const Limits& limits, cudaStream_t stream);
-// gemm_sm90.cu: W8A8 on Hopper, for the arguments that it takes
-void set_up_gemm_sm90(const Limits& limits);
-bool gemm_sm90_takes(const GemmArgs& args, const Limits& limits);
-void launch_gemm_sm90(const GemmArgs& args, const Limits& limits, cudaStream_t stream);
+void describe_find_outliers(const PrepareArgs& args, const Limits& limits, Explanation& to);
+
+// Kernels that multiply. A call goes to the first family of its list that takes it.
+struct GemmFamily {
+  const char* name;
+  void (*set_up)(const Limits& limits);  // once a device
+  // Why it does not take the call; null: it does.
+  const char* (*refuses)(const GemmArgs& args, const Limits& limits);
+  void (*launch)(const GemmArgs& args, const Limits& limits, cudaStream_t stream);
+  // A line for each launch, with what decided.
+  void (*describe)(const GemmArgs& args, const Limits& limits, Explanation& to);
+};
+extern const GemmFamily kGemmSm90;   // gemm_sm90.cu: W8A8 on Hopper
+extern const GemmFamily kGemmW8a8;   // gemm_w8a8.cu: everywhere
+extern const GemmFamily kGemmW8a16;  // gemm_w8a16.cu: everywhere
+
 // pack.cu
 void launch_widen_order(int8_t* weight, int64_t groups, cudaStream_t stream);
 

@@ -136,39 +136,47 @@ __global__ __launch_bounds__(kListThreads) void list(const OutlierView view, int
   }
 }
 
-template <class X, int Columns>
-int launch_mark(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
-  const int columns = (args.k + 32 * Columns - 1) / (32 * Columns);
-  const int bands = std::clamp(limits.multiprocessors * kMarkBlocks / columns, 1,
+template <class X>
+int vector_columns(const PrepareArgs& args) {
+  constexpr int kVector = 16 / sizeof(X);
+  return reinterpret_cast<uintptr_t>(args.x) % 16 == 0 && args.k % kVector == 0 ? kVector : 1;
+}
+
+// Bands of rows, so that one wave of blocks fills the device.
+template <class X>
+dim3 mark_grid(const PrepareArgs& args, const Limits& limits) {
+  const int columns = 32 * vector_columns<X>(args), blocks = (args.k + columns - 1) / columns;
+  const int bands = std::clamp(limits.multiprocessors * kMarkBlocks / blocks, 1,
                                std::min(kOutlierRowChunks, (args.m + kMarkWarps - 1) / kMarkWarps));
-  Launch launch(limits, dim3(static_cast<unsigned>(columns), static_cast<unsigned>(bands)), kMarkThreads, 0, stream);
-  OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config, mark<X, Columns>, args.x, args.m, args.k,
-                                   outlier_limit<X>(args.spec), args.outliers.partial, args.outliers.words),
-                "mark outliers: M = %d, K = %d", args.m, args.k);
-  return bands;
+  return dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(bands));
 }
 
 template <class X>
 void launch(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
-  constexpr int kVector = 16 / sizeof(X);
-  const int bands = reinterpret_cast<uintptr_t>(args.x) % 16 == 0 && args.k % kVector == 0
-                        ? launch_mark<X, kVector>(args, limits, stream)
-                        : launch_mark<X, 1>(args, limits, stream);
-  Launch launch(limits, dim3(1), kListThreads, 0, stream);
-  OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config, list, args.outliers, bands), "list outliers: K = %d", args.k);
+  const dim3 grid = mark_grid<X>(args, limits);
+  const auto kernel = vector_columns<X>(args) > 1 ? mark<X, 16 / sizeof(X)> : mark<X, 1>;
+  Launch first(limits, grid, kMarkThreads, 0, stream);
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&first.config, kernel, args.x, args.m, args.k, outlier_limit<X>(args.spec),
+                                   args.outliers.partial, args.outliers.words),
+                "mark outliers: M = %d, K = %d", args.m, args.k);
+  Launch second(limits, dim3(1), kListThreads, 0, stream);
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&second.config, list, args.outliers, static_cast<int>(grid.y)),
+                "list outliers: K = %d", args.k);
 }
 
 }  // namespace
 
 void launch_find_outliers(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
-  switch (args.x_type) {
-    case Dtype::f32:
-      return launch<float>(args, limits, stream);
-    case Dtype::f16:
-      return launch<__half>(args, limits, stream);
-    case Dtype::bf16:
-      return launch<__nv_bfloat16>(args, limits, stream);
-  }
+  with_type(args.x_type, [&](auto x) { launch<decltype(x)>(args, limits, stream); });
+}
+
+void describe_find_outliers(const PrepareArgs& args, const Limits& limits, Explanation& to) {
+  with_type(args.x_type, [&](auto x) {
+    to.launch("mark outliers: columns with an element of at least %g, in %d bands of rows",
+              static_cast<double>(args.spec.outlier_threshold),
+              static_cast<int>(mark_grid<decltype(x)>(args, limits).y));
+  });
+  to.launch("list outliers");
 }
 
 }  // namespace octolora::cuda

@@ -444,6 +444,16 @@ void launch(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) 
 }
 
 template <class X>
+void describe(const PrepareArgs& args, const Limits& limits, Explanation& to) {
+  const Plan plan = plan_for<X>(args.m, args.k, limits);
+  int columns = 0;
+  for (int i = 0; i < args.member_count; ++i) columns += args.member[i].adapters.down_columns;
+  to.launch("prepare: %s%s%d ranks of x.A^T; 16 rows for a cluster of %d, %d of K in each block%s",
+            args.q ? "quantizes x, " : "", args.planes ? "copies x, " : "", columns, plan.cluster, plan.slice,
+            plan.passes > 1 ? " at a time, since more does not fit" : "");
+}
+
+template <class X>
 void set_up(const Limits& limits) {
   for (const auto kernel : {prepare<X, false>, prepare<X, true>}) {
     OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
@@ -454,21 +464,21 @@ void set_up(const Limits& limits) {
 
 }  // namespace
 
-void set_up_prepare(const Limits& limits) {
+void set_up_prepare(Limits& limits) {
   set_up<float>(limits);
   set_up<__half>(limits);
   set_up<__nv_bfloat16>(limits);
+  set_up_prepare_sm90(limits);
 }
 
 void launch_prepare(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
-  switch (args.x_type) {
-    case Dtype::f32:
-      return launch<float>(args, limits, stream);
-    case Dtype::f16:
-      return launch<__half>(args, limits, stream);
-    case Dtype::bf16:
-      return launch<__nv_bfloat16>(args, limits, stream);
-  }
+  if (prepare_sm90_takes(args, limits)) return launch_prepare_sm90(args, limits, stream);
+  with_type(args.x_type, [&](auto x) { launch<decltype(x)>(args, limits, stream); });
+}
+
+void describe_prepare(const PrepareArgs& args, const Limits& limits, Explanation& to) {
+  if (prepare_sm90_takes(args, limits)) return describe_prepare_sm90(args, limits, to);
+  with_type(args.x_type, [&](auto x) { describe<decltype(x)>(args, limits, to); });
 }
 
 }  // namespace octolora::cuda

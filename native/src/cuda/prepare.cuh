@@ -27,6 +27,19 @@ __device__ __forceinline__ float measured(const LinearSpec& spec, float value) {
   return !kPlain && spec.round_x_to_f16 ? round_to_f16(value) : value;
 }
 
+// Calls visit with a value of the type.
+template <class Visit>
+void with_type(Dtype type, Visit&& visit) {
+  switch (type) {
+    case Dtype::f32:
+      return visit(float());
+    case Dtype::f16:
+      return visit(__half());
+    case Dtype::bf16:
+      return visit(__nv_bfloat16());
+  }
+}
+
 // The smallest magnitude (the bits of X without its sign) whose measured value is an outlier; with none, above all.
 template <class X>
 uint32_t outlier_limit(const LinearSpec& spec) {

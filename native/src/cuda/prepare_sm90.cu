@@ -629,8 +629,26 @@ Plan shape(int k, int blocks, int cluster, int tiles, bool a_resident, const Lim
   return plan;
 }
 
+Plan plan_for(const PrepareArgs& args, const Limits& limits) {
+  const int blocks = blocks_of(args);
+  Plan best{};
+  for (const bool a_resident : {true, false}) {
+    for (int i = 0; i < 4 && best.buffers < 3; ++i) {
+      if (!limits.clusters[i]) continue;
+      Plan plan = shape(args.k, blocks, 1 << i, 1, a_resident, limits);
+      if (plan.buffers <= best.buffers) continue;
+      spread(plan, args.m, limits.clusters[i]);
+      best = plan;
+    }
+    if (best.buffers) break;
+  }
+  return best;
+}
+
 template <class X>
-void launch(const PrepareArgs& args, const Plan& plan, const Limits& limits, cudaStream_t stream) {
+void launch(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
+  Plan plan = plan_for(args, limits);
+  plan.limit = outlier_limit<X>(args.spec);
   Launch launch(limits, dim3(static_cast<unsigned>(plan.clusters * plan.cluster)), kThreads, shared_bytes(plan), stream,
                 plan.cluster);
   const auto kernel = is_plain(args.spec) ? prepare_rows<X, true> : prepare_rows<X, false>;
@@ -639,14 +657,41 @@ void launch(const PrepareArgs& args, const Plan& plan, const Limits& limits, cud
                 plan.cluster);
 }
 
-template <class X>
-void set_up(const Limits& limits) {
-  for (const auto kernel : {prepare_rows<X, true>, prepare_rows<X, false>}) {
+}  // namespace
+
+void set_up_prepare_sm90(Limits& limits) {
+  if (limits.capability != 90) return;
+  for (const auto kernel : {prepare_rows<__half, true>, prepare_rows<__half, false>, prepare_rows<__nv_bfloat16, true>,
+                            prepare_rows<__nv_bfloat16, false>}) {
     OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                        cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
                   "prepare: %d bytes of shared memory", limits.shared_bytes);
   }
+  for (int i = 0; i < 4; ++i) {
+    Launch launch(limits, dim3(1u << i), kThreads, limits.shared_bytes, nullptr, 1 << i);
+    OCTOLORA_CUDA(cudaOccupancyMaxActiveClusters(&limits.clusters[i], prepare_rows<__nv_bfloat16, true>, &launch.config),
+                  "clusters of %d", 1 << i);
+  }
 }
 
-}  // namespace
+bool prepare_sm90_takes(const PrepareArgs& args, const Limits& limits) {
+  return limits.capability == 90 && args.x_type != Dtype::f32 && args.k % 8 == 0 && !args.planes &&
+         reinterpret_cast<uintptr_t>(args.x) % 16 == 0 && blocks_of(args) <= kMaxBlocks &&
+         plan_for(args, limits).buffers;
+}
+
+void launch_prepare_sm90(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
+  if (args.x_type == Dtype::f16)
+    launch<__half>(args, limits, stream);
+  else
+    launch<__nv_bfloat16>(args, limits, stream);
+}
+
+void describe_prepare_sm90(const PrepareArgs& args, const Limits& limits, Explanation& to) {
+  const Plan plan = plan_for(args, limits);
+  to.launch("prepare_sm90: %s%d ranks of x.A^T; %d rows at a time for %d clusters of %d, %d of K in each block, A in %s",
+            args.q ? "quantizes x, " : "", plan.blocks * kBlock, plan.batch_rows, plan.clusters, plan.cluster,
+            plan.slice, plan.a_resident ? "shared memory" : "global memory");
+}
+
 }  // namespace octolora::cuda

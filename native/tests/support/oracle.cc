@@ -87,6 +87,7 @@ FactorStorage storage(const Typed& factor, bool split) {
   bool in_half = true, in_bfloat = true;
   double most = 0;
   for (float v : factor.value) {
+    if (std::isnan(v)) continue;  // between the rows of B
     in_half = in_half && round_to(Type::f16, v) == v;
     in_bfloat = in_bfloat && round_to(Type::bf16, v) == v;
     most = std::max<double>(most, std::fabs(v));
@@ -98,6 +99,7 @@ FactorStorage storage(const Typed& factor, bool split) {
   const int exponent = -std::ilogb(most);
   double half_error = 0, bfloat_error = 0;
   for (float v : factor.value) {
+    if (std::isnan(v)) continue;
     const double half = std::ldexp(round_to(Type::f16, std::ldexp(static_cast<double>(v), exponent)), -exponent) - v;
     const double bfloat = round_to(Type::bf16, v) - v;
     half_error += half * half;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "device.h"
@@ -121,6 +122,15 @@ class Runner {
     return read_y();
   }
   std::vector<uint8_t> forward() { return forward(outputs_[0]->member.slots); }
+
+  // What octolora_forward_explain says of the call.
+  std::string explain() const {
+    std::vector<octolora_output> outputs;
+    const octolora_forward_desc desc = describe_call(outputs_[0]->member.slots, outputs);
+    char text[4096];
+    CHECK_OK(octolora_forward_explain(&desc, text, sizeof text));
+    return text;
+  }
 
   void clear_y() {
     for (const auto& output : outputs_) {

@@ -68,3 +68,53 @@ inline octolora_status octolora_java_slots_set(octolora_slots* slots, int32_t sl
   adapter.bias = bias;
   return octolora_slots_set(slots, slot, &adapter, scale, stream);
 }
+
+// A forward; outputs: linear, slots, y, residual, gate and activation of each.
+struct octolora_java_call {
+  octolora_forward_desc desc{};
+  octolora_output output[OCTOLORA_MAX_OUTPUTS]{};
+
+  octolora_java_call(int32_t rows, int32_t x_dtype, int32_t y_dtype, const void* x, const int32_t* row_slot,
+                     const int64_t* outputs, int32_t output_count) {
+    for (int32_t i = 0; i < output_count && i < OCTOLORA_MAX_OUTPUTS; ++i, outputs += 6) {
+      output[i].struct_size = sizeof(octolora_output);
+      output[i].linear = reinterpret_cast<const octolora_linear*>(outputs[0]);
+      output[i].slots = reinterpret_cast<const octolora_slots*>(outputs[1]);
+      output[i].y = reinterpret_cast<void*>(outputs[2]);
+      output[i].residual = reinterpret_cast<const void*>(outputs[3]);
+      output[i].gate = reinterpret_cast<const void*>(outputs[4]);
+      output[i].activation = static_cast<int32_t>(outputs[5]);
+    }
+    desc.struct_size = sizeof desc;
+    desc.rows = rows;
+    desc.x = x;
+    desc.x_dtype = x_dtype;
+    desc.y_dtype = y_dtype;
+    desc.row_slot = row_slot;
+    desc.outputs = output;
+    desc.output_count = output_count;
+  }
+};
+
+inline octolora_status octolora_java_forward(int32_t rows, int32_t x_dtype, int32_t y_dtype, const void* x,
+                                             const int32_t* row_slot, const int64_t* outputs, int32_t output_count,
+                                             void* workspace, size_t workspace_bytes, octolora_stream stream) {
+  octolora_java_call call(rows, x_dtype, y_dtype, x, row_slot, outputs, output_count);
+  call.desc.workspace = workspace;
+  call.desc.workspace_bytes = workspace_bytes;
+  return octolora_forward(&call.desc, stream);
+}
+
+inline octolora_status octolora_java_forward_workspace(int32_t rows, int32_t x_dtype, int32_t y_dtype, const void* x,
+                                                       const int32_t* row_slot, const int64_t* outputs,
+                                                       int32_t output_count, size_t* bytes) {
+  const octolora_java_call call(rows, x_dtype, y_dtype, x, row_slot, outputs, output_count);
+  return octolora_forward_workspace(&call.desc, bytes);
+}
+
+inline octolora_status octolora_java_forward_explain(int32_t rows, int32_t x_dtype, int32_t y_dtype, const void* x,
+                                                     const int32_t* row_slot, const int64_t* outputs,
+                                                     int32_t output_count, signed char* text, size_t size) {
+  const octolora_java_call call(rows, x_dtype, y_dtype, x, row_slot, outputs, output_count);
+  return octolora_forward_explain(&call.desc, reinterpret_cast<char*>(text), size);
+}

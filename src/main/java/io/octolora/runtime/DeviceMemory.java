@@ -118,10 +118,18 @@ public final class DeviceMemory implements AutoCloseable {
 
   /** The address, held until {@link #release}; throws where fewer than needed bytes are there. */
   long acquire(long needed, String what) {
+    require(needed, what);
+    return handle.acquire();
+  }
+
+  void require(long needed, String what) {
     if (needed > bytes) {
       throw new IllegalArgumentException("%s holds %d bytes, expected at least %d".formatted(what, bytes, needed));
     }
-    return handle.acquire();
+  }
+
+  NativeHandle handle() {
+    return handle;
   }
 
   void release() {

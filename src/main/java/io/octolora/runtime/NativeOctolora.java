@@ -19,7 +19,7 @@ import org.jetbrains.annotations.Nullable;
         value = "linux-x86_64",
         cinclude = "octolora/octolora.h",
         include = "octolora_java.h",
-        link = "octolora@.1",
+        link = "octolora@.2",
         library = "jnioctolora"))
 @NoException
 final class NativeOctolora {
@@ -102,6 +102,19 @@ final class NativeOctolora {
   @Name("octolora_slots_clear")
   static native int slotsClear(@Cast("octolora_slots*") long slots, int slot, @Cast("CUstream_st*") long stream);
 
+  // outputs: six numbers each, see octolora_java.h.
+  @Name("octolora_java_forward")
+  static native int forward(int rows, int xType, int yType, @Cast("const void*") long x,
+      @Cast("const int32_t*") long rowSlots, @Cast("const int64_t*") long[] outputs, int outputCount,
+      @Cast("void*") long workspace, @Cast("size_t") long workspaceBytes, @Cast("CUstream_st*") long stream);
+  @Name("octolora_java_forward_workspace")
+  static native int forwardWorkspace(int rows, int xType, int yType, @Cast("const void*") long x,
+      @Cast("const int32_t*") long rowSlots, @Cast("const int64_t*") long[] outputs, int outputCount,
+      @Cast("size_t*") long[] bytes);
+  @Name("octolora_java_forward_explain")
+  static native int forwardExplain(int rows, int xType, int yType, @Cast("const void*") long x,
+      @Cast("const int32_t*") long rowSlots, @Cast("const int64_t*") long[] outputs, int outputCount, byte[] text,
+      @Cast("size_t") long size);
   @Name("octolora_linear_workspace")
   static native int linearWorkspace(@Cast("const octolora_linear*") long linear,
       @Cast("const octolora_slots*") long slots, int rows, int xType, @Cast("size_t*") long[] bytes);

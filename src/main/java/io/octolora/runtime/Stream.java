@@ -51,6 +51,10 @@ public final class Stream implements AutoCloseable {
     }
   }
 
+  NativeHandle handle() {
+    return handle;
+  }
+
   /** The address, 0 for null, held until {@link #release}. */
   static long acquire(@Nullable Stream stream) {
     return stream == null ? 0 : stream.handle.acquire();

@@ -88,7 +88,8 @@ class RealAdaptersTest {
     int compared = 0;
     for (String golden : Fixtures.goldens(model).toList()) {
       Map<String, Object> json = Json.readObject(Fixtures.goldenJson(model, golden));
-      String base = "%s/%s".formatted(model, json.get("base"));
+      // the whole unquantized FLUX is not here: int8 has its names and shapes
+      String base = model + "/" + (golden.equals("bf16__r4") ? "base_bnb8" : json.get("base"));
       for (Object layer : (List<?>) json.get("layers")) {
         Map<String, Object> fields = Json.object(layer, golden);
         Object adapters = fields.get("adapters");
@@ -114,7 +115,7 @@ class RealAdaptersTest {
         }
       }
     }
-    assertEquals(model.equals("flux") ? 269 : 28, compared, "adapted layers in all runs");
+    assertEquals(model.equals("flux") ? 295 : 42, compared, "adapted layers in all runs");
   }
 
   @ParameterizedTest

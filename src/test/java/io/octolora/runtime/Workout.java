@@ -32,7 +32,8 @@ final class Workout {
             (offset, length) -> layer.weight.slice((int) offset, length), layer.scale, layer.bias, 100);
         AdapterSlots slots = linear.slots(LoraPrecision.SPLIT, 8, 4);
         Stream stream = device.createStream();
-        DeviceMemory memory = device.allocate(4L * x.length)) {
+        DeviceMemory memory = device.allocate(4L * x.length);
+        DeviceMemory y = device.allocate(4L * 3 * 16)) {
       if (!device.info().isCuda()) {
         device.setThreads(2);
       }
@@ -50,6 +51,14 @@ final class Workout {
         throw new AssertionError(wrong);
       }
       memory.copyFrom(x, stream);
+      ForwardCall call = new ForwardCall(linear).activation(0, Activation.GELU_ERF).y(0, y).residual(0, y)
+          .x(memory, DataType.FLOAT32, 3);
+      y.copyFrom(new byte[4 * 3 * 16], stream);
+      try (DeviceMemory workspace = device.allocate(call.workspaceBytes())) {
+        call.workspace(workspace).enqueue(stream);
+        System.out.println(call.explain());
+        stream.synchronize();
+      }
       memory.copyFrom(new byte[8], stream);
       memory.copyFrom(ByteBuffer.allocateDirect(8), stream);
       memory.copyTo(new float[2], stream);
@@ -62,6 +71,7 @@ final class Workout {
       for (Runnable refused : List.<Runnable>of(
           () -> device.allocate(1L << 60),
           () -> linear.forward(0, DataType.FLOAT32, 0, DataType.FLOAT32, -1, 0, 0, 0),
+          () -> call.y(0, 0L).workspace(null).enqueue(null),
           () -> slots.set(7, other.rank(), other.a(), other.b(), 1, 0),
           () -> device.load("wide", 1, 131072, DeviceContract.DYNAMIC, ByteBuffer.allocate(131072), new float[1],
               null))) {

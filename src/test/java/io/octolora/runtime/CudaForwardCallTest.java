@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.octolora.runtime;
+
+import java.util.Optional;
+import org.junit.jupiter.api.Assumptions;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Tag;
+
+@Tag("gpu")
+class CudaForwardCallTest extends ForwardCallContract {
+  @BeforeAll
+  static void needsADevice() {
+    Optional<String> reason = Device.cudaUnavailableReason();
+    reason.ifPresent(why -> System.out.println("CudaForwardCallTest skipped: " + why));
+    Assumptions.assumeTrue(reason.isEmpty(), () -> "no CUDA device: " + reason.get());
+  }
+
+  @Override
+  Device open() {
+    return Device.cuda(0);
+  }
+}
