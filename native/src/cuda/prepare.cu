@@ -183,8 +183,8 @@ __global__ __launch_bounds__(kThreads,
           codes[j] = four(to_float(v[0]), to_float(v[1]), to_float(v[2]), to_float(v[3]));
         }
       };
-      if (kPlain && factor <= FLT_MAX)
-        encode([&](auto... v) { return quantize_finite(factor, v...); });
+      if (stays_in_range<kPlain>(args.spec, factor))
+        encode([&](auto... v) { return quantize_in_range<kPlain>(args.spec, factor, v...); });
       else
         encode([&](auto... v) { return quantize<kPlain>(args.spec, factor, v...); });
       if (!kPlain && args.outliers.flags) {
@@ -439,8 +439,8 @@ void launch(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) 
   Launch launch(limits, dim3(static_cast<unsigned>((args.m + kRows - 1) / kRows * plan.cluster)), kThreads,
                 shared_bytes<X>(plan.slice), stream, plan.cluster);
   const auto kernel = is_plain(args.spec) ? prepare<X, true> : prepare<X, false>;
-  OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config, kernel, args, plan, vectors),
-                "prepare: M = %d, K = %d, %d outputs", args.m, args.k, args.member_count);
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config, kernel, args, plan, vectors), "prepare: M = %d, K = %d, %d outputs",
+                args.m, args.k, args.member_count);
 }
 
 template <class X>

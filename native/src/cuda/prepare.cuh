@@ -15,8 +15,8 @@ namespace octolora::cuda {
 
 constexpr int kPowerLimit = 126;  // of log2 p: p and 1/p are normal numbers
 
-// kPlain, here and in the kernels: x is measured and quantized as it is, dynamically, to 127 at most and without outlier
-// columns, or not at all.
+// kPlain, here and in the kernels: x is measured and quantized as it is, dynamically, to 127 at most and without
+// outlier columns, or not at all.
 inline bool is_plain(const LinearSpec& spec) {
   return spec.mode == Mode::w8a16 || (spec.mode == Mode::dynamic && !spec.round_x_to_f16 &&
                                       !(spec.outlier_threshold > 0) && spec.x_divisor <= 127.f);
@@ -72,11 +72,21 @@ __device__ __forceinline__ uint32_t quantize(const LinearSpec& spec, float facto
   };
   return ptx::pack_bytes(code(v0), code(v1), code(v2), code(v3));
 }
-// The same where kPlain and the factor is finite: |value * factor| stays below 127.5, so adding 1.5 * 2^23 rounds it to
-// nearest even and leaves it in the low byte. A row so small that the factor overflows has to saturate.
-__device__ __forceinline__ uint32_t quantize_finite(float factor, float v0, float v1, float v2, float v3) {
-  const auto code = [&](float value) { return __float_as_uint(__fadd_rn(__fmul_rn(value, factor), 12582912.f)); };
+// The same where nothing can leave the range: |value * factor| stays below 127.5, so adding 1.5 * 2^23 rounds it to
+// nearest even and leaves it in the low byte. Elements beyond the maximum are in outlier columns, whose codes are
+// cleared.
+template <bool kPlain>
+__device__ __forceinline__ uint32_t quantize_in_range(const LinearSpec& spec, float factor, float v0, float v1,
+                                                      float v2, float v3) {
+  const auto code = [&](float value) {
+    return __float_as_uint(__fadd_rn(__fmul_rn(measured<kPlain>(spec, value), factor), 12582912.f));
+  };
   return ptx::pack_bytes(code(v0), code(v1), code(v2), code(v3));
+}
+// A row so small that its factor overflows has to saturate.
+template <bool kPlain>
+__device__ __forceinline__ bool stays_in_range(const LinearSpec& spec, float factor) {
+  return (kPlain || (spec.mode == Mode::dynamic && spec.x_divisor <= 127.f)) && factor <= FLT_MAX;
 }
 
 // The exponent that brings the largest term of a chunk near the middle of fp16, where x is below 1; INT_MIN for none.

@@ -3,11 +3,12 @@
 // Row quantization and down-projection where blocks form clusters and x is 16-bit with aligned rows; what is computed
 // stands at the head of prepare.cu.
 //
-// One wave of clusters shares the rows of x. A cluster takes its rows in batches, and each of its blocks a slice of K of
-// every batch:
+// One wave of clusters shares the rows of x. A cluster takes its rows in batches, and each of its blocks a slice of K
+// of every batch:
 //
 //   producer warp      copies the batches of the slice into a ring of shared buffers, as many ahead as fit
-//   multiplying warps  measure the rows of a batch and multiply them by the slice of A, which stays in shared memory where
+//   multiplying warps  measure the rows of a batch and multiply them by the slice of A, which stays in shared memory
+//   where
 //                      it fits; each warp has 16 rows of the batch and a part of the slice or of the columns. The row
 //                      maxima go to all blocks of the cluster, the sums to the block that owns the row
 //   quantizing warps   join the maxima, write q of the slice, join the sums and write h of the rows that they own
@@ -32,26 +33,26 @@ constexpr int kTeamWarps = 4;
 constexpr int kTeamThreads = kTeamWarps * 32;
 constexpr int kCopyWarps = 4;
 constexpr int kThreads = (kCopyWarps + kMultiplyWarps + kTeams * kTeamWarps) * 32;
-constexpr int kTile = 16;       // rows of an mma
-constexpr int kMaxTiles = 4;    // of a batch
+constexpr int kTile = 16;     // rows of an mma
+constexpr int kMaxTiles = 4;  // of a batch
 constexpr int kMaxBuffers = 16;
 constexpr int kMaxCluster = 8;
 constexpr int kBlock = kChunkRank;  // columns of A that share a description
-constexpr int kMaxBlocks = 64;
+constexpr int kMaxBlocks = 64;      // two warps describe them
 
 struct Plan {
-  int cluster;       // blocks that share rows, a power of two
+  int cluster;  // blocks that share rows, a power of two
   int clusters;
-  int batch_rows;    // at most tiles * kTile
-  int slice;         // of K in a block, a multiple of 32
-  int tiles;         // kTile rows of a batch: 1, 2, 4
-  int buffers;       // batches in shared memory
-  bool a_resident;   // the slice of A is in shared memory
-  int blocks;        // of kBlock columns
-  int blocks_a_warp; // 1 or 2 at a time
-  int column_parts;  // warps that share 16 rows divide the columns in as many, and K in kMultiplyWarps / tiles /
-                     // column_parts
-  uint32_t limit;    // magnitude of x from which on it is an outlier
+  int batch_rows;     // at most tiles * kTile
+  int slice;          // of K in a block, a multiple of 32
+  int tiles;          // kTile rows of a batch: 1, 2, 4
+  int buffers;        // batches in shared memory
+  bool a_resident;    // the slice of A is in shared memory
+  int blocks;         // of kBlock columns
+  int blocks_a_warp;  // 1 or 2 at a time
+  int column_parts;   // warps that share 16 rows divide the columns in as many, and K in kMultiplyWarps / tiles /
+                      // column_parts
+  uint32_t limit;     // magnitude of x from which on it is an outlier
 };
 
 // kBlock columns of x.A^T.
@@ -84,12 +85,13 @@ struct Row {
 };
 
 struct Shared {
-  uint64_t full[kMaxBuffers], empty[kMaxBuffers], a_full;
+  uint64_t full[kMaxBuffers], empty[kMaxBuffers], described, a_full;
   uint64_t maxima_full[kTeams], maxima_free[kTeams], sums_full[2], sums_free[2];
-  int exponent;    // largest of the blocks
-  bool mixed;      // some of the blocks have the other 16-bit type than x
+  int exponent;  // largest of the blocks
+  bool mixed;    // some of the blocks have the other 16-bit type than x
   Row row[kTeams][kMaxTiles * kTile];
-  uint32_t maxima[kTeams][kMaxCluster][kMultiplyWarps][kTile];  // low half: of all of the row, high half: below the limit
+  uint32_t maxima[kTeams][kMaxCluster][kMultiplyWarps]
+                 [kTile];  // low half: of all of the row, high half: below the limit
   Block block[kMaxBlocks];
 };
 
@@ -140,14 +142,17 @@ __device__ __forceinline__ void send(uint32_t to, float first, float second, uin
 __device__ __forceinline__ void arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
 }
+__device__ __forceinline__ void store_bulk(void* to, uint32_t from, uint32_t bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\n" ::"l"(to), "r"(from), "r"(bytes)
+               : "memory");
+}
 __device__ __forceinline__ void named_sync(int number, int threads) {
   asm volatile("bar.sync %0, %1;\n" ::"r"(number), "r"(threads) : "memory");
 }
 __device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to), "l"(from),
-      "r"(bytes), "r"(barrier)
-      : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to),
+               "l"(from), "r"(bytes), "r"(barrier)
+               : "memory");
 }
 
 #endif
@@ -202,6 +207,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
       ptx::barrier_init(barrier(shared.full[i]), 1);
       ptx::barrier_init(barrier(shared.empty[i]), kMultiplyWarps + kTeamWarps);
     }
+    ptx::barrier_init(barrier(shared.described), 1);
     ptx::barrier_init(barrier(shared.a_full), 1);
     for (int i = 0; i < kTeams; ++i) {
       ptx::barrier_init(barrier(shared.maxima_full[i]), 1);
@@ -216,9 +222,6 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
   __syncwarp();
   cluster_meet();
   ptx::wait_for_primaries();
-  if (warp < kCopyWarps && lane == 0) {
-    for (int batch = 0; batch < min(batches, plan.buffers); ++batch) load(batch, batch);
-  }
   ptx::launch_dependents();
 
   const int describer = static_cast<int>(threadIdx.x) - kCopyWarps * 32;
@@ -249,7 +252,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
     }
     shared.block[describer] = block;
   }
-  __syncthreads();
+  if (warp == kCopyWarps || warp == kCopyWarps + 1) named_sync(2, 2 * 32);
   if (warp == kCopyWarps) {
     int exponent = INT_MIN;
     bool mixed = false;
@@ -262,15 +265,20 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
     if (lane == 0) {
       shared.exponent = exponent;
       shared.mixed = mixed;
+      arrive(barrier(shared.described));
     }
   }
-  __syncthreads();
+  if (warp >= kCopyWarps) named_sync(1, kThreads - kCopyWarps * 32);
 
   if (warp < kCopyWarps) {
     ptx::registers_fewer<32>();
     if (lane == 0) {
+      // What is multiplied first comes first.
+      const int loaded = min(batches, plan.buffers);
+      load(0, 0);
       if (plan.a_resident && plan.blocks && steps) {
         const uint32_t full = barrier(shared.a_full);
+        ptx::barrier_wait(barrier(shared.described), 0);
         int present = 0;
         for (int i = 0; i < plan.blocks * 2; ++i) {  // tiles of 8 columns
           const uint4* const from = shared.block[i / 2].a;
@@ -283,6 +291,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
         }
         if (warp == 0) ptx::barrier_expect_bytes(full, static_cast<uint32_t>(present * steps * 512));
       }
+      for (int batch = 1; batch < loaded; ++batch) load(batch, batch);
       Ring at;
       for (int batch = plan.buffers; batch < batches; ++batch) {
         ptx::barrier_wait(barrier(shared.empty[at.buffer]), at.phase);
@@ -409,7 +418,8 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
           const int row = g + t % 2 * 8;
           const uint32_t to = ptx::shared_address(&shared.maxima[batch % kTeams][rank][w][row]);
           for (int i = t / 2; i < plan.cluster; i += 2) {
-            send(cluster_address(to, i), t % 2 ? packed[1] : packed[0], cluster_address(barrier(shared.maxima_full[batch % kTeams]), i));
+            send(cluster_address(to, i), t % 2 ? packed[1] : packed[0],
+                 cluster_address(barrier(shared.maxima_full[batch % kTeams]), i));
           }
         }
         if constexpr (kTiles > 0) {
@@ -422,8 +432,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
             const int at =
                 ((((rank << k_parts_log) + k_part) * (capacity >> cluster_log) + (row >> cluster_log)) << columns_log) +
                 column_part * kTiles * 8 + 2 * t;
-            const uint32_t to =
-                cluster_address(ptx::shared_address(sums + box * sums_bytes(plan)) + at * 4, owner);
+            const uint32_t to = cluster_address(ptx::shared_address(sums + box * sums_bytes(plan)) + at * 4, owner);
             const uint32_t full_box = cluster_address(barrier(shared.sums_full[box]), owner);
 #pragma unroll
             for (int n = 0; n < kTiles; ++n) send(to + n * 32, sum[n][half * 2], sum[n][half * 2 + 1], full_box);
@@ -433,7 +442,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
 
       const auto multiply_typed = [&](auto tiles_constant, int group) {
         const int first = (group * plan.column_parts + column_part) * plan.blocks_a_warp;
-        if (shared.mixed )
+        if (shared.mixed)
           multiply(tiles_constant, std::true_type(), first, group == 0);
         else
           multiply(tiles_constant, std::false_type(), first, group == 0);
@@ -451,7 +460,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
   } else {
     const int team = (warp - kCopyWarps - kMultiplyWarps) / kTeamWarps;
     const int thread = static_cast<int>(threadIdx.x) - (kCopyWarps + kMultiplyWarps + team * kTeamWarps) * 32;
-    const auto team_sync = [&] { named_sync(1 + team, kTeamThreads); };
+    const auto team_sync = [&] { named_sync(3 + team, kTeamThreads); };
     const int row_units = args.q ? max(0, min(plan.slice, args.k_pitch - start)) / 8 : 0;
     const int units = valid / 8;  // of 8 values; row_units has one more where K is no multiple of 16
     const int own_rows = capacity >> cluster_log;
@@ -467,7 +476,8 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
       if (thread == 0) ptx::barrier_expect_bytes(maxima_full, plan.cluster * kMultiplyWarps * kTile * 4);
       ptx::barrier_wait(maxima_full, batch / kTeams & 1);
       // As many neighbouring lanes join the maxima of a row as there are threads for it.
-      const int lanes_log = log2_of(kTeamThreads / kTile) - tiles_log, lanes = 1 << lanes_log, own = thread >> lanes_log;
+      const int lanes_log = log2_of(kTeamThreads / kTile) - tiles_log, lanes = 1 << lanes_log,
+                own = thread >> lanes_log;
       uint32_t packed = 0;
 #pragma unroll 4
       for (int i = thread & (lanes - 1); i < plan.cluster << parts_log; i += lanes) {
@@ -501,88 +511,107 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
       team_sync();
       if (thread < plan.cluster) ptx::barrier_arrive_cluster(barrier(shared.maxima_free[team]), thread);
 
-      if (row_units) {
-        ptx::barrier_wait(barrier(shared.full[buffer]), at_batch.phase);
-        // A warp writes every kTeamWarps-th row, a lane 8 values of every 256.
-        for (int r = thread / 32; r < rows; r += kTeamWarps) {
-          const uint8_t* const x_row = ring + buffer * buffer_bytes(plan) + r * pitch;
-          int8_t* const q_row = args.q + static_cast<int64_t>(first + r) * args.k_pitch + start;
-          const float factor = shared.row[team][r].factor;
-          const auto encode_row = [&](auto&& four) {
-            constexpr int kUnits = 3;
-            for (int unit = lane; unit < units; unit += kUnits * 32) {
-              uint4 bits[kUnits];
+      // The codes replace x, so all of its columns have to be multiplied before.
+      for (int stage = 0; stage < 2; ++stage) {
+        if ((stage == 0) == (groups < 2)) {
+          if (row_units) {
+            ptx::barrier_wait(barrier(shared.full[buffer]), at_batch.phase);
+            // A warp writes every kTeamWarps-th row, a lane 8 values of every 256. The codes go over values that have
+            // been read, and leave in one copy.
+            for (int r = thread / 32; r < rows; r += kTeamWarps) {
+              uint8_t* const x_row = ring + buffer * buffer_bytes(plan) + r * pitch;
+              const float factor = shared.row[team][r].factor;
+              const auto encode_row = [&](auto&& four) {
+                constexpr int kUnits = 3;
+                for (int unit = lane; unit - lane < units; unit += kUnits * 32) {
+                  uint4 bits[kUnits];
 #pragma unroll
-              for (int i = 0; i < kUnits; ++i)
-                bits[i] = *reinterpret_cast<const uint4*>(x_row + min(unit + i * 32, units - 1) * 16);
+                  for (int i = 0; i < kUnits; ++i)
+                    bits[i] = *reinterpret_cast<const uint4*>(x_row + min(unit + i * 32, units - 1) * 16);
+                  __syncwarp();
 #pragma unroll
-              for (int i = 0; i < kUnits; ++i) {
-                const float2 v0 = decode16x2(bits[i].x, x_f16), v1 = decode16x2(bits[i].y, x_f16);
-                const float2 v2 = decode16x2(bits[i].z, x_f16), v3 = decode16x2(bits[i].w, x_f16);
-                uint2 codes = {four(v0.x, v0.y, v1.x, v1.y), four(v2.x, v2.y, v3.x, v3.y)};
-                if (!kPlain && args.outliers.flags && unit + i * 32 < units) {
-                  const int k = start + (unit + i * 32) * 8;
-                  const uint32_t outliers = args.outliers.flags[k / 32] >> k % 32 & 0xff;
+                  for (int i = 0; i < kUnits; ++i) {
+                    const float2 v0 = decode16x2(bits[i].x, x_f16), v1 = decode16x2(bits[i].y, x_f16);
+                    const float2 v2 = decode16x2(bits[i].z, x_f16), v3 = decode16x2(bits[i].w, x_f16);
+                    uint2 codes = {four(v0.x, v0.y, v1.x, v1.y), four(v2.x, v2.y, v3.x, v3.y)};
+                    if (!kPlain && args.outliers.flags && unit + i * 32 < units) {
+                      const int k = start + (unit + i * 32) * 8;
+                      const uint32_t outliers = args.outliers.flags[k / 32] >> k % 32 & 0xff;
 #pragma unroll
-                  for (int j = 0; j < 4; ++j) {
-                    if (outliers >> j & 1) codes.x &= ~(0xffu << j * 8);
-                    if (outliers >> (j + 4) & 1) codes.y &= ~(0xffu << j * 8);
+                      for (int j = 0; j < 4; ++j) {
+                        if (outliers >> j & 1) codes.x &= ~(0xffu << j * 8);
+                        if (outliers >> (j + 4) & 1) codes.y &= ~(0xffu << j * 8);
+                      }
+                    }
+                    if (unit + i * 32 < units) *reinterpret_cast<uint2*>(x_row + (unit + i * 32) * 8) = codes;
                   }
                 }
-                if (unit + i * 32 < units) *reinterpret_cast<uint2*>(q_row + (unit + i * 32) * 8) = codes;
+              };
+              if (stays_in_range<kPlain>(args.spec, factor))
+                encode_row([&](auto... v) { return quantize_in_range<kPlain>(args.spec, factor, v...); });
+              else
+                encode_row([&](auto... v) { return quantize<kPlain>(args.spec, factor, v...); });
+              if (lane == 0 && units < row_units) *reinterpret_cast<uint2*>(x_row + units * 8) = {};
+              ptx::fence_async_shared();
+              __syncwarp();
+              if (lane == 0) {
+                store_bulk(args.q + static_cast<int64_t>(first + r) * args.k_pitch + start, ptx::shared_address(x_row),
+                           static_cast<uint32_t>(row_units * 8));
               }
             }
-          };
-          if (kPlain && factor <= FLT_MAX)
-            encode_row([&](auto... v) { return quantize_finite(factor, v...); });
-          else
-            encode_row([&](auto... v) { return quantize<kPlain>(args.spec, factor, v...); });
-          if (lane == 0 && units < row_units) *reinterpret_cast<uint2*>(q_row + units * 8) = {};
-        }
-      }
-      __syncwarp();
-      if (lane == 0) arrive(barrier(shared.empty[buffer]));
-
-      for (int group = 0; group < groups; ++group) {
-        const int turn = batch * groups + group, sum_box = turn & 1;
-        if (thread == 0) {
-          // The other team may have yet to see the box's last use.
-          ptx::barrier_wait(barrier(shared.sums_full[sum_box]), (turn / 2 & 1) ^ 1);
-          ptx::barrier_expect_bytes(barrier(shared.sums_full[sum_box]), sums_bytes(plan));
-        }
-        ptx::barrier_wait(barrier(shared.sums_full[sum_box]), turn / 2 & 1);
-        const float* const mail = reinterpret_cast<const float*>(sums + sum_box * sums_bytes(plan));
-        for (int i = thread; i < own_rows * columns; i += kTeamThreads) {
-          const int index = i >> columns_log, column = i & (columns - 1);
-          const int r = (index << cluster_log) + rank, at = group * (columns / kBlock) + column / kBlock;
-          if (r >= rows || at >= plan.blocks) continue;
-          const Block& block = shared.block[at];
-          if (!block.a || block.low) continue;  // the low parts join the high ones
-          const auto total = [&](int offset) {
-            float value = 0.f;
-            for (int source = 0; source < plan.cluster * k_parts; ++source)
-              value += mail[(source * own_rows + index) * columns + column + offset];
-            return value;
-          };
-          const Row& row = shared.row[team][r];
-          const int j = column % kBlock;
-          const bool present = j < block.ranks && (!args.row_slot || block.slot == row.slot);
-          float value = 0.f;
-          if (present) {
-            value = total(0);
-            if (block.split) value += total(kBlock);
-            value = scalbnf(value * block.scale, -block.exponent - row.power);
           }
-          uint16_t* const h = block.h + static_cast<int64_t>(first + r) * block.up_columns + j;
-          const uint16_t high = encode16(value, block.b_f16);
-          h[0] = high;
-          if (block.split) {
-            h[kBlock] = encode16(present ? value - decode16(high, block.b_f16) : 0.f, block.b_f16);
-            h[2 * kBlock] = high;
+          __syncwarp();
+          if (lane == 0) {
+            ptx::store_commit();
+            ptx::store_wait_read<0>();
+            arrive(barrier(shared.empty[buffer]));
+          }
+        } else {
+          for (int group = 0; group < groups; ++group) {
+            const int turn = batch * groups + group, sum_box = turn & 1;
+            if (thread == 0) {
+              // The other team may have yet to see the box's last use.
+              ptx::barrier_wait(barrier(shared.sums_full[sum_box]), (turn / 2 & 1) ^ 1);
+              ptx::barrier_expect_bytes(barrier(shared.sums_full[sum_box]), sums_bytes(plan));
+            }
+            ptx::barrier_wait(barrier(shared.sums_full[sum_box]), turn / 2 & 1);
+            const float* const mail = reinterpret_cast<const float*>(sums + sum_box * sums_bytes(plan));
+            // Where there are fewer sums than threads, neighbouring lanes share the terms of one.
+            const int sums_log = columns_log + log2_of(own_rows), sources = plan.cluster << k_parts_log;
+            const int share_log = max(0, min(log2_of(kTeamThreads) - sums_log, min(5, log2_of(sources))));
+            for (int i = thread >> share_log; i < own_rows * columns; i += kTeamThreads >> share_log) {
+              const int index = i >> columns_log, column = i & (columns - 1), share = thread & ((1 << share_log) - 1);
+              const int r = (index << cluster_log) + rank, at = group * (columns / kBlock) + column / kBlock;
+              const auto total = [&](int offset) {
+                float value = 0.f;
+#pragma unroll 8
+                for (int source = share; source < sources; source += 1 << share_log)
+                  value += mail[(((source * own_rows) + index) << columns_log) + column + offset];
+                return value;
+              };
+              if (share_log == 0 && (r >= rows || at >= plan.blocks)) continue;
+              const Block& block = shared.block[min(at, plan.blocks - 1)];
+              float value = total(0);
+              if (block.split && !block.low) value += total(kBlock);
+              for (int lanes = 1; lanes < 1 << share_log; lanes *= 2) value += __shfl_xor_sync(~0u, value, lanes);
+              if (share || r >= rows || at >= plan.blocks || !block.a || block.low)
+                continue;  // low parts join the high ones
+              const Row& row = shared.row[team][r];
+              const int j = column % kBlock;
+              const bool present = j < block.ranks && (!args.row_slot || block.slot == row.slot);
+              value = present ? scalbnf(value * block.scale, -block.exponent - row.power) : 0.f;
+              uint16_t* const h = block.h + static_cast<int64_t>(first + r) * block.up_columns + j;
+              const uint16_t high = encode16(value, block.b_f16);
+              h[0] = high;
+              if (block.split) {
+                h[kBlock] = encode16(present ? value - decode16(high, block.b_f16) : 0.f, block.b_f16);
+                h[2 * kBlock] = high;
+              }
+            }
+            team_sync();
+            if (thread < plan.cluster) ptx::barrier_arrive_cluster(barrier(shared.sums_free[sum_box]), thread);
           }
         }
-        team_sync();
-        if (thread < plan.cluster) ptx::barrier_arrive_cluster(barrier(shared.sums_free[sum_box]), thread);
       }
     }
   }
@@ -669,8 +698,9 @@ void set_up_prepare_sm90(Limits& limits) {
   }
   for (int i = 0; i < 4; ++i) {
     Launch launch(limits, dim3(1u << i), kThreads, limits.shared_bytes, nullptr, 1 << i);
-    OCTOLORA_CUDA(cudaOccupancyMaxActiveClusters(&limits.clusters[i], prepare_rows<__nv_bfloat16, true>, &launch.config),
-                  "clusters of %d", 1 << i);
+    OCTOLORA_CUDA(
+        cudaOccupancyMaxActiveClusters(&limits.clusters[i], prepare_rows<__nv_bfloat16, true>, &launch.config),
+        "clusters of %d", 1 << i);
   }
 }
 
@@ -689,9 +719,10 @@ void launch_prepare_sm90(const PrepareArgs& args, const Limits& limits, cudaStre
 
 void describe_prepare_sm90(const PrepareArgs& args, const Limits& limits, Explanation& to) {
   const Plan plan = plan_for(args, limits);
-  to.launch("prepare_sm90: %s%d ranks of x.A^T; %d rows at a time for %d clusters of %d, %d of K in each block, A in %s",
-            args.q ? "quantizes x, " : "", plan.blocks * kBlock, plan.batch_rows, plan.clusters, plan.cluster,
-            plan.slice, plan.a_resident ? "shared memory" : "global memory");
+  to.launch(
+      "prepare_sm90: %s%d ranks of x.A^T; %d rows at a time for %d clusters of %d, %d of K in each block, A in %s",
+      args.q ? "quantizes x, " : "", plan.blocks * kBlock, plan.batch_rows, plan.clusters, plan.cluster, plan.slice,
+      plan.a_resident ? "shared memory" : "global memory");
 }
 
 }  // namespace octolora::cuda
