@@ -54,9 +54,8 @@ struct Shared {
 };
 
 template <class X, bool kPlain>
-__global__ __launch_bounds__(kThreads,
-                             sizeof(X) == 2 && kPlain ? 3 : 2) void prepare(const __grid_constant__ PrepareArgs args,
-                                                                            const Plan plan, const bool vectors) {
+__global__ __launch_bounds__(kThreads, 2) void prepare(const __grid_constant__ PrepareArgs args, const Plan plan,
+                                                       const bool vectors) {
   constexpr int kVector = 16 / sizeof(X);
   extern __shared__ __align__(128) uint8_t memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);

@@ -41,7 +41,7 @@ constexpr int kBlock = kChunkRank;  // columns of A that share a description
 constexpr int kMaxBlocks = 64;      // two warps describe them
 
 struct Plan {
-  int cluster;  // blocks that share rows, a power of two
+  int cluster;  // blocks that share rows
   int clusters;
   int batch_rows;     // at most tiles * kTile
   int slice;          // of K in a block, a multiple of 32
@@ -50,9 +50,14 @@ struct Plan {
   bool a_resident;    // the slice of A is in shared memory
   int blocks;         // of kBlock columns
   int blocks_a_warp;  // 1 or 2 at a time
-  int column_parts;   // warps that share 16 rows divide the columns in as many, and K in kMultiplyWarps / tiles /
-                      // column_parts
+  int column_parts;   // warps that share 16 rows divide the columns in as many,
+  int k_parts;        // and K in as many
   uint32_t limit;     // magnitude of x from which on it is an outlier
+  // What follows from these; all but blocks are powers of two, or their logarithms.
+  int columns, groups;  // columns at a time, and how many times
+  int tiles_log, cluster_log, columns_log, parts_log, k_parts_log;
+  int pitch;                                             // bytes of a row in shared memory
+  int sums_bytes, a_at, a_bytes, ring_at, buffer_bytes;  // of a mailbox of sums; in shared memory
 };
 
 // kBlock columns of x.A^T.
@@ -95,19 +100,7 @@ struct Shared {
   Block block[kMaxBlocks];
 };
 
-__host__ __device__ constexpr int tile_pitch(int slice) { return slice * 2 + 16; }  // shifts banks by row
-__host__ __device__ constexpr int shared_header() { return (static_cast<int>(sizeof(Shared)) + 127) / 128 * 128; }
-__host__ __device__ constexpr int group_columns(const Plan& plan) {
-  return plan.column_parts * plan.blocks_a_warp * kBlock;
-}
-// Bytes of one mailbox of sums.
-__host__ __device__ constexpr int sums_bytes(const Plan& plan) {
-  return plan.blocks ? kMultiplyWarps * kTile * plan.blocks_a_warp * kBlock * 4 : 0;
-}
-__host__ __device__ constexpr int a_bytes(const Plan& plan) {
-  return plan.a_resident ? plan.blocks * plan.slice * kBlock * 2 : 0;
-}
-__host__ __device__ constexpr int buffer_bytes(const Plan& plan) { return plan.tiles * kTile * tile_pitch(plan.slice); }
+constexpr int kHeaderBytes = (static_cast<int>(sizeof(Shared)) + 127) / 128 * 128;
 
 // The blocks of a member come after those of the members before it; a pair of parts starts at an even one.
 __host__ __device__ inline int first_block(const AdapterView& ad, int after) {
@@ -142,10 +135,6 @@ __device__ __forceinline__ void send(uint32_t to, float first, float second, uin
 __device__ __forceinline__ void arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
 }
-__device__ __forceinline__ void store_bulk(void* to, uint32_t from, uint32_t bytes) {
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\n" ::"l"(to), "r"(from), "r"(bytes)
-               : "memory");
-}
 __device__ __forceinline__ void named_sync(int number, int threads) {
   asm volatile("bar.sync %0, %1;\n" ::"r"(number), "r"(threads) : "memory");
 }
@@ -164,23 +153,18 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
   constexpr bool x_f16 = std::is_same_v<X, __half>;
   extern __shared__ __align__(128) uint8_t memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
-  uint8_t* const sums = memory + shared_header();
-  uint8_t* const a_tile = sums + 2 * sums_bytes(plan);
-  uint8_t* const ring = a_tile + a_bytes(plan);
+  uint8_t* const sums = memory + kHeaderBytes;
+  uint8_t* const a_tile = memory + plan.a_at;
+  uint8_t* const ring = memory + plan.ring_at;
   const auto barrier = [](uint64_t& b) { return ptx::shared_address(&b); };
 
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = threadIdx.x % 32;
   const int rank = static_cast<int>(ptx::cluster_rank());
   const int cluster = static_cast<int>(blockIdx.x) / plan.cluster;
-  const int pitch = tile_pitch(plan.slice);
   const int capacity = plan.tiles * kTile;  // rows of a buffer
   const int start = rank * plan.slice;
   const int valid = max(0, min(plan.slice, args.k - start));  // of the slice, a multiple of 8
   const int k_steps = (args.k + 31) / 32, steps = (valid + 31) / 32;
-  const int columns = group_columns(plan), groups = (plan.blocks * kBlock + columns - 1) / columns;
-  const int tiles_log = log2_of(plan.tiles), cluster_log = log2_of(plan.cluster), columns_log = log2_of(columns);
-  const int parts_log = log2_of(kMultiplyWarps) - tiles_log, k_parts_log = parts_log - log2_of(plan.column_parts);
-  const int k_parts = 1 << k_parts_log;
 
   const int base = args.m / plan.clusters, more = args.m % plan.clusters;
   const int first_row = cluster * base + min(cluster, more), end_row = first_row + base + (cluster < more);
@@ -194,11 +178,11 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
     if (warp == 0) ptx::barrier_expect_bytes(full, static_cast<uint32_t>(rows * valid * 2));
     if (!valid) return;
     const X* x = static_cast<const X*>(args.x) + static_cast<int64_t>(batch_first(batch) + warp) * args.k + start;
-    uint32_t to = ptx::shared_address(ring + buffer * buffer_bytes(plan)) + warp * pitch;
+    uint32_t to = ptx::shared_address(ring + buffer * plan.buffer_bytes) + warp * plan.pitch;
     for (int r = warp; r < rows; r += kCopyWarps) {
       copy_bulk(to, x, valid * 2, full);
       x += static_cast<int64_t>(kCopyWarps) * args.k;
-      to += kCopyWarps * pitch;
+      to += kCopyWarps * plan.pitch;
     }
   };
 
@@ -280,7 +264,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
         const uint32_t full = barrier(shared.a_full);
         ptx::barrier_wait(barrier(shared.described), 0);
         int present = 0;
-        for (int i = 0; i < plan.blocks * 2; ++i) {  // tiles of 8 columns
+        for (int i = 0; i < plan.blocks * 2; ++i) {  // tiles of 8 plan.columns
           const uint4* const from = shared.block[i / 2].a;
           if (!from) continue;
           ++present;
@@ -301,8 +285,8 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
     }
   } else if (warp < kCopyWarps + kMultiplyWarps) {
     ptx::registers_more<128>();
-    const int w = warp - kCopyWarps, tile = w & (plan.tiles - 1), part = w >> tiles_log;
-    const int k_part = part & (k_parts - 1), column_part = part >> k_parts_log;
+    const int w = warp - kCopyWarps, tile = w & (plan.tiles - 1), part = w >> plan.tiles_log;
+    const int k_part = part & (plan.k_parts - 1), column_part = part >> plan.k_parts_log;
     const int g = lane / 4, t = lane % 4;
     const uint32_t minus_limit = kPlain ? 0 : (0u - plan.limit & 0xffffu) * 0x10001u;
     if (plan.a_resident && plan.blocks && steps) ptx::barrier_wait(barrier(shared.a_full), 0);
@@ -311,13 +295,13 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
     for (int batch = 0, turn = 0; batch < batches; ++batch, at.advance(1, plan.buffers)) {
       const int buffer = at.buffer;
       const bool used = tile * kTile < rows_of(batch);
-      const uint8_t* const x_tile = ring + buffer * buffer_bytes(plan) + tile * kTile * pitch;
-      const uint32_t x_lane = ptx::shared_address(x_tile) + lane % 16 * pitch + lane / 16 * 16;
+      const uint8_t* const x_tile = ring + buffer * plan.buffer_bytes + tile * kTile * plan.pitch;
+      const uint32_t x_lane = ptx::shared_address(x_tile) + lane % 16 * plan.pitch + lane / 16 * 16;
       ptx::barrier_wait(barrier(shared.full[buffer]), at.phase);
 
       uint32_t full[2] = {}, below[2] = {};  // rows g and g + 8, two magnitudes each
-      // Tiles of 8 columns of A times the warp's part of the rows, which are measured on the way. kMixed: some columns
-      // are of the other 16-bit type than x.
+      // Tiles of 8 plan.columns of A times the warp's part of the rows, which are measured on the way. kMixed: some
+      // plan.columns are of the other 16-bit type than x.
       const auto multiply = [&](auto tiles_constant, auto mixed_constant, int first, bool measures) {
         constexpr int kTiles = decltype(tiles_constant)::value;
         constexpr bool kMixed = decltype(mixed_constant)::value;
@@ -341,20 +325,23 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
           uint4 b[kSteps][kSize];
 #pragma unroll
           for (int i = 0; i < kSteps; ++i) {
-            const int s = step + i * k_parts;
+            const int s = step + i * plan.k_parts;
             ptx::load_matrix_x4(x[i][0], x_lane + s * 64);
             ptx::load_matrix_x4(x[i][1], x_lane + s * 64 + 32);
           }
-          if (plan.a_resident) {
+          const auto resident_at = [&](int n, int s) { return a_shared[n * plan.slice + s * 32]; };
+          const auto global_at = [&](int n, int s) { return __ldg(a[n / 2] + (n % 2 * k_steps + s) * 32); };
+          // With mixed types there are no registers for all operands at a time.
+          if constexpr (!kMixed) {
+            const auto fetch = [&](auto&& from) {
 #pragma unroll
-            for (int i = 0; i < kSteps * kTiles; ++i)
-              b[i / kSize][i % kSize] = a_shared[i % kSize * plan.slice + (step + i / kSize * k_parts) * 32];
-          } else {
-#pragma unroll
-            for (int i = 0; i < kSteps * kTiles; ++i) {
-              const int n = i % kSize;
-              b[i / kSize][n] = __ldg(a[n / 2] + (n % 2 * k_steps + step + i / kSize * k_parts) * 32);
-            }
+              for (int i = 0; i < kSteps * kTiles; ++i)
+                b[i / kSize][i % kSize] = from(i % kSize, step + i / kSize * plan.k_parts);
+            };
+            if (plan.a_resident)
+              fetch(resident_at);
+            else
+              fetch(global_at);
           }
           if constexpr (!kWhole) {
 #pragma unroll
@@ -374,7 +361,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
 #pragma unroll
           for (int i = 0; i < kSteps * 2 * kTiles; ++i) {
             const int n = i % kSize, half = i / kSize % 2, at_step = i / kSize / 2;
-            const uint4& operand = b[at_step][n];
+            const uint4 operand = !kMixed ? b[at_step][n] : plan.a_resident ? resident_at(n, step) : global_at(n, step);
             const auto& fragment = x[at_step][half];
             const uint32_t b0 = half ? operand.z : operand.x, b1 = half ? operand.w : operand.y;
             if (!kMixed || f16[n] == x_f16) {
@@ -398,10 +385,10 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
           const int whole_steps = valid / 32;
           int step = k_part;
           if constexpr (kAtOnce > 1) {
-            for (; step + (kAtOnce - 1) * k_parts < whole_steps; step += kAtOnce * k_parts)
+            for (; step + (kAtOnce - 1) * plan.k_parts < whole_steps; step += kAtOnce * plan.k_parts)
               multiply_steps(std::integral_constant<int, kAtOnce>(), std::true_type(), step);
           }
-          for (; step < steps; step += k_parts)
+          for (; step < steps; step += plan.k_parts)
             multiply_steps(std::integral_constant<int, 1>(), std::false_type(), step);
         }
         if (measures) {
@@ -430,9 +417,10 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
           for (int half = 0; half < 2; ++half) {
             const int row = tile * kTile + g + half * 8, owner = row & (plan.cluster - 1);
             const int at =
-                ((((rank << k_parts_log) + k_part) * (capacity >> cluster_log) + (row >> cluster_log)) << columns_log) +
+                ((((rank << plan.k_parts_log) + k_part) * (capacity >> plan.cluster_log) + (row >> plan.cluster_log))
+                 << plan.columns_log) +
                 column_part * kTiles * 8 + 2 * t;
-            const uint32_t to = cluster_address(ptx::shared_address(sums + box * sums_bytes(plan)) + at * 4, owner);
+            const uint32_t to = cluster_address(ptx::shared_address(sums + box * plan.sums_bytes) + at * 4, owner);
             const uint32_t full_box = cluster_address(barrier(shared.sums_full[box]), owner);
 #pragma unroll
             for (int n = 0; n < kTiles; ++n) send(to + n * 32, sum[n][half * 2], sum[n][half * 2 + 1], full_box);
@@ -447,8 +435,8 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
         else
           multiply(tiles_constant, std::false_type(), first, group == 0);
       };
-      if (groups == 0) multiply(std::integral_constant<int, 0>(), std::false_type(), 0, true);
-      for (int group = 0; group < groups; ++group) {
+      if (plan.groups == 0) multiply(std::integral_constant<int, 0>(), std::false_type(), 0, true);
+      for (int group = 0; group < plan.groups; ++group) {
         if (plan.blocks_a_warp == 1)
           multiply_typed(std::integral_constant<int, 2>(), group);
         else
@@ -463,7 +451,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
     const auto team_sync = [&] { named_sync(3 + team, kTeamThreads); };
     const int row_units = args.q ? max(0, min(plan.slice, args.k_pitch - start)) / 8 : 0;
     const int units = valid / 8;  // of 8 values; row_units has one more where K is no multiple of 16
-    const int own_rows = capacity >> cluster_log;
+    const int own_rows = capacity >> plan.cluster_log;
     add_up_bias(args, static_cast<int>(blockIdx.x * kTeams + team) * kTeamThreads + thread,
                 static_cast<int>(gridDim.x) * kTeams * kTeamThreads);
 
@@ -476,13 +464,13 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
       if (thread == 0) ptx::barrier_expect_bytes(maxima_full, plan.cluster * kMultiplyWarps * kTile * 4);
       ptx::barrier_wait(maxima_full, batch / kTeams & 1);
       // As many neighbouring lanes join the maxima of a row as there are threads for it.
-      const int lanes_log = log2_of(kTeamThreads / kTile) - tiles_log, lanes = 1 << lanes_log,
+      const int lanes_log = log2_of(kTeamThreads / kTile) - plan.tiles_log, lanes = 1 << lanes_log,
                 own = thread >> lanes_log;
       uint32_t packed = 0;
 #pragma unroll 4
-      for (int i = thread & (lanes - 1); i < plan.cluster << parts_log; i += lanes) {
-        const int w = ((i & ((1 << parts_log) - 1)) << tiles_log) + own / kTile;
-        packed = __vmaxu2(packed, shared.maxima[team][i >> parts_log][w][own % kTile]);
+      for (int i = thread & (lanes - 1); i < plan.cluster << plan.parts_log; i += lanes) {
+        const int w = ((i & ((1 << plan.parts_log) - 1)) << plan.tiles_log) + own / kTile;
+        packed = __vmaxu2(packed, shared.maxima[team][i >> plan.parts_log][w][own % kTile]);
       }
       for (int i = 1; i < lanes; i *= 2) packed = __vmaxu2(packed, __shfl_xor_sync(~0u, packed, i));
       if ((thread & (lanes - 1)) == 0 && own < rows) {
@@ -511,107 +499,93 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
       team_sync();
       if (thread < plan.cluster) ptx::barrier_arrive_cluster(barrier(shared.maxima_free[team]), thread);
 
-      // The codes replace x, so all of its columns have to be multiplied before.
-      for (int stage = 0; stage < 2; ++stage) {
-        if ((stage == 0) == (groups < 2)) {
-          if (row_units) {
-            ptx::barrier_wait(barrier(shared.full[buffer]), at_batch.phase);
-            // A warp writes every kTeamWarps-th row, a lane 8 values of every 256. The codes go over values that have
-            // been read, and leave in one copy.
-            for (int r = thread / 32; r < rows; r += kTeamWarps) {
-              uint8_t* const x_row = ring + buffer * buffer_bytes(plan) + r * pitch;
-              const float factor = shared.row[team][r].factor;
-              const auto encode_row = [&](auto&& four) {
-                constexpr int kUnits = 3;
-                for (int unit = lane; unit - lane < units; unit += kUnits * 32) {
-                  uint4 bits[kUnits];
+      if (row_units) {
+        ptx::barrier_wait(barrier(shared.full[buffer]), at_batch.phase);
+        // A warp writes every kTeamWarps-th row, a lane 8 values of every 256.
+        for (int r = thread / 32; r < rows; r += kTeamWarps) {
+          const uint8_t* const x_row = ring + buffer * plan.buffer_bytes + r * plan.pitch;
+          int8_t* const q_row = args.q + static_cast<int64_t>(first + r) * args.k_pitch + start;
+          const float factor = shared.row[team][r].factor;
+          const auto encode_row = [&](auto units_constant, auto&& four) {
+            constexpr int kUnits = decltype(units_constant)::value;
+            for (int unit = lane; unit < units; unit += kUnits * 32) {
+              uint4 bits[kUnits];
 #pragma unroll
-                  for (int i = 0; i < kUnits; ++i)
-                    bits[i] = *reinterpret_cast<const uint4*>(x_row + min(unit + i * 32, units - 1) * 16);
-                  __syncwarp();
+              for (int i = 0; i < kUnits; ++i)
+                bits[i] = *reinterpret_cast<const uint4*>(x_row + min(unit + i * 32, units - 1) * 16);
 #pragma unroll
-                  for (int i = 0; i < kUnits; ++i) {
-                    const float2 v0 = decode16x2(bits[i].x, x_f16), v1 = decode16x2(bits[i].y, x_f16);
-                    const float2 v2 = decode16x2(bits[i].z, x_f16), v3 = decode16x2(bits[i].w, x_f16);
-                    uint2 codes = {four(v0.x, v0.y, v1.x, v1.y), four(v2.x, v2.y, v3.x, v3.y)};
-                    if (!kPlain && args.outliers.flags && unit + i * 32 < units) {
-                      const int k = start + (unit + i * 32) * 8;
-                      const uint32_t outliers = args.outliers.flags[k / 32] >> k % 32 & 0xff;
+              for (int i = 0; i < kUnits; ++i) {
+                const float2 v0 = decode16x2(bits[i].x, x_f16), v1 = decode16x2(bits[i].y, x_f16);
+                const float2 v2 = decode16x2(bits[i].z, x_f16), v3 = decode16x2(bits[i].w, x_f16);
+                uint2 codes = {four(v0.x, v0.y, v1.x, v1.y), four(v2.x, v2.y, v3.x, v3.y)};
+                if (!kPlain && args.outliers.flags && unit + i * 32 < units) {
+                  const int k = start + (unit + i * 32) * 8;
+                  const uint32_t outliers = args.outliers.flags[k / 32] >> k % 32 & 0xff;
 #pragma unroll
-                      for (int j = 0; j < 4; ++j) {
-                        if (outliers >> j & 1) codes.x &= ~(0xffu << j * 8);
-                        if (outliers >> (j + 4) & 1) codes.y &= ~(0xffu << j * 8);
-                      }
-                    }
-                    if (unit + i * 32 < units) *reinterpret_cast<uint2*>(x_row + (unit + i * 32) * 8) = codes;
+                  for (int j = 0; j < 4; ++j) {
+                    if (outliers >> j & 1) codes.x &= ~(0xffu << j * 8);
+                    if (outliers >> (j + 4) & 1) codes.y &= ~(0xffu << j * 8);
                   }
                 }
-              };
-              if (stays_in_range<kPlain>(args.spec, factor))
-                encode_row([&](auto... v) { return quantize_in_range<kPlain>(args.spec, factor, v...); });
-              else
-                encode_row([&](auto... v) { return quantize<kPlain>(args.spec, factor, v...); });
-              if (lane == 0 && units < row_units) *reinterpret_cast<uint2*>(x_row + units * 8) = {};
-              ptx::fence_async_shared();
-              __syncwarp();
-              if (lane == 0) {
-                store_bulk(args.q + static_cast<int64_t>(first + r) * args.k_pitch + start, ptx::shared_address(x_row),
-                           static_cast<uint32_t>(row_units * 8));
+                if (unit + i * 32 < units) *reinterpret_cast<uint2*>(q_row + (unit + i * 32) * 8) = codes;
               }
             }
-          }
-          __syncwarp();
-          if (lane == 0) {
-            ptx::store_commit();
-            ptx::store_wait_read<0>();
-            arrive(barrier(shared.empty[buffer]));
-          }
-        } else {
-          for (int group = 0; group < groups; ++group) {
-            const int turn = batch * groups + group, sum_box = turn & 1;
-            if (thread == 0) {
-              // The other team may have yet to see the box's last use.
-              ptx::barrier_wait(barrier(shared.sums_full[sum_box]), (turn / 2 & 1) ^ 1);
-              ptx::barrier_expect_bytes(barrier(shared.sums_full[sum_box]), sums_bytes(plan));
-            }
-            ptx::barrier_wait(barrier(shared.sums_full[sum_box]), turn / 2 & 1);
-            const float* const mail = reinterpret_cast<const float*>(sums + sum_box * sums_bytes(plan));
-            // Where there are fewer sums than threads, neighbouring lanes share the terms of one.
-            const int sums_log = columns_log + log2_of(own_rows), sources = plan.cluster << k_parts_log;
-            const int share_log = max(0, min(log2_of(kTeamThreads) - sums_log, min(5, log2_of(sources))));
-            for (int i = thread >> share_log; i < own_rows * columns; i += kTeamThreads >> share_log) {
-              const int index = i >> columns_log, column = i & (columns - 1), share = thread & ((1 << share_log) - 1);
-              const int r = (index << cluster_log) + rank, at = group * (columns / kBlock) + column / kBlock;
-              const auto total = [&](int offset) {
-                float value = 0.f;
+          };
+          if (stays_in_range<kPlain>(args.spec, factor))
+            encode_row(std::integral_constant<int, 3>(),
+                       [&](auto... v) { return quantize_in_range<kPlain>(args.spec, factor, v...); });
+          else
+            encode_row(std::integral_constant<int, 1>(),
+                       [&](auto... v) { return quantize<kPlain>(args.spec, factor, v...); });
+          if (lane == 0 && units < row_units) *reinterpret_cast<uint2*>(q_row + units * 8) = {};
+        }
+      }
+      __syncwarp();
+      if (lane == 0) arrive(barrier(shared.empty[buffer]));
+      for (int group = 0; group < plan.groups; ++group) {
+        const int turn = batch * plan.groups + group, sum_box = turn & 1;
+        if (thread == 0) {
+          // The other team may have yet to see the box's last use.
+          ptx::barrier_wait(barrier(shared.sums_full[sum_box]), (turn / 2 & 1) ^ 1);
+          ptx::barrier_expect_bytes(barrier(shared.sums_full[sum_box]), plan.sums_bytes);
+        }
+        ptx::barrier_wait(barrier(shared.sums_full[sum_box]), turn / 2 & 1);
+        const float* const mail = reinterpret_cast<const float*>(sums + sum_box * plan.sums_bytes);
+        // Where there are fewer sums than threads, neighbouring lanes share the terms of one.
+        const int sums_log = plan.columns_log + log2_of(own_rows), sources = plan.cluster << plan.k_parts_log;
+        const int share_log = max(0, min(log2_of(kTeamThreads) - sums_log, min(5, log2_of(sources))));
+        for (int i = thread >> share_log; i < own_rows * plan.columns; i += kTeamThreads >> share_log) {
+          const int index = i >> plan.columns_log, column = i & (plan.columns - 1),
+                    share = thread & ((1 << share_log) - 1);
+          const int r = (index << plan.cluster_log) + rank, at = group * (plan.columns / kBlock) + column / kBlock;
+          const auto total = [&](int offset) {
+            float value = 0.f;
 #pragma unroll 8
-                for (int source = share; source < sources; source += 1 << share_log)
-                  value += mail[(((source * own_rows) + index) << columns_log) + column + offset];
-                return value;
-              };
-              if (share_log == 0 && (r >= rows || at >= plan.blocks)) continue;
-              const Block& block = shared.block[min(at, plan.blocks - 1)];
-              float value = total(0);
-              if (block.split && !block.low) value += total(kBlock);
-              for (int lanes = 1; lanes < 1 << share_log; lanes *= 2) value += __shfl_xor_sync(~0u, value, lanes);
-              if (share || r >= rows || at >= plan.blocks || !block.a || block.low)
-                continue;  // low parts join the high ones
-              const Row& row = shared.row[team][r];
-              const int j = column % kBlock;
-              const bool present = j < block.ranks && (!args.row_slot || block.slot == row.slot);
-              value = present ? scalbnf(value * block.scale, -block.exponent - row.power) : 0.f;
-              uint16_t* const h = block.h + static_cast<int64_t>(first + r) * block.up_columns + j;
-              const uint16_t high = encode16(value, block.b_f16);
-              h[0] = high;
-              if (block.split) {
-                h[kBlock] = encode16(present ? value - decode16(high, block.b_f16) : 0.f, block.b_f16);
-                h[2 * kBlock] = high;
-              }
-            }
-            team_sync();
-            if (thread < plan.cluster) ptx::barrier_arrive_cluster(barrier(shared.sums_free[sum_box]), thread);
+            for (int source = share; source < sources; source += 1 << share_log)
+              value += mail[(((source * own_rows) + index) << plan.columns_log) + column + offset];
+            return value;
+          };
+          if (share_log == 0 && (r >= rows || at >= plan.blocks)) continue;
+          const Block& block = shared.block[min(at, plan.blocks - 1)];
+          float value = total(0);
+          if (block.split && !block.low) value += total(kBlock);
+          for (int lanes = 1; lanes < 1 << share_log; lanes *= 2) value += __shfl_xor_sync(~0u, value, lanes);
+          if (share || r >= rows || at >= plan.blocks || !block.a || block.low)
+            continue;  // low parts join the high ones
+          const Row& row = shared.row[team][r];
+          const int j = column % kBlock;
+          const bool present = j < block.ranks && (!args.row_slot || block.slot == row.slot);
+          value = present ? scalbnf(value * block.scale, -block.exponent - row.power) : 0.f;
+          uint16_t* const h = block.h + static_cast<int64_t>(first + r) * block.up_columns + j;
+          const uint16_t high = encode16(value, block.b_f16);
+          h[0] = high;
+          if (block.split) {
+            h[kBlock] = encode16(present ? value - decode16(high, block.b_f16) : 0.f, block.b_f16);
+            h[2 * kBlock] = high;
           }
         }
+        team_sync();
+        if (thread < plan.cluster) ptx::barrier_arrive_cluster(barrier(shared.sums_free[sum_box]), thread);
       }
     }
   }
@@ -632,17 +606,22 @@ int blocks_of(const PrepareArgs& args) {
   return blocks;
 }
 
-int shared_bytes(const Plan& plan) {
-  return shared_header() + 2 * sums_bytes(plan) + a_bytes(plan) + plan.buffers * buffer_bytes(plan);
+int shared_bytes(const Plan& plan) { return plan.ring_at + plan.buffers * plan.buffer_bytes; }
+
+int log2_of_power(int power) {
+  int log = 0;
+  while (1 << log < power) ++log;
+  return log;
 }
 
-// A plan of this shape with as many buffers as fit; no buffers: it does not fit.
+// Equal batches for as many clusters.
 void spread(Plan& plan, int m, int clusters) {
   plan.clusters = std::min((m + kTile - 1) / kTile, clusters);
   const int rows = (m + plan.clusters - 1) / plan.clusters, capacity = plan.tiles * kTile;
   const int batches = (rows + capacity - 1) / capacity;
   plan.batch_rows = (rows + batches - 1) / batches;
 }
+// A plan of this shape with as many buffers as fit; no buffers: it does not fit.
 Plan shape(int k, int blocks, int cluster, int tiles, bool a_resident, const Limits& limits) {
   Plan plan{};
   plan.cluster = cluster;
@@ -654,7 +633,21 @@ Plan shape(int k, int blocks, int cluster, int tiles, bool a_resident, const Lim
   plan.column_parts = 1;
   while (plan.column_parts * plan.blocks_a_warp < blocks && plan.column_parts * tiles < kMultiplyWarps)
     plan.column_parts *= 2;
-  plan.buffers = std::clamp((limits.shared_bytes - shared_bytes(plan)) / buffer_bytes(plan), 0, kMaxBuffers);
+  plan.k_parts = kMultiplyWarps / tiles / plan.column_parts;
+  plan.columns = plan.column_parts * plan.blocks_a_warp * kBlock;
+  plan.groups = (blocks * kBlock + plan.columns - 1) / plan.columns;
+  plan.tiles_log = log2_of_power(tiles);
+  plan.cluster_log = log2_of_power(cluster);
+  plan.columns_log = log2_of_power(plan.columns);
+  plan.parts_log = log2_of_power(kMultiplyWarps / tiles);
+  plan.k_parts_log = log2_of_power(plan.k_parts);
+  plan.pitch = plan.slice * 2 + 16;  // shifts banks by row
+  plan.sums_bytes = blocks ? tiles * kTile * plan.columns * plan.k_parts * 4 : 0;
+  plan.a_at = kHeaderBytes + 2 * plan.sums_bytes;
+  plan.a_bytes = a_resident ? blocks * plan.slice * kBlock * 2 : 0;
+  plan.ring_at = plan.a_at + plan.a_bytes;
+  plan.buffer_bytes = tiles * kTile * plan.pitch;
+  plan.buffers = std::clamp((limits.shared_bytes - plan.ring_at) / plan.buffer_bytes, 0, kMaxBuffers);
   return plan;
 }
 
