@@ -329,19 +329,20 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
             ptx::load_matrix_x4(x[i][0], x_lane + s * 64);
             ptx::load_matrix_x4(x[i][1], x_lane + s * 64 + 32);
           }
-          const auto resident_at = [&](int n, int s) { return a_shared[n * plan.slice + s * 32]; };
-          const auto global_at = [&](int n, int s) { return __ldg(a[n / 2] + (n % 2 * k_steps + s) * 32); };
+          const auto operand_at = [&](int n, int s) {
+            return plan.a_resident ? a_shared + n * plan.slice + s * 32 : a[n / 2] + (n % 2 * k_steps + s) * 32;
+          };
           // With mixed types there are no registers for all operands at a time.
           if constexpr (!kMixed) {
-            const auto fetch = [&](auto&& from) {
+            if (plan.a_resident) {
 #pragma unroll
               for (int i = 0; i < kSteps * kTiles; ++i)
-                b[i / kSize][i % kSize] = from(i % kSize, step + i / kSize * plan.k_parts);
-            };
-            if (plan.a_resident)
-              fetch(resident_at);
-            else
-              fetch(global_at);
+                b[i / kSize][i % kSize] = a_shared[i % kSize * plan.slice + (step + i / kSize * plan.k_parts) * 32];
+            } else {
+#pragma unroll
+              for (int i = 0; i < kSteps * kTiles; ++i)
+                b[i / kSize][i % kSize] = __ldg(operand_at(i % kSize, step + i / kSize * plan.k_parts));
+            }
           }
           if constexpr (!kWhole) {
 #pragma unroll
@@ -361,7 +362,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
 #pragma unroll
           for (int i = 0; i < kSteps * 2 * kTiles; ++i) {
             const int n = i % kSize, half = i / kSize % 2, at_step = i / kSize / 2;
-            const uint4 operand = !kMixed ? b[at_step][n] : plan.a_resident ? resident_at(n, step) : global_at(n, step);
+            const uint4 operand = kMixed ? *operand_at(n, step) : b[at_step][n];
             const auto& fragment = x[at_step][half];
             const uint32_t b0 = half ? operand.z : operand.x, b1 = half ? operand.w : operand.y;
             if (!kMixed || f16[n] == x_f16) {
@@ -381,7 +382,8 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
           }
         };
         if (used) {
-          constexpr int kAtOnce = kMixed ? 1 : kTiles == 4 ? 2 : 3;
+          // As many as there are registers for.
+          constexpr int kAtOnce = kMixed || (!kPlain && kTiles == 4) ? 1 : kTiles == 4 ? 2 : 3;
           const int whole_steps = valid / 32;
           int step = k_part;
           if constexpr (kAtOnce > 1) {
