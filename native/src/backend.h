@@ -46,9 +46,19 @@ struct LinearSpec {
 class Slots {
  public:
   virtual ~Slots() = default;
-  virtual void set(int slot, const octolora_adapter_desc& adapter, float scale, octolora_stream stream) = 0;
   virtual void set_scale(int slot, float scale, octolora_stream stream) = 0;
   virtual void clear(int slot, octolora_stream stream) = 0;
+  // What depends on the scales and on the weights beside what set() and set_scale() were told.
+  virtual void refresh(octolora_stream stream) = 0;
+  virtual float* scales() = 0;  // [slots]
+};
+
+// An adapter for one slot; its b_stride is filled in.
+struct SlotFill {
+  Slots* slots;
+  int slot;
+  octolora_adapter_desc adapter;
+  float scale;
 };
 
 enum class Activation : int32_t {
@@ -112,7 +122,7 @@ class Linear {
   virtual ~Linear() = default;
   // weight [rows,k]; done on return.
   virtual void write(int first_row, int rows, const int8_t* weight) = 0;
-  virtual std::unique_ptr<Slots> create_slots(const std::vector<int>& capacity, bool split) = 0;
+  virtual std::unique_ptr<Slots> create_slots(const std::vector<int>& capacity, bool split, bool magnitudes) = 0;
   virtual void quantized(const QuantizedArgs& args) const = 0;
 
   const LinearSpec spec;
@@ -125,6 +135,8 @@ class Device {
   virtual void set_threads(int threads) = 0;
   virtual void* alloc(size_t bytes) = 0;  // 256-byte aligned, bytes > 0; counted by in_use()
   virtual void free(void* memory) = 0;
+  virtual void* host_alloc(size_t bytes) = 0;  // pinned; bytes > 0
+  virtual void host_free(void* memory) = 0;
   virtual void copy(void* to, const void* from, size_t bytes, octolora_stream stream) = 0;
   virtual octolora_stream stream_create() = 0;
   virtual void stream_destroy(octolora_stream stream) = 0;
@@ -135,6 +147,8 @@ class Device {
   // desc has its defaults filled in and is valid; scale and bias are host arrays, weight may be null (zeros).
   virtual std::unique_ptr<Linear> create_linear(const LinearSpec& spec, const octolora_linear_desc& desc) = 0;
 
+  // In their order; the slots are of this device.
+  virtual void fill(const SlotFill* fills, int count, octolora_stream stream) = 0;
   // Of args, the linears, the slots, rows and x_type.
   virtual size_t workspace(const ForwardArgs& args) const = 0;
   virtual void forward(const ForwardArgs& args) const = 0;

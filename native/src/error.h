@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cmath>
 #include <cstdarg>
 #include <cstdio>
 #include <stdexcept>
@@ -26,5 +27,19 @@ class Error : public std::runtime_error {
  private:
   octolora_status status_;
 };
+
+inline void require_finite(float value, const char* what) {
+  if (!std::isfinite(value)) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "%s = %g is not finite", what, static_cast<double>(value));
+  }
+}
+
+inline void require_finite(const float* values, int count, const char* what) {
+  for (int i = 0; i < count; ++i) {
+    if (!std::isfinite(values[i])) {
+      throw Error(OCTOLORA_INVALID_ARGUMENT, "%s[%d] = %g is not finite", what, i, static_cast<double>(values[i]));
+    }
+  }
+}
 
 }  // namespace octolora

@@ -8,6 +8,7 @@
 #include <functional>
 #include <limits>
 #include <thread>
+#include <utility>
 
 #include "support/runner.h"
 
@@ -348,12 +349,12 @@ std::vector<BadCall> bad_calls() {
          const int32_t capacity[] = {4097};
          return s.make_with(1, capacity);
        }},
-      {"slots: precision 2",
+      {"slots: precision 4",
        bad,
-       {"precision = 2"},
+       {"precision = 4"},
        [](S s) {
          const int32_t capacity[] = {4};
-         return s.make_with(1, capacity, 2);
+         return s.make_with(1, capacity, 4);
        }},
 
       {"slots: more than the device has",
@@ -386,7 +387,7 @@ std::vector<BadCall> bad_calls() {
        [](S s) { return octolora_slots_set(s.slots.get(), 0, nullptr, 1.f, nullptr); }},
       {"set: slot 2", bad, {"slot = 2", "1"}, [](S s) { return s.set(2); }},
       {"set: slot -1", bad, {"slot = -1"}, [](S s) { return s.set(-1); }},
-      {"set: struct_size 4", bad, {"struct_size", "4", "48"}, [](S s) { return s.adapter.struct_size = 4, s.set(); }},
+      {"set: struct_size 4", bad, {"struct_size", "4", "56"}, [](S s) { return s.adapter.struct_size = 4, s.set(); }},
       {"set: rank 0", bad, {"rank = 0", "4"}, [](S s) { return s.adapter.rank = 0, s.set(); }},
       {"set: rank above capacity", bad, {"rank = 4", "capacity", "2"}, [](S s) { return s.set(1); }},
       {"set: a_dtype 7", bad, {"a_dtype = 7"}, [](S s) { return s.adapter.a_dtype = 7, s.set(); }},
@@ -404,6 +405,48 @@ std::vector<BadCall> bad_calls() {
        {"adapter.a", "4 bytes"},
        [](S s) { return s.adapter.a = shifted(s.a.data(), 1), s.set(); }},
       {"set: NaN bias", bad, {"bias[1]", "nan"}, [](S s) { return s.adapter_bias[1] = kNan, s.set(); }},
+      {"set: magnitude where not made for it",
+       bad,
+       {"magnitude", "OCTOLORA_LORA_MAGNITUDES"},
+       [](S s) { return s.adapter.magnitude = s.adapter_bias.data(), s.set(); }},
+      {"set: magnitude and bias",
+       OCTOLORA_UNSUPPORTED,
+       {"magnitude", "bias"},
+       [](S s) {
+         const int32_t capacity[] = {4};
+         CHECK_OK(s.make_with(1, capacity, OCTOLORA_LORA_MAGNITUDES));
+         s.adapter.magnitude = s.adapter_bias.data();
+         const octolora_status status = octolora_slots_set(s.made_slots, 0, &s.adapter, 1.f, nullptr);
+         octolora_slots_destroy(std::exchange(s.made_slots, nullptr));
+         return status;
+       }},
+      {"set_many: count -1", bad, {"count = -1"}, [](S) { return octolora_slots_set_many(nullptr, -1, nullptr); }},
+      {"set_many: NULL fills", bad, {"fills", "NULL"}, [](S) { return octolora_slots_set_many(nullptr, 1, nullptr); }},
+      {"set_many: second fill",
+       bad,
+       {"fills[1]", "slot = 2"},
+       [](S s) {
+         octolora_slot_fill fills[2] = {};
+         fills[0] = {sizeof fills[0], 0, s.slots.get(), &s.adapter, 1.f};
+         fills[1] = {sizeof fills[1], 2, s.slots.get(), &s.adapter, 1.f};
+         return octolora_slots_set_many(fills, 2, nullptr);
+       }},
+      {"scales: NULL slots",
+       bad,
+       {"slots", "NULL"},
+       [](S) {
+         float* scales = nullptr;
+         return octolora_slots_scales(nullptr, &scales);
+       }},
+      {"scales: NULL scales",
+       bad,
+       {"scales", "NULL"},
+       [](S s) { return octolora_slots_scales(s.slots.get(), nullptr); }},
+      {"refresh: NULL slots", bad, {"slots", "NULL"}, [](S) { return octolora_slots_refresh(nullptr, nullptr); }},
+      {"host_alloc: NULL memory",
+       bad,
+       {"memory", "NULL"},
+       [](S s) { return octolora_host_alloc(s.device, 1, nullptr); }},
       {"set: NaN scale", bad, {"scale", "nan"}, [](S s) { return s.set(0, kNan); }},
       {"set: infinite scale", bad, {"scale", "inf"}, [](S s) { return s.set(0, -kInf); }},
       {"set_scale: NaN",
@@ -636,6 +679,19 @@ std::vector<BadCall> bad_calls() {
        bad,
        {"outputs[1].gate (20 bytes", "outputs[0].y", "overlap"},
        [](S s) { return s.group([](G g) { g.outputs[1].gate = g.outputs[0].y; }); }},
+      {"group: row_slot and magnitudes",
+       OCTOLORA_UNSUPPORTED,
+       {"row_slot", "outputs[0].slots", "OCTOLORA_LORA_MAGNITUDES"},
+       [](S s) {
+         const int32_t capacity[] = {4, 2};
+         CHECK_OK(s.make_with(2, capacity, OCTOLORA_LORA_MAGNITUDES));
+         const octolora_status status = s.group([&](G g) {
+           g.outputs[0].slots = s.made_slots;
+           g.desc.row_slot = static_cast<const int32_t*>(s.row_slot->get());
+         });
+         octolora_slots_destroy(std::exchange(s.made_slots, nullptr));
+         return status;
+       }},
       {"group: row_slot is in y",
        bad,
        {"row_slot (12 bytes", "outputs[0].y", "overlap"},

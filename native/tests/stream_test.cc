@@ -95,6 +95,17 @@ class Graph {
   }
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
+  // What a call says during a capture that comes to nothing.
+  template <class Call>
+  static bool refuses(const Stream& stream, Call call) {
+    const Driver& driver = Driver::get();
+    driver.check(driver.begin_capture(stream.get(), 0), "cuStreamBeginCapture");
+    const bool refused = call();
+    Driver::Graph graph = nullptr;
+    driver.end_capture(stream.get(), &graph);
+    if (graph) driver.graph_destroy(graph);
+    return refused;
+  }
   void replay(const Stream& stream) const {
     Driver::get().check(Driver::get().launch(exec_, stream.get()), "cuGraphLaunch");
   }
@@ -187,6 +198,87 @@ void graph(const Options& options, octolora_device* device, int32_t mode, Type x
   for (int i = 0; i < 2; ++i) set(i, p.adapters[i]);
   if (replay() != want) fail("the first adapters again give other bits than at first");
   runner.expect_intact();
+}
+
+// A swap can be captured: its replays read pinned or device memory anew, of another adapter too, and set_scale, clear
+// and scales in device memory are work like any other.
+void captured_swap(const Options& options, octolora_device* device, bool pinned, bool magnitudes) {
+  need_cuda(options);
+  Spec spec = spec_of(options, OCTOLORA_W8A8_DYNAMIC, Type::f32, 17);
+  spec.adapters = {{16, Type::f32, Type::f32, 0.7f, false, false, magnitudes}};
+  Problem p = make_problem(spec);
+  spec.seed += 7000;
+  Adapter other = make_problem(spec).adapters[0];
+  for (uint64_t i = 1; other.b_stride != p.adapters[0].b_stride; ++i) {  // the captured call has one stride
+    spec.seed += i;
+    other = make_problem(spec).adapters[0];
+  }
+  const Linear linear = make_linear(device, p);
+  const Slots slots = make_slots(linear.get(), {16}, false, magnitudes);
+  const Stream stream(device);
+  Runner runner(device, true, linear.get(), slots.get(), p);
+
+  octolora_adapter_desc desc = describe(p.adapters[0]);
+  if (Graph::refuses(stream, [&] {
+        return octolora_slots_set(slots.get(), 0, &desc, 0.7f, stream.get()) == OCTOLORA_INVALID_ARGUMENT;
+      }) == false) {
+    fail("a capture took pageable memory");
+  }
+  const Adapter& first = p.adapters[0];
+  const size_t a_bytes = first.a.bytes.size(), b_bytes = first.b.bytes.size();
+  const size_t m_bytes = first.magnitude.size() * sizeof(float);
+  void* memory[3] = {};
+  const size_t bytes[3] = {a_bytes, b_bytes, m_bytes};
+  for (int i = 0; i < 3; ++i) {
+    CHECK_OK(pinned ? octolora_host_alloc(device, bytes[i], &memory[i])
+                    : octolora_device_alloc(device, bytes[i], &memory[i]));
+  }
+  const auto fill = [&](const Adapter& adapter) {
+    CHECK_OK(octolora_device_copy(device, memory[0], adapter.a.bytes.data(), a_bytes, stream.get()));
+    CHECK_OK(octolora_device_copy(device, memory[1], adapter.b.bytes.data(), b_bytes, stream.get()));
+    CHECK_OK(octolora_device_copy(device, memory[2], adapter.magnitude.data(), m_bytes, stream.get()));
+    stream.synchronize();
+  };
+  desc.a = memory[0];
+  desc.b = memory[1];
+  if (magnitudes) desc.magnitude = static_cast<const float*>(memory[2]);
+  const uint64_t before = memory_in_use(device);
+  const Graph swap(stream, [&] { CHECK_OK(octolora_slots_set(slots.get(), 0, &desc, 0.7f, stream.get())); });
+  const Graph rescale(stream, [&] { CHECK_OK(octolora_slots_set_scale(slots.get(), 0, -1.5f, stream.get())); });
+  const Graph empty(stream, [&] { CHECK_OK(octolora_slots_clear(slots.get(), 0, stream.get())); });
+  const Graph forward(stream, [&] { runner.enqueue(slots.get(), stream.get()); });
+  if (memory_in_use(device) != before) fail("a captured swap changed memory_in_use");
+  const auto judge = [&](const char* what) {
+    runner.clear_y();
+    forward.replay(stream);
+    stream.synchronize();
+    try {
+      expect_close(p, evaluate(p, kCudaArithmetic), runner.read_y());
+    } catch (const Failure& f) {
+      fail("%s: %s", what, f.what());
+    }
+  };
+  fill(p.adapters[0]);
+  swap.replay(stream);
+  judge("the first adapter");
+  rescale.replay(stream);
+  p.adapters[0].scale = -1.5f;
+  judge("another scale");
+  fill(other);
+  p.adapters[0] = other;
+  swap.replay(stream);
+  judge("the second adapter");
+  float* scales = nullptr;
+  CHECK_OK(octolora_slots_scales(slots.get(), &scales));
+  const float half = 0.5f;
+  CHECK_OK(octolora_device_copy(device, scales, &half, sizeof half, stream.get()));
+  CHECK_OK(octolora_slots_refresh(slots.get(), stream.get()));
+  p.adapters[0].scale = half;
+  judge("a scale written on the device");
+  empty.replay(stream);
+  p.adapters.clear();
+  judge("a cleared slot");
+  for (void* each : memory) CHECK_OK(pinned ? octolora_host_free(device, each) : octolora_device_free(device, each));
 }
 
 // Two outputs with everything that may follow them, rows with slots of their own: a replay reads what the slots, the
@@ -329,6 +421,12 @@ void fill(Suite& suite, const Options& options) {
         suite.add(text("graph of a group %s %s m=%d", modes[mode], format(x).name, m),
                   [=] { group_graph(options, device.get(), mode, x, m); });
       }
+    }
+  }
+  for (bool pinned : {true, false}) {
+    for (bool magnitudes : {false, true}) {
+      suite.add(text("captured swap from %s memory%s", pinned ? "pinned" : "device", magnitudes ? " magnitudes" : ""),
+                [=] { captured_swap(options, device.get(), pinned, magnitudes); });
     }
   }
   suite.add("graph of quantized", [=] { quantized_graph(options, device.get()); });

@@ -107,6 +107,10 @@ OCTOLORA_API octolora_status octolora_device_memory_in_use(const octolora_device
 /* Memory and streams for callers that have no CUDA runtime of their own. bytes 0 gives a non-NULL pointer. */
 OCTOLORA_API octolora_status octolora_device_alloc(octolora_device* device, size_t bytes, void** memory);
 OCTOLORA_API octolora_status octolora_device_free(octolora_device* device, void* memory);
+/* Host memory that the device reads at full speed and copies from without waiting (pinned); on the CPU any memory. It
+ * is not counted by octolora_device_memory_in_use. bytes 0 gives a non-NULL pointer. */
+OCTOLORA_API octolora_status octolora_host_alloc(octolora_device* device, size_t bytes, void** memory);
+OCTOLORA_API octolora_status octolora_host_free(octolora_device* device, void* memory);
 /* Host to device, device to host or within the device, told apart by the addresses; ordered on the stream. A copy from
  * or to pageable host memory may wait for the stream. */
 OCTOLORA_API octolora_status octolora_device_copy(octolora_device* device, void* to, const void* from, size_t bytes,
@@ -165,11 +169,19 @@ typedef struct octolora_slots octolora_slots;
 #define OCTOLORA_LORA_16BIT 0 /* A and B as one 16-bit number each */
 #define OCTOLORA_LORA_SPLIT \
   1 /* A, B and x.A^T as sums of two 16-bit numbers: about 16 more bits, 2 to 3 times the cost */
+#define OCTOLORA_LORA_MAGNITUDES \
+  2 /* added to either for octolora_slots_create: adapters may have magnitudes, for more memory a slot */
 
 #define OCTOLORA_MAX_RANK 4096
 
-/* Read before the call returns. 16-bit factors are kept as they are. fp32 factors that a 16-bit type holds exactly are
- * kept in it; others become fp16 times a power of two for each factor, or bf16 where that loses less. */
+/* 16-bit factors are kept as they are. fp32 factors that a 16-bit type holds exactly are kept in it; others become fp16
+ * times a power of two for each factor.
+ *
+ * With a magnitude m (DoRA) the rows of W + scale * B.A are brought to the lengths m. As in PEFT, adapters apply in the
+ * order of their slots, each to what those before it made of the base, where s_w * W stands for the real weight:
+ *     y' = g * (y + scale * (x.A^T).B^T)      g[n] = m[n] / |row n of s_w * W + scale * B.A|      before the bias
+ * It has no bias of its own; a scale of 0 leaves y' = m / |row of W| * y, clearing the slot leaves y. B times the g of
+ * its own and of all later slots is kept in B's 16-bit type, which it must not overflow. */
 typedef struct octolora_adapter_desc {
   uint32_t struct_size; /* sizeof as the caller compiled it; new fields come at the end */
   int32_t rank;         /* 1 to the slot's capacity */
@@ -177,9 +189,11 @@ typedef struct octolora_adapter_desc {
   int32_t b_dtype;
   int32_t precision; /* OCTOLORA_LORA_16BIT, or OCTOLORA_LORA_SPLIT where the slots were made for it */
   int32_t b_stride;  /* elements from one row of B to the next; 0 means rank */
-  const void* a;     /* [rank,k], host */
-  const void* b;     /* [n,rank], host */
-  const float* bias; /* [n], host, or NULL: added as scale * bias (PEFT's lora_bias) */
+  const void* a;     /* [rank,k], host or device */
+  const void* b;     /* [n,rank], host or device */
+  const float* bias; /* [n], host or device, or NULL: added as scale * bias (PEFT's lora_bias) */
+  /* [n], host or device, or NULL: not DoRA. Only in slots made with OCTOLORA_LORA_MAGNITUDES. */
+  const float* magnitude;
 } octolora_adapter_desc;
 
 /* slot_count >= 0 slots; slot i takes adapters up to rank capacity[i] (1 to OCTOLORA_MAX_RANK), all with a bias if they
@@ -187,14 +201,36 @@ typedef struct octolora_adapter_desc {
 OCTOLORA_API octolora_status octolora_slots_create(octolora_linear* linear, int32_t slot_count, const int32_t* capacity,
                                                    int32_t precision, octolora_slots** slots);
 OCTOLORA_API void octolora_slots_destroy(octolora_slots* slots);
-/* Fills a slot: y += scale * ((x.A^T).B^T + bias). scale is any finite number. This, set_scale and clear read host
- * memory before they return: they go between replays of a graph, not into its capture. */
+/* Fills a slot: y += scale * ((x.A^T).B^T + bias). scale is any finite number.
+ * What lies in device memory or in pinned host memory (octolora_host_alloc, cudaMallocHost) is read by the device when
+ * the stream comes to it, so the call returns at once and may be captured in a CUDA graph, whose replays read it anew;
+ * the caller keeps it as it is until then. Pageable host memory is read before the call returns, which may wait for the
+ * stream, and is refused during a capture. set_scale, clear and refresh may always be captured. */
 OCTOLORA_API octolora_status octolora_slots_set(octolora_slots* slots, int32_t slot,
                                                 const octolora_adapter_desc* adapter, float scale,
                                                 octolora_stream stream);
+/* One slot of one linear's slots, for octolora_slots_set_many. */
+typedef struct octolora_slot_fill {
+  uint32_t struct_size; /* sizeof as the caller compiled it; new fields come at the end */
+  int32_t slot;
+  octolora_slots* slots;
+  const octolora_adapter_desc* adapter;
+  float scale;
+} octolora_slot_fill;
+/* octolora_slots_set for each of `count` fills in their order, all of one device: an adapter of a whole model in a few
+ * launches. Every description is checked before anything is enqueued. */
+OCTOLORA_API octolora_status octolora_slots_set_many(const octolora_slot_fill* fills, int32_t count,
+                                                     octolora_stream stream);
 OCTOLORA_API octolora_status octolora_slots_set_scale(octolora_slots* slots, int32_t slot, float scale,
                                                       octolora_stream stream);
 OCTOLORA_API octolora_status octolora_slots_clear(octolora_slots* slots, int32_t slot, octolora_stream stream);
+/* scales: the slots' scales, [slot_count] in memory of the device, for as long as the slots live. Work on the stream
+ * may write them in place of octolora_slots_set_scale; a forward reads them when it runs. Slots with magnitudes then
+ * need octolora_slots_refresh, since g depends on the scale. */
+OCTOLORA_API octolora_status octolora_slots_scales(octolora_slots* slots, float** scales);
+/* Brings what depends on scales and weights up to date, after either was written behind the slots' back (the scales by
+ * the caller's kernels, the weights by octolora_linear_write). Of use for slots with magnitudes alone. */
+OCTOLORA_API octolora_status octolora_slots_refresh(octolora_slots* slots, octolora_stream stream);
 
 /* ---- Forward ----------------------------------------------------------------------------------------------------- */
 
@@ -224,7 +260,8 @@ typedef struct octolora_forward_desc {
   int32_t x_dtype, y_dtype;
   /* [rows], device, or NULL: every filled slot is added to every row. Else the one slot that a row uses, in each output
    * by its number; a number that an output has no filled slot for, such as -1, adds nothing there, and a row to which
-   * no output adds anything has the bits it would have without adapters. */
+   * no output adds anything has the bits it would have without adapters. OCTOLORA_UNSUPPORTED with slots that were made
+   * with OCTOLORA_LORA_MAGNITUDES, whose adapters change the base itself. */
   const int32_t* row_slot;
   const octolora_output* outputs; /* [output_count], host; read before the call returns */
   int32_t output_count;           /* 1 to OCTOLORA_MAX_OUTPUTS */
@@ -236,14 +273,14 @@ typedef struct octolora_forward_desc {
  * output_count, the outputs' linear and slots, rows and x_dtype: no pointer to data, and for every alignment of it. */
 OCTOLORA_API octolora_status octolora_forward_workspace(const octolora_forward_desc* desc, size_t* bytes);
 /* Quantizes x once and multiplies it by every output's linear and adapters. No two of x, the y and the workspace
- * overlap, and a residual or a gate overlaps a y only where it is that residual's own y. Enqueues and returns: allocates
- * nothing, waits for nothing, may be captured in a CUDA graph. Two forwards that may run at the same time need two
- * workspaces. The same call on the same device gives the same bits. A NaN or an infinity in x makes its own row of
- * every y NaN or infinite and no other. */
+ * overlap, and a residual or a gate overlaps a y only where it is that residual's own y. Enqueues and returns:
+ * allocates nothing, waits for nothing, may be captured in a CUDA graph. Two forwards that may run at the same time
+ * need two workspaces. The same call on the same device gives the same bits. A NaN or an infinity in x makes its own
+ * row of every y NaN or infinite and no other. */
 OCTOLORA_API octolora_status octolora_forward(const octolora_forward_desc* desc, octolora_stream stream);
 
-/* text: how such a forward would run, for people: one line for each launch with its kernel and tile, why this kernel, and
- * what was passed over; lines end with a newline. At most size - 1 bytes, closed with a zero; size >= 1. Reads the
+/* text: how such a forward would run, for people: one line for each launch with its kernel and tile, why this kernel,
+ * and what was passed over; lines end with a newline. At most size - 1 bytes, closed with a zero; size >= 1. Reads the
  * description as octolora_forward does, alignment of the pointers included, but nothing that they point to. */
 OCTOLORA_API octolora_status octolora_forward_explain(const octolora_forward_desc* desc, char* text, size_t size);
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <exception>
 #include <limits>
@@ -26,6 +27,8 @@ using octolora::Linear;
 using octolora::LinearSpec;
 using octolora::Mode;
 using octolora::Output;
+using octolora::require_finite;
+using octolora::SlotFill;
 using octolora::Slots;
 
 // Members go in reverse order, so what lives on a device goes before the device.
@@ -43,7 +46,7 @@ struct octolora_slots {
   bool cpu;
   std::shared_ptr<Linear> linear;
   std::vector<int> capacity;
-  bool split;
+  bool split, magnitudes;
   std::unique_ptr<Slots> impl;
 };
 
@@ -92,17 +95,6 @@ Dtype dtype(int32_t value, const char* what) {
         what, value);
   }
   return static_cast<Dtype>(value);
-}
-
-void require_finite(float value, const char* what) {
-  if (!std::isfinite(value)) throw Error(OCTOLORA_INVALID_ARGUMENT, "%s = %g is not finite", what, value);
-}
-
-void require_finite(const float* values, int count, const char* what) {
-  for (int i = 0; i < count; ++i) {
-    if (!std::isfinite(values[i]))
-      throw Error(OCTOLORA_INVALID_ARGUMENT, "%s[%d] = %g is not finite", what, i, values[i]);
-  }
 }
 
 void require_rows(int32_t rows) {
@@ -237,6 +229,42 @@ struct Call {
   ForwardArgs args;
 };
 
+// Valid, with b_stride filled in.
+SlotFill read_fill(octolora_slots* slots, int32_t slot, const octolora_adapter_desc* adapter, float scale,
+                   octolora_stream stream) {
+  check_slot(slots, slot);
+  require_no_stream(slots->cpu, stream);
+  auto a = read_struct(adapter, "adapter", offsetof(octolora_adapter_desc, magnitude));
+  if (a.rank < 1 || a.rank > slots->capacity[slot]) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "adapter.rank = %d, expected 1 to %d, the capacity of slot %d", a.rank,
+                slots->capacity[slot], slot);
+  }
+  const Dtype a_type = dtype(a.a_dtype, "adapter.a_dtype"), b_type = dtype(a.b_dtype, "adapter.b_dtype");
+  if (a.precision != OCTOLORA_LORA_16BIT && !(a.precision == OCTOLORA_LORA_SPLIT && slots->split)) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "adapter.precision = %d, expected OCTOLORA_LORA_16BIT (0)%s", a.precision,
+                slots->split ? " or OCTOLORA_LORA_SPLIT (1)" : "; the slots were not made for OCTOLORA_LORA_SPLIT");
+  }
+  if (a.b_stride == 0) a.b_stride = a.rank;
+  if (a.b_stride < a.rank) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "adapter.b_stride = %d, expected at least the rank %d, or 0", a.b_stride,
+                a.rank);
+  }
+  require(a.a, "adapter.a");
+  require(a.b, "adapter.b");
+  require_aligned(a.a, octolora::size_of(a_type), "adapter.a");
+  require_aligned(a.b, octolora::size_of(b_type), "adapter.b");
+  require_aligned(a.bias, alignof(float), "adapter.bias");
+  require_aligned(a.magnitude, alignof(float), "adapter.magnitude");
+  if (a.magnitude && !slots->magnitudes) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT,
+                "adapter.magnitude = %p, expected NULL: the slots were not made with OCTOLORA_LORA_MAGNITUDES",
+                static_cast<const void*>(a.magnitude));
+  }
+  if (a.magnitude && a.bias) throw Error(OCTOLORA_UNSUPPORTED, "an adapter with a magnitude and a bias");
+  require_finite(scale, "scale");
+  return {slots->impl.get(), slot, a, scale};
+}
+
 Output read_output(const octolora_output& given, const octolora_linear* first, int i) {
   require(given.linear, Name(i, "linear"));
   if (given.activation < OCTOLORA_ACTIVATION_NONE || given.activation > OCTOLORA_ACTIVATION_SILU) {
@@ -301,6 +329,11 @@ Call read_call(const octolora_forward_desc* given) {
     }
     args.outputs[i] = read_output(output, call.first, i);
     if (!call.first) call.first = output.linear;
+    if (args.row_slot && output.slots && output.slots->magnitudes) {
+      throw Error(OCTOLORA_UNSUPPORTED,
+                  "row_slot with %s made with OCTOLORA_LORA_MAGNITUDES: magnitudes change the base",
+                  Name(i, "slots").text);
+    }
   }
   return call;
 }
@@ -483,6 +516,21 @@ octolora_status octolora_device_free(octolora_device* device, void* memory) {
   });
 }
 
+octolora_status octolora_host_alloc(octolora_device* device, size_t bytes, void** memory) {
+  return guarded([&] {
+    require(device, "device");
+    require(memory, "memory");
+    *memory = device->impl->host_alloc(std::max<size_t>(bytes, 1));
+  });
+}
+
+octolora_status octolora_host_free(octolora_device* device, void* memory) {
+  return guarded([&] {
+    require(device, "device");
+    if (memory) device->impl->host_free(memory);
+  });
+}
+
 octolora_status octolora_device_copy(octolora_device* device, void* to, const void* from, size_t bytes,
                                      octolora_stream stream) {
   return guarded([&] {
@@ -566,17 +614,22 @@ octolora_status octolora_slots_create(octolora_linear* linear, int32_t slot_coun
                     OCTOLORA_MAX_RANK);
       }
     }
-    if (precision != OCTOLORA_LORA_16BIT && precision != OCTOLORA_LORA_SPLIT) {
+    const bool magnitudes = precision & OCTOLORA_LORA_MAGNITUDES;
+    const int32_t parts = precision & ~OCTOLORA_LORA_MAGNITUDES;
+    if (parts != OCTOLORA_LORA_16BIT && parts != OCTOLORA_LORA_SPLIT) {
       throw Error(OCTOLORA_INVALID_ARGUMENT,
-                  "precision = %d, expected OCTOLORA_LORA_16BIT (0) or OCTOLORA_LORA_SPLIT (1)", precision);
+                  "precision = %d, expected OCTOLORA_LORA_16BIT (0) or OCTOLORA_LORA_SPLIT (1), and with magnitudes "
+                  "OCTOLORA_LORA_MAGNITUDES (2) more",
+                  precision);
     }
     auto made = std::make_unique<octolora_slots>();
     made->device = linear->device;
     made->cpu = linear->cpu;
     made->linear = linear->impl;
     made->capacity.assign(capacity, capacity + slot_count);
-    made->split = precision == OCTOLORA_LORA_SPLIT;
-    made->impl = linear->impl->create_slots(made->capacity, made->split);
+    made->split = parts == OCTOLORA_LORA_SPLIT;
+    made->magnitudes = magnitudes;
+    made->impl = linear->impl->create_slots(made->capacity, made->split, magnitudes);
     *slots = made.release();
   });
 }
@@ -589,30 +642,39 @@ void octolora_slots_destroy(octolora_slots* slots) {
 octolora_status octolora_slots_set(octolora_slots* slots, int32_t slot, const octolora_adapter_desc* adapter,
                                    float scale, octolora_stream stream) {
   return guarded([&] {
-    check_slot(slots, slot);
-    require_no_stream(slots->cpu, stream);
-    auto a = read_struct(adapter, "adapter", sizeof(octolora_adapter_desc));
-    if (a.rank < 1 || a.rank > slots->capacity[slot]) {
-      throw Error(OCTOLORA_INVALID_ARGUMENT, "adapter.rank = %d, expected 1 to %d, the capacity of slot %d", a.rank,
-                  slots->capacity[slot], slot);
+    const SlotFill fill = read_fill(slots, slot, adapter, scale, stream);
+    slots->device->fill(&fill, 1, stream);
+  });
+}
+
+octolora_status octolora_slots_set_many(const octolora_slot_fill* fills, int32_t count, octolora_stream stream) {
+  return guarded([&] {
+    if (count < 0) throw Error(OCTOLORA_INVALID_ARGUMENT, "count = %d, expected 0 or more", count);
+    if (!count) return;
+    require(fills, "fills");
+    std::vector<SlotFill> all;
+    all.reserve(static_cast<size_t>(count));
+    const octolora_slots* first = nullptr;
+    // An array of structs lies in steps of the size that the caller's header gave them.
+    const uint32_t step = fills->struct_size;
+    const char* at = reinterpret_cast<const char*>(fills);
+    for (int i = 0; i < count; ++i, at += step) {
+      char name[24];
+      std::snprintf(name, sizeof name, "fills[%d]", i);
+      const auto given = read_struct(reinterpret_cast<const octolora_slot_fill*>(at), name, sizeof(octolora_slot_fill));
+      try {
+        if (given.struct_size != step)
+          throw Error(OCTOLORA_INVALID_ARGUMENT, "struct_size = %u, expected %u as in fills[0]", given.struct_size,
+                      step);
+        all.push_back(read_fill(given.slots, given.slot, given.adapter, given.scale, stream));
+        if (!first) first = given.slots;
+        if (given.slots->device != first->device)
+          throw Error(OCTOLORA_INVALID_ARGUMENT, "slots is on another octolora_device than fills[0].slots");
+      } catch (const Error& error) {
+        throw Error(error.status(), "%s: %s", name, error.what());
+      }
     }
-    const Dtype a_type = dtype(a.a_dtype, "adapter.a_dtype"), b_type = dtype(a.b_dtype, "adapter.b_dtype");
-    if (a.precision != OCTOLORA_LORA_16BIT && !(a.precision == OCTOLORA_LORA_SPLIT && slots->split)) {
-      throw Error(OCTOLORA_INVALID_ARGUMENT, "adapter.precision = %d, expected OCTOLORA_LORA_16BIT (0)%s", a.precision,
-                  slots->split ? " or OCTOLORA_LORA_SPLIT (1)" : "; the slots were not made for OCTOLORA_LORA_SPLIT");
-    }
-    if (a.b_stride == 0) a.b_stride = a.rank;
-    if (a.b_stride < a.rank) {
-      throw Error(OCTOLORA_INVALID_ARGUMENT, "adapter.b_stride = %d, expected at least the rank %d, or 0", a.b_stride,
-                  a.rank);
-    }
-    require(a.a, "adapter.a");
-    require(a.b, "adapter.b");
-    require_aligned(a.a, octolora::size_of(a_type), "adapter.a");
-    require_aligned(a.b, octolora::size_of(b_type), "adapter.b");
-    if (a.bias) require_finite(a.bias, slots->linear->spec.n, "adapter.bias");
-    require_finite(scale, "scale");
-    slots->impl->set(slot, a, scale, stream);
+    first->device->fill(all.data(), count, stream);
   });
 }
 
@@ -644,6 +706,22 @@ octolora_status octolora_forward(const octolora_forward_desc* desc, octolora_str
   return guarded([&] {
     Call call = read_call(desc);
     forward(call, stream);
+  });
+}
+
+octolora_status octolora_slots_scales(octolora_slots* slots, float** scales) {
+  return guarded([&] {
+    require(slots, "slots");
+    require(scales, "scales");
+    *scales = slots->impl->scales();
+  });
+}
+
+octolora_status octolora_slots_refresh(octolora_slots* slots, octolora_stream stream) {
+  return guarded([&] {
+    require(slots, "slots");
+    require_no_stream(slots->cpu, stream);
+    slots->impl->refresh(stream);
   });
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cstdio>
 #include <cstring>
+#include <new>
 
 #if defined(OCTOLORA_CPU_X86)
 #include <cpuid.h>
@@ -46,6 +47,10 @@ class CpuDevice final : public Device {
   void set_threads(int threads) override { context_->pool.resize(threads); }
   void* alloc(size_t bytes) override { return allocate(*context_, bytes, "octolora_device_alloc"); }
   void free(void* memory) override { release(*context_, memory); }
+  void* host_alloc(size_t bytes) override {
+    return ::operator new(bytes, std::align_val_t(kAlignment));  // std::bad_alloc is OCTOLORA_OUT_OF_MEMORY
+  }
+  void host_free(void* memory) override { ::operator delete(memory, std::align_val_t(kAlignment)); }
   void copy(void* to, const void* from, size_t bytes, octolora_stream) override {
     if (bytes > 0) std::memmove(to, from, bytes);
   }
@@ -54,6 +59,10 @@ class CpuDevice final : public Device {
   void stream_synchronize(octolora_stream) override {}
   void drain() noexcept override {}
   uint64_t in_use() const override { return context_->in_use.load(std::memory_order_relaxed); }
+  void fill(const SlotFill* fills, int count, octolora_stream) override {
+    for (int i = 0; i < count; ++i)
+      static_cast<CpuSlots*>(fills[i].slots)->set(fills[i].slot, fills[i].adapter, fills[i].scale);
+  }
   std::unique_ptr<Linear> create_linear(const LinearSpec& spec, const octolora_linear_desc& desc) override {
     return std::make_unique<CpuLinear>(context_, spec, desc);
   }

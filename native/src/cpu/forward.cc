@@ -382,7 +382,7 @@ class Pass {
     }
     const int64_t begin = first_panel * a.columns, end = std::min<int64_t>(slot.rank, end_panel * a.columns);
     for (int i = 0; i < rows; ++i)
-      for (int64_t r = begin; r < end; ++r) h[i * low_rank_stride_ + r] *= slot.scale;
+      for (int64_t r = begin; r < end; ++r) h[i * low_rank_stride_ + r] *= *slot.scale;
   }
 
   float* h_at(const Member& member, const CpuSlots::Slot& slot, int64_t row) const {
@@ -474,9 +474,10 @@ class Pass {
         float* v = tile + begin * kernels_.columns;
         multiply_low_rank(count, width, slot.b.data() + member.slots->b_panels(slot.rank).offset(panel),
                           h_at(member, slot, row + begin), low_rank_stride_, slot.rank, v);
-        if (!slot.has_bias) return;
-        for (int i = 0; i < count; ++i)
-          kernels_.add_scaled(v + i * kernels_.columns, slot.scale, slot.bias.data() + channel, width);
+        for (int i = 0; i < count; ++i, v += kernels_.columns) {
+          if (slot.has_bias) kernels_.add_scaled(v, *slot.scale, slot.bias.data() + channel, width);
+          if (slot.has_magnitude) kernels_.multiply_by(v, slot.factor.data() + channel, width);
+        }
       });
     }
     const Output& output = *member.output;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "linear.h"
 
+#include <cmath>
 #include <cstring>
 
 namespace octolora::cpu {
@@ -9,6 +10,7 @@ namespace {
 
 // Elements packed at a time; a multiple of every group.
 constexpr int64_t kPiece = 256;
+constexpr int64_t kRowsPerTask = 16;
 
 Panels weight_panels(const Kernels& kernels, const LinearSpec& spec) {
   return {spec.n, spec.k, kernels.columns, kernels.lanes, spec.mode == Mode::w8a16 ? 1 : kernels.group};
@@ -30,15 +32,25 @@ void pack_factor(const Kernels& kernels, const Panels& panels, const void* from,
 
 }  // namespace
 
-CpuSlots::CpuSlots(const std::shared_ptr<Context>& context, int n, int k, const std::vector<int>& capacity)
-    : context_(context), n_(n), k_(k), slots_(capacity.size()) {
+CpuSlots::CpuSlots(const CpuLinear& linear, const std::vector<int>& capacity, bool magnitudes)
+    : linear_(linear),
+      context_(linear.context_),
+      n_(linear.spec.n),
+      k_(linear.spec.k),
+      scales_(context_, capacity.size(), "the scales of slots"),
+      slots_(capacity.size()) {
   for (size_t i = 0; i < capacity.size(); ++i) {
     Slot& slot = slots_[i];
     slot.capacity = capacity[i];
+    slot.scale = scales_.data() + i;
     slot.first_column = columns_;
-    slot.a = Array<float>(context, static_cast<uint64_t>(a_panels(slot.capacity).size()), "A of a slot, as fp32");
-    slot.b = Array<float>(context, static_cast<uint64_t>(b_panels(slot.capacity).size()), "B of a slot, as fp32");
-    slot.bias = Array<float>(context, static_cast<uint64_t>(b_panels(1).padded_rows()), "the bias of a slot");
+    slot.a = Array<float>(context_, static_cast<uint64_t>(a_panels(slot.capacity).size()), "A of a slot, as fp32");
+    slot.b = Array<float>(context_, static_cast<uint64_t>(b_panels(slot.capacity).size()), "B of a slot, as fp32");
+    slot.bias = Array<float>(context_, static_cast<uint64_t>(b_panels(1).padded_rows()), "the bias of a slot");
+    if (magnitudes) {
+      for (Array<float>* each : {&slot.magnitude, &slot.factor})
+        *each = Array<float>(context_, static_cast<uint64_t>(b_panels(1).padded_rows()), "the magnitudes of a slot");
+    }
     columns_ += a_panels(slot.capacity).padded_rows();
   }
 }
@@ -47,21 +59,71 @@ Panels CpuSlots::a_panels(int rank) const { return {rank, k_, context_->kernels.
 Panels CpuSlots::b_panels(int rank) const { return {n_, rank, context_->kernels.columns, context_->kernels.lanes, 1}; }
 
 // Nothing below can fail once the arguments are valid, so a slot is never left half-filled.
-void CpuSlots::set(int index, const octolora_adapter_desc& adapter, float scale, octolora_stream) {
+void CpuSlots::set(int index, const octolora_adapter_desc& adapter, float scale) {
+  if (adapter.bias != nullptr) require_finite(adapter.bias, n_, "adapter.bias");
+  if (adapter.magnitude != nullptr) require_finite(adapter.magnitude, n_, "adapter.magnitude");
   Slot& slot = slots_[static_cast<size_t>(index)];
   const Kernels& kernels = context_->kernels;
-  const int64_t b_stride = adapter.b_stride != 0 ? adapter.b_stride : adapter.rank;
   pack_factor(kernels, a_panels(adapter.rank), adapter.a, static_cast<Dtype>(adapter.a_dtype), k_, slot.a.data());
-  pack_factor(kernels, b_panels(adapter.rank), adapter.b, static_cast<Dtype>(adapter.b_dtype), b_stride, slot.b.data());
+  pack_factor(kernels, b_panels(adapter.rank), adapter.b, static_cast<Dtype>(adapter.b_dtype), adapter.b_stride,
+              slot.b.data());
   slot.has_bias = adapter.bias != nullptr;
   if (slot.has_bias) std::memcpy(slot.bias.data(), adapter.bias, static_cast<size_t>(n_) * sizeof(float));
+  slot.has_magnitude = adapter.magnitude != nullptr;
+  if (slot.has_magnitude)
+    std::memcpy(slot.magnitude.data(), adapter.magnitude, static_cast<size_t>(n_) * sizeof(float));
   slot.rank = adapter.rank;
-  slot.scale = scale;
+  set_scale(index, scale, nullptr);
 }
 
-void CpuSlots::set_scale(int slot, float scale, octolora_stream) { slots_[static_cast<size_t>(slot)].scale = scale; }
+void CpuSlots::set_scale(int index, float scale, octolora_stream) {
+  scales_.data()[index] = scale;
+  Slot& slot = slots_[static_cast<size_t>(index)];
+  if (slot.has_magnitude) measure(slot);
+}
 
-void CpuSlots::clear(int slot, octolora_stream) { slots_[static_cast<size_t>(slot)].rank = 0; }
+void CpuSlots::clear(int index, octolora_stream) {
+  Slot& slot = slots_[static_cast<size_t>(index)];
+  slot.rank = 0;
+  slot.has_magnitude = false;
+}
+
+void CpuSlots::refresh(octolora_stream) {
+  for (Slot& slot : slots_)
+    if (slot.has_magnitude) measure(slot);
+}
+
+// The factors of a slot: row by row, in pieces of K that stay in the first cache.
+void CpuSlots::measure(Slot& slot) const {
+  const Panels a = a_panels(slot.rank), b = b_panels(slot.rank);
+  ThreadPool::Lease pool(context_->pool);
+  pool.run((n_ + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task) {
+    const int64_t end = std::min<int64_t>(n_, (task + 1) * kRowsPerTask);
+    for (int64_t row = task * kRowsPerTask; row < end; ++row) {
+      float up[OCTOLORA_MAX_RANK];
+      unpack(b, row, 0, slot.rank, slot.b.data(), up);
+      double square = 0;
+      for (int64_t first = 0; first < k_; first += kPiece) {
+        const int64_t count = std::min(kPiece, k_ - first);
+        int8_t codes[kPiece];
+        linear_.read(row, first, count, codes);
+        double delta[kPiece] = {};
+        for (int64_t panel = 0; panel < a.count(); ++panel) {
+          const int width = a.width(panel), there = a.rows_of(panel);
+          const float* down = slot.a.data() + a.offset(panel) + first * width;
+          const float* factors = up + panel * a.columns;
+          for (int64_t i = 0; i < count; ++i)
+            for (int r = 0; r < there; ++r) delta[i] += static_cast<double>(factors[r]) * down[i * width + r];
+        }
+        for (int64_t i = 0; i < count; ++i) {
+          const double w = static_cast<double>(linear_.scale(row)) * codes[i] + *slot.scale * delta[i];
+          square += w * w;
+        }
+      }
+      slot.factor.data()[row] = static_cast<float>(slot.magnitude.data()[row] / std::sqrt(square));
+    }
+  });
+}
 
 CpuLinear::CpuLinear(const std::shared_ptr<Context>& context, const LinearSpec& s, const octolora_linear_desc& desc)
     : Linear(s),
@@ -102,8 +164,13 @@ void CpuLinear::write(int first_row, int rows, const int8_t* weight) {
   });
 }
 
-std::unique_ptr<Slots> CpuLinear::create_slots(const std::vector<int>& capacity, bool) {
-  return std::make_unique<CpuSlots>(context_, spec.n, spec.k, capacity);
+void CpuLinear::read(int64_t row, int64_t first, int64_t count, int8_t* codes) const {
+  unpack(panels_, row, first, count, reinterpret_cast<const int8_t*>(weight_.data()), codes);
+  for (int64_t i = 0; i < count; ++i) codes[i] = static_cast<int8_t>(static_cast<uint8_t>(codes[i]) ^ flip_);
+}
+
+std::unique_ptr<Slots> CpuLinear::create_slots(const std::vector<int>& capacity, bool, bool magnitudes) {
+  return std::make_unique<CpuSlots>(*this, capacity, magnitudes);
 }
 
 }  // namespace octolora::cpu

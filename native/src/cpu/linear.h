@@ -12,25 +12,31 @@
 
 namespace octolora::cpu {
 
+class CpuLinear;
+
 class CpuSlots final : public Slots {
  public:
   // a: [rank,k] in panels of ranks; b: [n,rank] in panels of channels, both widened to fp32, which is exact for every
-  // type. bias [n] in whole panels. x·Aᵀ of the slot has `capacity` columns from `first_column` on.
+  // type. bias, magnitude and factor [n] in whole panels. x·Aᵀ of the slot has `capacity` columns from `first_column`
+  // on.
   struct Slot {
     int capacity = 0;
-    int rank = 0;  // 0: empty
-    float scale = 0.f;
-    bool has_bias = false;
+    int rank = 0;                  // 0: empty
+    const float* scale = nullptr;  // one of scales()
+    bool has_bias = false, has_magnitude = false;
     int64_t first_column = 0;
     Array<float> a, b, bias;
+    Array<float> magnitude, factor;  // DoRA: m, and m / the length of the row of W + scale·B·A
 
-    bool active() const { return rank > 0 && scale != 0.f; }
+    bool active() const { return rank > 0 && (*scale != 0.f || has_magnitude); }
   };
 
-  CpuSlots(const std::shared_ptr<Context>& context, int n, int k, const std::vector<int>& capacity);
-  void set(int slot, const octolora_adapter_desc& adapter, float scale, octolora_stream stream) override;
+  CpuSlots(const CpuLinear& linear, const std::vector<int>& capacity, bool magnitudes);
+  void set(int slot, const octolora_adapter_desc& adapter, float scale);
   void set_scale(int slot, float scale, octolora_stream stream) override;
   void clear(int slot, octolora_stream stream) override;
+  void refresh(octolora_stream stream) override;
+  float* scales() override { return scales_.data(); }
 
   const std::vector<Slot>& slots() const { return slots_; }
   int64_t columns() const { return columns_; }  // of all slots side by side
@@ -38,8 +44,12 @@ class CpuSlots final : public Slots {
   Panels b_panels(int rank) const;
 
  private:
+  void measure(Slot& slot) const;
+
+  const CpuLinear& linear_;
   const std::shared_ptr<Context> context_;
   const int n_, k_;
+  Array<float> scales_;
   std::vector<Slot> slots_;
   int64_t columns_ = 0;
 };
@@ -48,11 +58,15 @@ class CpuLinear final : public Linear {
  public:
   CpuLinear(const std::shared_ptr<Context>& context, const LinearSpec& spec, const octolora_linear_desc& desc);
   void write(int first_row, int rows, const int8_t* weight) override;
-  std::unique_ptr<Slots> create_slots(const std::vector<int>& capacity, bool split) override;
+  std::unique_ptr<Slots> create_slots(const std::vector<int>& capacity, bool split, bool magnitudes) override;
+  // s_w, and codes of one row of W from its place `first` on.
+  float scale(int64_t row) const { return scale_.data()[row]; }
+  void read(int64_t row, int64_t first, int64_t count, int8_t* codes) const;
   void quantized(const QuantizedArgs& args) const override;
 
  private:
   friend class Pass;
+  friend class CpuSlots;
 
   const std::shared_ptr<Context> context_;
   const Panels panels_;

@@ -37,4 +37,14 @@ void pack(const Panels& panels, int64_t row, int64_t first, int64_t count, const
     for (int64_t j = 0; j < std::min(group, count - i); ++j) at[j] = from[i + j];
 }
 
+// The way back.
+template <class Element>
+void unpack(const Panels& panels, int64_t row, int64_t first, int64_t count, const Element* from, Element* to) {
+  const int64_t panel = row / panels.columns, lane = row % panels.columns, group = panels.group;
+  const int64_t step = panels.width(panel) * group;
+  const Element* at = from + panels.offset(panel) + first / group * step + lane * group;
+  for (int64_t i = 0; i < count; i += group, at += step)
+    for (int64_t j = 0; j < std::min(group, count - i); ++j) to[i + j] = at[j];
+}
+
 }  // namespace octolora::cpu

@@ -92,6 +92,11 @@ Adapter make_adapter(const Spec& s, const Spec::AdapterSpec& a, Random& random) 
     for (float& b : adapter.bias)
       b = static_cast<float>(s.fill == Fill::exact ? random.between(-100, 100) : random.normal());
   }
+  // From a third to three times the length of the row of W.
+  if (a.magnitude) {
+    adapter.magnitude.resize(s.n);
+    for (float& m : adapter.magnitude) m = static_cast<float>(0.4 * std::sqrt(s.k) * (0.3 + 3 * random.uniform()));
+  }
   return adapter;
 }
 
@@ -141,7 +146,10 @@ std::string Spec::name() const {
   if (outlier_columns >= 0 && outlier_columns != kAll) s += text(" outliers=%d", outlier_columns);
   for (const AdapterSpec& a : adapters) {
     s += text(" [r=%d %s/%s c=%g%s%s]", a.rank, format(a.a_type).name, format(a.b_type).name, a.scale,
-              a.split ? " split" : "", a.bias ? " bias" : "");
+              a.split ? " split" : "",
+              a.bias        ? " bias"
+              : a.magnitude ? " dora"
+                            : "");
   }
   static const char* const rows[] = {"", " rows=blocks", " rows=shuffled", " rows=-1"};
   s += rows[static_cast<int>(row_slots)];

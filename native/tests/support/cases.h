@@ -31,6 +31,7 @@ struct Spec {
     Type a_type, b_type;
     float scale;
     bool split, bias;
+    bool magnitude = false;
   };
   std::vector<AdapterSpec> adapters;
   RowSlots row_slots = RowSlots::all;

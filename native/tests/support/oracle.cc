@@ -33,6 +33,12 @@
 //   residual r      the addition:                                d (|g f| + |r|)
 //   the store       u(y) |y| + half a subnormal of y
 //
+// Magnitudes: the adapters apply one after the other, so that with g of those that have one and 1 for the others,
+//   y - bias = G base + sum F_i (h_i.B_i + c bias_i),   F_i the product of g_j for j >= i, G of all
+//   g = m / |w|     what of A and B is stored in 16 bits, and (rank + 4) u(f32), are an error of each element of w; by
+//                   the triangle inequality |error of w| / |w| is one of g; (k + 8) u(f32) for the sum of the squares
+//   F B             stored in 16 bits:                           u(B) |F B| + 2^-25, times the power of two of B
+//
 // OCTOLORA_LORA_SPLIT replaces u(h) and the storage errors by those of two 16-bit numbers, 2^-16, and leaves out the
 // product of the two small halves, another 2^-16.
 #include "oracle.h"
@@ -57,6 +63,8 @@ float measured(const Problem& p, int64_t i) {
   const float x = p.x.value[i];
   return p.round_x ? static_cast<float>(round_to(Type::f16, x)) : x;
 }
+
+float b_at(const Adapter& a, int n, int r) { return a.b.value[static_cast<int64_t>(n) * a.b_stride + r]; }
 
 float w_scale(const Problem& p, int n) { return p.w_scale.size() == 1 ? p.w_scale[0] : p.w_scale[n]; }
 
@@ -94,19 +102,36 @@ FactorStorage storage(const Typed& factor, bool split) {
   }
   if (in_half || in_bfloat) return {in_half, in_bfloat, 0, 0};
   // fp16 times a power of two that puts the largest element at 1 or above: smaller ones down to 2^-14 of it are normal
-  // numbers, the others lose half a subnormal, 2^-25 of it. bf16 is allowed where it loses less than even the smallest
-  // such power.
-  const int exponent = -std::ilogb(most);
-  double half_error = 0, bfloat_error = 0;
-  for (float v : factor.value) {
-    if (std::isnan(v)) continue;
-    const double half = std::ldexp(round_to(Type::f16, std::ldexp(static_cast<double>(v), exponent)), -exponent) - v;
-    const double bfloat = round_to(Type::bf16, v) - v;
-    half_error += half * half;
-    bfloat_error += bfloat * bfloat;
+  // numbers, the others lose half a subnormal, 2^-25 of it.
+  return {true, false, split ? kPair : 0x1p-11, 0x1p-25 * most};
+}
+
+// g of one adapter and channel and its relative error.
+struct Factor {
+  double value = 1, error = 0;
+};
+
+Factor factor_of(const Problem& p, const Adapter& a, const FactorStorage& a_storage, const FactorStorage& b_storage,
+                 int n) {
+  if (a.magnitude.empty()) return {};
+  const double c = a.scale, s_w = w_scale(p, n);
+  double square = 0, error_square = 0;
+  for (int k = 0; k < p.k; ++k) {
+    const double base = s_w * p.w[static_cast<int64_t>(n) * p.k + k];
+    double sum = 0, absolute = std::fabs(base), error = 0;
+    for (int r = 0; r < a.rank; ++r) {
+      const double up = b_at(a, n, r), down = a.a.value[static_cast<int64_t>(r) * p.k + k];
+      const double up_error = b_storage.relative * std::fabs(up) + b_storage.absolute;
+      const double down_error = a_storage.relative * std::fabs(down) + a_storage.absolute;
+      sum += up * down;
+      absolute += std::fabs(c * up * down);
+      error += std::fabs(c) * (std::fabs(up) * down_error + up_error * (std::fabs(down) + down_error));
+    }
+    error += (a.rank + 4) * kSingle * absolute;
+    square += (base + c * sum) * (base + c * sum);
+    error_square += error * error;
   }
-  const bool bfloat = bfloat_error < half_error;
-  return {true, bfloat, split ? kPair : bfloat ? 0x1p-8 : 0x1p-11, 0x1p-25 * most};
+  return {a.magnitude[n] / std::sqrt(square), std::sqrt(error_square / square) + (p.k + 8) * kSingle};
 }
 
 }  // namespace
@@ -243,10 +268,14 @@ Expected evaluate(const Problem& p, const Arithmetic& arithmetic, const std::vec
   for (uint8_t o : q.outlier) outliers += o;
   int total_rank = 0;
   std::vector<FactorStorage> a_storage, b_storage;
-  std::vector<double> h_roundoff;
+  std::vector<double> h_roundoff, b_largest;
   std::vector<uint8_t> h_half;
   for (const Adapter& a : p.adapters) {
     total_rank += a.rank;
+    b_largest.push_back(0);
+    for (int n = 0; n < p.n; ++n) {
+      for (int r = 0; r < a.rank; ++r) b_largest.back() = std::max<double>(b_largest.back(), std::fabs(b_at(a, n, r)));
+    }
     a_storage.push_back(storage(a.a, a.split));
     b_storage.push_back(storage(a.b, a.split));
     const bool bfloat = a_storage.back().bfloat || b_storage.back().bfloat;
@@ -258,6 +287,17 @@ Expected evaluate(const Problem& p, const Arithmetic& arithmetic, const std::vec
   for (int n = 0; n < p.n; ++n) {
     const int8_t* w = &p.w[static_cast<int64_t>(n) * p.k];
     w_absolutes[n] = std::accumulate(w, w + p.k, 0.0, [](double sum, int8_t v) { return sum + std::abs(v); });
+  }
+
+  // F_i and its relative error, [n][adapters + 1]: the first is G, the last 1.
+  const size_t count = p.adapters.size();
+  std::vector<Factor> factors(static_cast<size_t>(p.n) * (count + 1));
+  for (int n = 0; n < p.n; ++n) {
+    for (size_t i = count; i-- > 0;) {
+      const Factor g = factor_of(p, p.adapters[i], a_storage[i], b_storage[i], n),
+                   &after = factors[n * (count + 1) + i + 1];
+      factors[n * (count + 1) + i] = {g.value * after.value, g.error + after.error + kSingle};
+    }
   }
 
   for (int m = 0; m < p.m; ++m) {
@@ -337,23 +377,41 @@ Expected evaluate(const Problem& p, const Arithmetic& arithmetic, const std::vec
         terms += std::fabs(base) + std::fabs(s_w) * absolute;
       }
 
+      const Factor* const factor = &factors[n * (count + 1)];
+      const bool composed = std::any_of(p.adapters.begin(), p.adapters.end(),
+                                        [](const Adapter& adapter) { return !adapter.magnitude.empty(); });
+      if (composed) {
+        error = std::fabs(factor[0].value) * (error + (factor[0].error + 2 * kSingle) * (std::fabs(y) + error));
+        y *= factor[0].value;
+        terms *= std::fabs(factor[0].value);
+      }
+
       size_t j = 0;
-      for (size_t i = 0; i < p.adapters.size(); ++i) {
+      for (size_t i = 0; i < count; ++i) {
         const Adapter& adapter = p.adapters[i];
         if (!applies(p, m, i)) {
           j += adapter.rank;
           continue;
         }
+        const double f = std::fabs(factor[i].value);
         for (int r = 0; r < adapter.rank; ++r, ++j) {
-          const double b = adapter.b.value[static_cast<int64_t>(n) * adapter.b_stride + r];
-          const double b_error = b_storage[i].relative * std::fabs(b) + b_storage[i].absolute;
+          double b = b_at(adapter, n, r);
+          double b_error = b_storage[i].relative * std::fabs(b) + b_storage[i].absolute;
+          if (composed) {
+            const double fits = adapter.split ? kPair : b_storage[i].bfloat ? 0x1p-8 : 0x1p-11;
+            const double rounding = arithmetic.operands16 ? fits : 2 * kSingle;
+            b_error = f * (b_error + (factor[i].error + rounding) * (std::fabs(b) + b_error));
+            if (arithmetic.operands16) b_error += 0x1p-25 * std::max(1.0, b_largest[i]);
+            b *= factor[i].value;
+          }
           y += h[j] * b;
           terms += std::fabs(h[j] * b);
           error += h_error[j] * (std::fabs(b) + b_error) + std::fabs(h[j]) * b_error + 0x1p-149;
           if (adapter.split && arithmetic.operands16) error += kPair * std::fabs(h[j] * b);
         }
         if (!adapter.bias.empty()) {
-          const double bias = static_cast<double>(adapter.scale) * adapter.bias[n];
+          const double bias = factor[i].value * adapter.scale * adapter.bias[n];
+          error += (composed ? factor[i].error + kSingle : 0) * std::fabs(bias);
           y += bias;
           terms += std::fabs(bias);
           error += 2 * kSingle * std::fabs(bias);

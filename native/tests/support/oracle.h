@@ -18,7 +18,8 @@ struct Adapter {
   Typed b;                  // [n,b_stride]
   std::vector<float> bias;  // [n] or empty
   float scale = 1.f;
-  bool split = false;  // OCTOLORA_LORA_SPLIT
+  bool split = false;            // OCTOLORA_LORA_SPLIT
+  std::vector<float> magnitude;  // [n] or empty
 };
 
 struct Problem {

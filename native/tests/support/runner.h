@@ -40,6 +40,7 @@ inline octolora_adapter_desc describe(const Adapter& a) {
   d.a = a.a.bytes.data();
   d.b = a.b.bytes.data();
   d.bias = a.bias.empty() ? nullptr : a.bias.data();
+  d.magnitude = a.magnitude.empty() ? nullptr : a.magnitude.data();
   return d;
 }
 
@@ -50,10 +51,12 @@ inline Linear make_linear(octolora_device* device, const Problem& p) {
   return Linear(linear);
 }
 
-inline Slots make_slots(octolora_linear* linear, const std::vector<int32_t>& capacity, bool split) {
+inline Slots make_slots(octolora_linear* linear, const std::vector<int32_t>& capacity, bool split,
+                        bool magnitudes = false) {
   octolora_slots* slots = nullptr;
-  CHECK_OK(octolora_slots_create(linear, static_cast<int32_t>(capacity.size()), capacity.data(),
-                                 split ? OCTOLORA_LORA_SPLIT : OCTOLORA_LORA_16BIT, &slots));
+  CHECK_OK(octolora_slots_create(
+      linear, static_cast<int32_t>(capacity.size()), capacity.data(),
+      (split ? OCTOLORA_LORA_SPLIT : OCTOLORA_LORA_16BIT) | (magnitudes ? OCTOLORA_LORA_MAGNITUDES : 0), &slots));
   return Slots(slots);
 }
 

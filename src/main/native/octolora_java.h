@@ -56,7 +56,8 @@ inline octolora_status octolora_java_linear_create(octolora_device* device, int3
 
 inline octolora_status octolora_java_slots_set(octolora_slots* slots, int32_t slot, int32_t rank, int32_t a_dtype,
                                                int32_t b_dtype, int32_t precision, const void* a, const void* b,
-                                               const float* bias, float scale, octolora_stream stream) {
+                                               const float* bias, const float* magnitude, float scale,
+                                               octolora_stream stream) {
   octolora_adapter_desc adapter{};
   adapter.struct_size = sizeof adapter;
   adapter.rank = rank;
@@ -66,6 +67,7 @@ inline octolora_status octolora_java_slots_set(octolora_slots* slots, int32_t sl
   adapter.a = a;
   adapter.b = b;
   adapter.bias = bias;
+  adapter.magnitude = magnitude;
   return octolora_slots_set(slots, slot, &adapter, scale, stream);
 }
 

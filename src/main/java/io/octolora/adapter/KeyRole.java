@@ -17,6 +17,10 @@ record KeyRole(Kind kind, String module, String why) {
     B,
     /** Added to the up-projection's result, [out]. */
     B_BIAS,
+    /** DoRA: the lengths of the rows of W + scale · B · A, [out]. */
+    MAGNITUDE,
+    /** DoRA of LyCORIS and OneTrainer: the same, [out, 1], or the lengths of the columns, [1, in]. */
+    DORA_SCALE,
     /** Scale times rank, one number. */
     ALPHA,
     /** One of the factors of LoHa or LoKr. */
@@ -61,11 +65,11 @@ record KeyRole(Kind kind, String module, String why) {
       processor("_lora2", ".down.weight", Kind.A),
       processor("_lora2", ".up.weight", Kind.B),
       end(".alpha", Kind.ALPHA),
-      unsupported(".lora_magnitude_vector.default.weight", "a DoRA magnitude"),
-      unsupported(".lora_magnitude_vector.weight", "a DoRA magnitude"),
-      unsupported(".lora_magnitude_vector.default", "a DoRA magnitude"),
-      unsupported(".lora_magnitude_vector", "a DoRA magnitude"),
-      unsupported(".dora_scale", "a DoRA magnitude"),
+      end(".lora_magnitude_vector.default.weight", Kind.MAGNITUDE),
+      end(".lora_magnitude_vector.weight", Kind.MAGNITUDE),
+      end(".lora_magnitude_vector.default", Kind.MAGNITUDE),
+      end(".lora_magnitude_vector", Kind.MAGNITUDE),
+      end(".dora_scale", Kind.DORA_SCALE),
       factor("hada_w1_a"),
       factor("hada_w1_b"),
       factor("hada_w2_a"),

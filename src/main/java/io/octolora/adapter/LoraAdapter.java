@@ -177,6 +177,9 @@ public final class LoraAdapter implements AutoCloseable {
     @Nullable Tensor b;
     @Nullable Tensor bias;
     @Nullable Tensor alpha;
+    @Nullable Tensor magnitude;
+    /** Whether the magnitude may be one of columns. */
+    boolean ofEitherAxis;
     /** Of LoHa and LoKr, by the ends of their names. */
     final Map<String, Tensor> factors = new LinkedHashMap<>();
     @Nullable FactorProduct product;
@@ -236,6 +239,7 @@ public final class LoraAdapter implements AutoCloseable {
         case B -> parts.b;
         case B_BIAS -> parts.bias;
         case ALPHA -> parts.alpha;
+        case MAGNITUDE, DORA_SCALE -> parts.magnitude;
         case FACTOR -> parts.factors.get(role.why());
         case UNSUPPORTED, UNKNOWN -> null;
       };
@@ -248,6 +252,10 @@ public final class LoraAdapter implements AutoCloseable {
         case B -> parts.b = tensor;
         case B_BIAS -> parts.bias = tensor;
         case ALPHA -> parts.alpha = tensor;
+        case MAGNITUDE, DORA_SCALE -> {
+          parts.magnitude = tensor;
+          parts.ofEitherAxis = role.kind() == KeyRole.Kind.DORA_SCALE;
+        }
         case FACTOR -> parts.factors.put(role.why(), tensor);
         case UNSUPPORTED, UNKNOWN -> parts.problems.put(tensor.name(), role.why());
       }
@@ -286,7 +294,8 @@ public final class LoraAdapter implements AutoCloseable {
     private void read(String module, Parts parts) {
       String why = parts.problems.isEmpty() ? problem(module, parts) : null;
       if (parts.problems.isEmpty() && why == null) {
-        LoraPair pair = new LoraPair(module, parts.a, parts.b, parts.bias, scale(module, parts), parts.keys);
+        LoraPair pair = new LoraPair(module, parts.a, parts.b, parts.bias, parts.magnitude, scale(module, parts),
+            parts.keys);
         pairs.add(pair);
         if (pair.scale() == 0) {
           withoutEffect.add(module);
@@ -322,8 +331,11 @@ public final class LoraAdapter implements AutoCloseable {
         boolean unconfigured = !configs.isEmpty() && parts.alpha == null && !COMPONENTS.contains(first(module));
         return unconfigured ? "the header's configuration is for %s alone".formatted(configs.keySet()) : null;
       }
-      if (config.dora()) {
+      if (config.dora() && parts.magnitude == null) {
         return "use_dora is set, but its module has no magnitude";
+      }
+      if (!config.dora() && parts.magnitude != null) {
+        return "its module has a DoRA magnitude, but use_dora is not set";
       }
       long rank = config.rank(path(module));
       if (rank != parts.a.dimension(0)) {
@@ -347,7 +359,30 @@ public final class LoraAdapter implements AutoCloseable {
       }
       parts.a = parts.product.a();
       parts.b = parts.product.b();
-      return config(module) != null ? "a configuration of LoRA says nothing about LoHa and LoKr" : alphaProblem(parts);
+      if (config(module) != null) {
+        return "a configuration of LoRA says nothing about LoHa and LoKr";
+      }
+      String magnitude = magnitudeProblem(parts);
+      return magnitude != null ? magnitude : alphaProblem(parts);
+    }
+
+    /** A magnitude of columns would scale x before the product, which no factor of an output does. */
+    private static @Nullable String magnitudeProblem(Parts parts) {
+      Tensor magnitude = parts.magnitude;
+      if (magnitude == null) {
+        return null;
+      }
+      long out = parts.b.dimension(0);
+      long in = parts.a.dimension(1);
+      boolean rows = magnitude.dimensions() >= 1 && magnitude.dimension(0) == out && magnitude.elementCount() == out;
+      boolean told = !parts.ofEitherAxis || magnitude.dimensions() >= 2;
+      if (!magnitude.type().isFloat() || !rows || !told) {
+        boolean columns = magnitude.elementCount() == in && parts.ofEitherAxis;
+        return columns ? "%s is a DoRA magnitude of W's columns, which is not supported: expected [%d, 1], of its rows"
+            .formatted(magnitude, out) : "%s is no DoRA magnitude of B's %d rows".formatted(magnitude, out);
+      }
+      return parts.bias != null ? "%s is a DoRA magnitude beside a bias of B, which PEFT does not have".formatted(
+          magnitude.name()) : null;
     }
 
     private static @Nullable String shapeProblem(Parts parts) {
@@ -368,7 +403,8 @@ public final class LoraAdapter implements AutoCloseable {
           || parts.bias.dimension(0) != parts.b.dimension(0))) {
         return "%s is no vector of B's %d rows".formatted(parts.bias, parts.b.dimension(0));
       }
-      return alphaProblem(parts);
+      String magnitude = magnitudeProblem(parts);
+      return magnitude != null ? magnitude : alphaProblem(parts);
     }
 
     private static @Nullable String alphaProblem(Parts parts) {

@@ -7,16 +7,19 @@ import java.util.Objects;
 import org.jetbrains.annotations.Nullable;
 
 /**
- * One low-rank pair as the file has it: {@code ΔW = scale · B · A}, and {@code scale · bias} on the result.
+ * One low-rank pair as the file has it: {@code ΔW = scale · B · A}, and {@code scale · bias} on the result. With a
+ * magnitude (DoRA) the rows of {@code W + ΔW} are brought to its lengths.
  *
  * @param name the module under the file's own name, without the suffixes of A and B
  * @param a down-projection [rank, in], or [rank, in, 1, 1]; F32, F16 or BF16
  * @param b up-projection [out, rank], or [out, rank, 1, 1]; F32, F16 or BF16
  * @param bias [out], or null
+ * @param magnitude [out], or [out, 1], or null; F32, F16 or BF16
  * @param scale alpha / rank, or what the format puts in its place; finite
  * @param keys the tensors of the file that this pair was made of
  */
-public record LoraPair(String name, Tensor a, Tensor b, @Nullable Tensor bias, double scale, List<String> keys) {
+public record LoraPair(String name, Tensor a, Tensor b, @Nullable Tensor bias, @Nullable Tensor magnitude,
+    double scale, List<String> keys) {
   public LoraPair {
     Objects.requireNonNull(name, "name");
     keys = List.copyOf(keys);

@@ -111,8 +111,10 @@ public final class Verification {
   public static OracleAdapter plain(Weighted adapter) {
     LoraDelta delta = adapter.delta();
     Factor bias = delta.bias();
+    Factor magnitude = delta.magnitude();
     return new OracleAdapter(delta.rank(), delta.a().toFloats(), format(delta.a().type()), delta.b().toFloats(),
-        format(delta.b().type()), bias == null ? null : bias.toFloats(), delta.scale() * adapter.weight());
+        format(delta.b().type()), bias == null ? null : bias.toFloats(),
+        magnitude == null ? null : magnitude.toFloats(), delta.scale() * adapter.weight());
   }
 
   private static FloatFormat format(ElementType type) {

@@ -41,18 +41,30 @@ final class JoinedPairs {
     this.sharedScale = members.stream().allMatch(member -> member.pair.scale() == first.scale());
   }
 
+  /** Rows whose length is not given cannot stand beside rows whose length is; null if all can. */
+  @Nullable String why() {
+    long sized = members.stream().filter(member -> member.pair.magnitude() != null).count();
+    long covered = members.stream().mapToLong(member -> member.pair.out()).sum();
+    return sized == 0 || sized == members.size() && covered == rows ? null
+        : "a DoRA magnitude is needed for all %d rows of %s or for none: %d of %d pairs have one, for %d rows in all"
+            .formatted(rows, module, sized, members.size(), covered);
+  }
+
   LoraDelta delta() {
     LoraPair first = members.get(0).pair;
     String name = String.join(" + ", members.stream().map(member -> member.pair.name()).toList());
     int rank = rank();
     Tensor a = sharedA
         ? Tensor.derived(first.a(), name + ".A", first.a().type(), new long[] {rank, first.in()}, first.a()::bytes)
-        : computed(name + ".A", rank, first.in(), LoraPair::a, true);
-    Tensor b = computed(name + ".B", rows, rank, LoraPair::b, false);
+        : computed(name + ".A", rank, first.in(), LoraPair::a, true, false);
+    Tensor b = computed(name + ".B", rows, rank, LoraPair::b, false, true);
+    boolean sized = first.magnitude() != null; // and so all are
     boolean biased = members.stream().anyMatch(member -> member.pair.bias() != null);
     return new LoraDelta(module, new Factor(a, 0, rank, 0, first.in(), 0), new Factor(b, 0, rows, 0, rank, 0),
         sharedScale ? first.scale() : 1,
-        biased ? new Factor(computed(name + ".bias", rows, 1, LoraPair::bias, false), 0, rows, 0, 1, 0) : null);
+        biased ? new Factor(computed(name + ".bias", rows, 1, LoraPair::bias, false, true), 0, rows, 0, 1, 0) : null,
+        sized ? new Factor(computed(name + ".magnitude", rows, 1, LoraPair::magnitude, false, false), 0, rows, 0, 1, 0)
+            : null);
   }
 
   private int rank() {
@@ -66,10 +78,10 @@ final class JoinedPairs {
 
   /** The members' tensors as blocks of one matrix that is zero elsewhere. */
   private Tensor computed(String name, int height, int width, Function<LoraPair, @Nullable Tensor> part,
-      boolean isA) {
+      boolean isA, boolean withScale) {
     Set<ElementType> types = members.stream().map(member -> part.apply(member.pair)).filter(Objects::nonNull)
         .map(Tensor::type).collect(Collectors.toSet());
-    boolean scaled = !isA && !sharedScale;
+    boolean scaled = withScale && !sharedScale;
     ElementType type = types.size() == 1 && !scaled ? types.iterator().next() : ElementType.F32;
     return Tensor.computed(members.get(0).pair.a(), name, type, new long[] {height, width}, () -> {
       int bytes = type.bits() / 8;
@@ -80,7 +92,7 @@ final class JoinedPairs {
         Tensor block = part.apply(member.pair);
         if (block != null) {
           int row = isA ? firstRank(i) : member.firstRow;
-          int column = isA || block.dimensions() == 1 ? 0 : firstRank(i);
+          int column = isA || width == 1 ? 0 : firstRank(i);
           int at = (row * width + column) * bytes;
           if (type == block.type() && !scaled) {
             copy(block, whole, at, width * bytes, bytes);

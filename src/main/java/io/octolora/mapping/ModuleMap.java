@@ -298,6 +298,11 @@ public final class ModuleMap {
       }
       if (!members.isEmpty()) {
         JoinedPairs joined = new JoinedPairs(module, n, members);
+        String why = joined.why();
+        if (why != null) {
+          members.forEach(member -> refuse(member.pair(), why, OTHER_MODEL));
+          return;
+        }
         deltas.put(module, joined.delta());
         members.forEach(member -> accept(member.pair(), List.of(new Landing(module, 0, member.pair().out(), 0,
             member.pair().rank(), false, member.firstRow()))));
@@ -318,11 +323,13 @@ public final class ModuleMap {
         int rank = diagonal ? i * ranks : 0;
         int rotation = target.halvesSwapped() ? part.n() / 2 : 0;
         Tensor bias = pair.bias();
+        Tensor magnitude = pair.magnitude();
         deltas.put(part.name(), new LoraDelta(part.name(),
             new Factor(pair.a(), rank, ranks, 0, pair.in(), 0),
             new Factor(pair.b(), row, part.n(), rank, ranks, rotation),
             pair.scale(),
-            bias == null ? null : new Factor(bias, row, part.n(), 0, 1, rotation)));
+            bias == null ? null : new Factor(bias, row, part.n(), 0, 1, rotation),
+            magnitude == null ? null : new Factor(magnitude, row, part.n(), 0, 1, rotation)));
         landings.add(new Landing(part.name(), row, row + part.n(), rank, rank + ranks, target.halvesSwapped()));
         row += part.n();
       }

@@ -22,6 +22,13 @@ import java.util.stream.IntStream;
  * y     = base + bias + sum_i c_i * (sum_r H_i[m,r] B_i[n,r] + beta_i[n])    H_i = x . A_i^T
  * }</pre>
  *
+ * <p>Where an adapter has a magnitude (DoRA), each applies to what those before it made of the base, as in PEFT:
+ *
+ * <pre>{@code
+ * y     = G * base + bias + sum_i F_i * c_i * (...)      F_i = product of g_j for j >= i, G of all
+ * g_i   = m_i[n] / |row n of s_w W + c_i B_i A_i|, 1 without a magnitude
+ * }</pre>
+ *
  * <p>Everything up to {@code q} and {@code s_x} is prescribed down to the fp32 rounding, so {@code q} and the int32 sum
  * are equal bit for bit and have no error.
  *
@@ -47,6 +54,10 @@ import java.util.stream.IntStream;
  *   <li>up-projection: {@code sum (e(H)(|B| + d(B)) + |H| d(B)) + (r d + 6 u) sum (|H| + e(H)) (|B| + d(B))}, which
  *       includes c, the division and multiplication by s_x and the product in fp32; all times {@code |c|}
  *   <li>(t) an adapter's bias may be stored in 16 bits and c as two numbers: {@code (u_h + 2^-16) |c beta|}
+ *   <li>with magnitudes: what is lost of A and B in storage and {@code (r + 4) u} of the magnitudes added are an error
+ *       of each element of a row, whose length by the length of the row is one of g, as are {@code (K + 8) u} for the
+ *       sum of its squares. Errors of factors add up. (t) F B is kept in B's 16-bit type: its unit roundoff and half an
+ *       fp16 subnormal, {@code 2^-25 max(1, max|B|)}
  *   <li>adding the parts in fp32: {@code (3 + 2 adapters) d} times the sum of their magnitudes
  *   <li>the store: {@code u_y (|y| + what came before)} and half of the smallest subnormal
  * </ol>
@@ -167,6 +178,8 @@ public final class Oracle {
       deltas.add(new Projected(adapter, n, k, x, rows, arithmetic, pieces, largest));
     }
 
+    boolean composed = adapters.stream().anyMatch(adapter -> adapter.magnitude() != null);
+
     byte[] weights = linear.weight();
     byte[] codes = weightOnly ? null : quantized.codes();
     int[] outlierColumns = weightOnly ? null : quantized.outlierColumns();
@@ -174,6 +187,12 @@ public final class Oracle {
     double[] bound = new double[rows * n];
     IntStream.range(0, n).parallel().forEach(channel -> {
       double sw = linear.scaleOf(channel);
+      double[] factor = new double[deltas.size() + 1];
+      double[] factorError = new double[factor.length];
+      factor[deltas.size()] = 1;
+      for (int i = deltas.size() - 1; i >= 0; i--) {
+        deltas.get(i).multiplyFactor(linear, channel, factor, factorError, i);
+      }
       for (int m = 0; m < rows; m++) {
         double base;
         double error;
@@ -208,17 +227,22 @@ public final class Oracle {
             base = Double.NaN;
           }
         }
+        if (composed) {
+          error = Math.abs(factor[0]) * (error + (factorError[0] + 2 * U) * (Math.abs(base) + error));
+          base *= factor[0];
+        }
         double y = base;
         double parts = Math.abs(base);
         if (linear.bias() != null) {
           y += linear.bias()[channel];
           parts += Math.abs(linear.bias()[channel]);
         }
-        for (Projected delta : deltas) {
-          double d = delta.value(m, channel);
+        for (int i = 0; i < deltas.size(); i++) {
+          Projected delta = deltas.get(i);
+          double d = factor[i] * delta.value(m, channel);
           y += d;
           parts += Math.abs(d);
-          error += delta.error(m, channel);
+          error += delta.error(m, channel, composed, Math.abs(factor[i]), factorError[i]);
         }
         error += (3 + 2 * deltas.size()) * addition * (parts + error);
         error += yFormat.roundingError(Math.abs(y) + error);
@@ -235,9 +259,13 @@ public final class Oracle {
     private final int rank;
     private final double[] h;
     private final double[] hError;
+    private final double[] aError;
     private final double[] bError;
     private final double addition;
     private final double unit;
+    /** Of F B. */
+    private final double composedUnit;
+    private final double composedSubnormal;
 
     Projected(OracleAdapter adapter, int n, int k, float[] x, int rows, Arithmetic arithmetic,
         double pieces, double largest) {
@@ -247,11 +275,13 @@ public final class Oracle {
         throw new IllegalArgumentException("A has %d elements, expected rank %d x k %d; B has %d, expected n %d x rank"
             .formatted(adapter.a().length, rank, k, adapter.b().length, n));
       }
-      double[] aError = storageError(adapter.a(), adapter.aFormat());
+      aError = storageError(adapter.a(), adapter.aFormat());
       bError = storageError(adapter.b(), adapter.bFormat());
       addition = arithmetic.addition();
       unit = arithmetic.operand(Math.max(storageUnit(adapter.a(), adapter.aFormat()),
           storageUnit(adapter.b(), adapter.bFormat())));
+      composedUnit = Math.max(arithmetic.operand(storageUnit(adapter.b(), adapter.bFormat())), 2 * U);
+      composedSubnormal = arithmetic.operand(Math.scalb(Math.max(1, max(adapter.b())), -25));
       double own = Math.abs(adapter.scale()) * exponentOfB(adapter);
       double subnormal = own == 0 ? 0 : arithmetic.operand(Math.scalb(largest / own, -34));
       h = new double[rows * rank];
@@ -288,14 +318,51 @@ public final class Oracle {
       return adapter.scale() * sum;
     }
 
-    double error(int m, int channel) {
-      double magnitude = adapter.bias() == null ? 0 : Math.abs(adapter.bias()[channel]);
-      double error = (unit + (unit == 0 ? 0 : TWO_BF16)) * magnitude;
+    /** Of what {@link #value} is multiplied by: the product from this adapter on and its relative error. */
+    void multiplyFactor(OracleLinear linear, int channel, double[] factor, double[] error, int i) {
+      factor[i] = factor[i + 1];
+      error[i] = error[i + 1];
+      if (adapter.magnitude() == null) {
+        return;
+      }
+      int k = linear.k();
+      double square = 0;
+      double errorSquare = 0;
+      for (int c = 0; c < k; c++) {
+        double base = (double) linear.scaleOf(channel) * linear.weight()[channel * k + c];
+        double sum = 0;
+        double parts = Math.abs(base);
+        double lost = 0;
+        for (int r = 0; r < rank; r++) {
+          double b = adapter.b()[channel * rank + r];
+          double a = adapter.a()[r * k + c];
+          double eb = bError[channel * rank + r];
+          double ea = aError[r * k + c];
+          sum += b * a;
+          parts += Math.abs(adapter.scale() * b * a);
+          lost += Math.abs(adapter.scale()) * (Math.abs(b) * ea + eb * (Math.abs(a) + ea));
+        }
+        lost += (rank + 4) * U * parts;
+        square += (base + adapter.scale() * sum) * (base + adapter.scale() * sum);
+        errorSquare += lost * lost;
+      }
+      factor[i] *= adapter.magnitude()[channel] / Math.sqrt(square);
+      error[i] += Math.sqrt(errorSquare / square) + (k + 9) * U;
+    }
+
+    /** @param f what the value is multiplied by, @param fe the relative error of that */
+    double error(int m, int channel, boolean composed, double f, double fe) {
+      double magnitude = adapter.bias() == null ? 0 : f * Math.abs(adapter.bias()[channel]);
+      double error = (unit + (unit == 0 ? 0 : TWO_BF16) + (composed ? fe + U : 0)) * magnitude;
       for (int r = 0; r < rank; r++) {
         double ah = Math.abs(h[m * rank + r]);
         double eh = hError[m * rank + r];
         double ab = Math.abs(adapter.b()[channel * rank + r]);
         double eb = bError[channel * rank + r];
+        if (composed) {
+          eb = f * (eb + (fe + composedUnit) * (ab + eb)) + composedSubnormal;
+          ab *= f;
+        }
         error += eh * (ab + eb) + ah * eb;
         magnitude += (ah + eh) * (ab + eb);
       }

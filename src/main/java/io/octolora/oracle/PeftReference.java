@@ -37,6 +37,11 @@ import org.jetbrains.annotations.Nullable;
  * <p><b>PEFT</b>, per active adapter in turn: x, A and B are cast to T (operands); {@code x A^T}: {@code (K + 1) u
  * sum|x||A| + rd(T)}; times {@code B^T} (+ bias): the former through |B|, {@code (r + 2) u sum|H||B| + rd(T)}; times
  * the scaling: {@code rd(T)}; cast to X where T differs: {@code rd(X)}; added to the result: {@code rd(X)}.
+ *
+ * <p><b>DoRA</b> in PEFT, with z = result - bias in X, {@code rd(X)}: {@code result + (g - 1) z + g s B(A(x))} in fp32
+ * or T, {@code rd(T)} for each of four results, cast to X: {@code rd(X)}. g = magnitude / norm of the row of W + s B A,
+ * all in T: of each element {@code 2 rd(T)} of |W| and five of s |B||A|, and {@code (r + 4) u}; their length by the norm,
+ * and {@code (K + 8) u + 4 rd(T)} beside them, are the relative error of g.
  */
 public final class PeftReference {
   private static final double U = Math.scalb(1.0, -24);
@@ -60,7 +65,10 @@ public final class PeftReference {
     } else {
       quanto(linear, x, rows, xFormat, value, bound);
     }
-    return withAdapters(linear.n(), linear.k(), adapters, factorFormats, x, rows, xFormat, value, bound);
+    Weight weight = (channel, column) ->
+        (double) linear.scaleOf(channel) * linear.weight()[channel * linear.k() + column];
+    return withAdapters(weight, linear.bias(), linear.n(), linear.k(), adapters, factorFormats, x, rows, xFormat, value,
+        bound);
   }
 
   /**
@@ -74,17 +82,19 @@ public final class PeftReference {
     int k = weight.length / n;
     double[] value = new double[rows * n];
     double[] bound = new double[rows * n];
-    product((channel, column) -> weight[channel * k + column], n, k, bias, x, rows, xFormat, value, bound);
-    return withAdapters(n, k, adapters, factorFormats, x, rows, xFormat, value, bound);
+    Weight at = (channel, column) -> weight[channel * k + column];
+    product(at, n, k, bias, x, rows, xFormat, value, bound);
+    return withAdapters(at, bias, n, k, adapters, factorFormats, x, rows, xFormat, value, bound);
   }
 
-  private static Expectation withAdapters(int n, int k, List<OracleAdapter> adapters, List<FloatFormat> factorFormats,
-      float[] x, int rows, FloatFormat xFormat, double[] value, double[] bound) {
+  private static Expectation withAdapters(Weight weight, float @Nullable [] bias, int n, int k,
+      List<OracleAdapter> adapters, List<FloatFormat> factorFormats, float[] x, int rows, FloatFormat xFormat,
+      double[] value, double[] bound) {
     if (factorFormats.size() != adapters.size()) {
       throw new IllegalArgumentException("%d adapters, %d types".formatted(adapters.size(), factorFormats.size()));
     }
     for (int i = 0; i < adapters.size(); i++) {
-      addAdapter(adapters.get(i), factorFormats.get(i), x, rows, n, k, xFormat, value, bound);
+      addAdapter(weight, bias, adapters.get(i), factorFormats.get(i), x, rows, n, k, xFormat, value, bound);
     }
     return new Expectation(rows, n, value, bound);
   }
@@ -195,13 +205,18 @@ public final class PeftReference {
     });
   }
 
-  private static void addAdapter(OracleAdapter adapter, FloatFormat type, float[] x, int rows, int n, int k,
-      FloatFormat xFormat, double[] value, double[] bound) {
+  private static void addAdapter(Weight weight, float @Nullable [] baseBias, OracleAdapter adapter, FloatFormat type,
+      float[] x, int rows, int n, int k, FloatFormat xFormat, double[] value, double[] bound) {
     int rank = adapter.rank();
     float[] xs = cast(x, type);
     float[] a = cast(adapter.a(), type);
     float[] b = cast(adapter.b(), type);
     float[] beta = adapter.bias() == null ? null : cast(adapter.bias(), type);
+    double[] g = new double[n];
+    double[] ge = new double[n];
+    if (adapter.magnitude() != null) {
+      factors(weight, adapter, a, b, type, n, k, g, ge);
+    }
     IntStream.range(0, rows).parallel().forEach(m -> {
       double[] h = new double[rank];
       double[] he = new double[rank];
@@ -232,14 +247,54 @@ public final class PeftReference {
         d *= adapter.scale();
         e *= Math.abs(adapter.scale());
         e += type.roundingError(Math.abs(d) + e);
+        int i = m * n + channel;
+        if (adapter.magnitude() != null) {
+          double bias = baseBias == null ? 0 : baseBias[channel];
+          double z = value[i] - bias;
+          double ze = baseBias == null ? 0 : xFormat.roundingError(Math.abs(z) + bound[i]);
+          double factor = Math.abs(g[channel]);
+          double terms = (1 + factor) * (Math.abs(z) + bound[i] + ze) + factor * (Math.abs(d) + e);
+          bound[i] = factor * bound[i] + Math.abs(g[channel] - 1) * ze + factor * e
+              + factor * ge[channel] * (Math.abs(z) + bound[i] + ze + Math.abs(d) + e) + 8 * U * terms
+              + (type == FloatFormat.FLOAT32 ? 0 : 4 * type.roundingError(terms));
+          value[i] = bias + g[channel] * (z + d);
+          bound[i] += xFormat.roundingError(Math.abs(value[i]) + bound[i]);
+          continue;
+        }
         if (type != xFormat) {
           e += xFormat.roundingError(Math.abs(d) + e);
         }
-        int i = m * n + channel;
         value[i] += d;
         bound[i] += e;
         bound[i] += xFormat.roundingError(Math.abs(value[i]) + bound[i]);
       }
+    });
+  }
+
+  /** g and its relative error, of every channel. */
+  private static void factors(Weight weight, OracleAdapter adapter, float[] a, float[] b, FloatFormat type, int n,
+      int k, double[] g, double[] error) {
+    int rank = adapter.rank();
+    double unit = type == FloatFormat.FLOAT32 ? 0 : type.unitRoundoff();
+    IntStream.range(0, n).parallel().forEach(channel -> {
+      double square = 0;
+      double errorSquare = 0;
+      for (int c = 0; c < k; c++) {
+        double w = weight.at(channel, c);
+        double sum = 0;
+        double magnitude = 0;
+        for (int r = 0; r < rank; r++) {
+          sum += (double) b[channel * rank + r] * a[r * k + c];
+          magnitude += Math.abs((double) b[channel * rank + r] * a[r * k + c]);
+        }
+        double element = w + adapter.scale() * sum;
+        double parts = Math.abs(adapter.scale()) * magnitude;
+        double lost = (rank + 4) * U * (parts + Math.abs(w)) + unit * (2 * Math.abs(w) + 5 * parts);
+        square += element * element;
+        errorSquare += lost * lost;
+      }
+      g[channel] = adapter.magnitude()[channel] / Math.sqrt(square);
+      error[channel] = Math.sqrt(errorSquare / square) + (k + 8) * U + 4 * unit;
     });
   }
 

@@ -150,10 +150,6 @@ public final class Recording implements AutoCloseable {
     if (named.has("adapters")) {
       for (Map.Entry<?, ?> entry : named.object("adapters").entrySet()) {
         Fields one = new Fields(module + ": " + entry.getKey(), entry.getValue());
-        if (Boolean.TRUE.equals(one.map.get("dora"))) {
-          throw new FormatException("%s: %s: recorded with DoRA, which is not a plain low-rank update"
-              .formatted(json(), module));
-        }
         adapters.put(String.valueOf(entry.getKey()),
             new Adapter((int) one.number("r"), one.number("scaling"), format(one, "A_dtype")));
       }

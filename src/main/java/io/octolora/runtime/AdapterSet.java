@@ -16,15 +16,18 @@ import java.util.Map;
 import java.util.Objects;
 import java.util.Set;
 import java.util.TreeMap;
+import java.util.concurrent.locks.ReentrantLock;
 import org.jetbrains.annotations.Nullable;
 
 /**
  * Named adapters over a group of loaded layers, and which of them are active with what weights, as
  * {@code set_adapters(names, weights)} of diffusers and PEFT has it: {@code y = base(x) + bias + Σ weightᵢ · scaleᵢ ·
- * ((x·Aᵢᵀ)·Bᵢᵀ + biasᵢ)}, where a choice replaces the one before it and the order of its names changes no bit.
+ * ((x·Aᵢᵀ)·Bᵢᵀ + biasᵢ)}, where a choice replaces the one before it and the order of its names changes no bit. Adapters
+ * with magnitudes (DoRA) apply as PEFT's do, in the order of adding.
  *
  * <p>{@link #layer} is a layer under the active choice, whatever that is at each call. {@link #select} gives a request
- * a choice of its own that no one changes. What is attached to the layers themselves is apart from both.
+ * a choice of its own that no one changes, {@link #selectForRows} one from which each row of a batch takes its adapter.
+ * What is attached to the layers themselves is apart from all of them.
  *
  * <p>Added adapters are in host memory, once, and their files may be closed. On the device each distinct choice in use
  * has the factors of its adapters; equal choices share them, so that asking again for one in use costs nothing. A new
@@ -51,15 +54,18 @@ public final class AdapterSet implements AutoCloseable {
     }
   }
 
-  /** Filled slots by layer, shared by the selections of these weights. */
+  /** Adapters with their weights, and whether slot i is the i-th of them on every layer. */
+  private record Choice(Map<Adapter, Float> weights, boolean forRows) {}
+
+  /** Filled slots by layer, shared by the selections of this choice. */
   private static final class Filled {
-    final Map<Adapter, Float> weights;
+    final Choice choice;
     final Map<String, AdapterSlots> slots = new HashMap<>();
-    /** Guarded by the set. */
+    /** Guarded by the changes of the set. */
     int selections;
 
-    Filled(Map<Adapter, Float> weights) {
-      this.weights = weights;
+    Filled(Choice choice) {
+      this.choice = choice;
     }
 
     void close() {
@@ -69,11 +75,15 @@ public final class AdapterSet implements AutoCloseable {
 
   private final Map<String, Int8Linear> layers;
   private final LoraPrecision precision;
-  /** Guarded by this, in the order of adding. */
+  /**
+   * Held by what changes the set, in the order of asking: who swaps in a loop does not keep the others waiting.
+   */
+  private final ReentrantLock changes = new ReentrantLock(true);
+  /** Guarded by changes, in the order of adding. */
   private final Map<String, Adapter> adapters = new LinkedHashMap<>();
-  /** Guarded by this; what at least one selection uses. */
-  private final Map<Map<Adapter, Float>, Filled> filled = new HashMap<>();
-  /** Written under this. A new one is in place before the old one is closed. */
+  /** Guarded by changes; what at least one selection uses. */
+  private final Map<Choice, Filled> filled = new HashMap<>();
+  /** Written under changes. A new one is in place before the old one is closed. */
   private volatile Selection active;
   private volatile boolean closed;
 
@@ -125,27 +135,42 @@ public final class AdapterSet implements AutoCloseable {
   }
 
   /** For factors that come from no file. */
-  synchronized void add(String name, Map<String, HostAdapter> byLayer) {
-    requireOpen();
-    if (adapters.putIfAbsent(Objects.requireNonNull(name, "name"), new Adapter(name, byLayer)) != null) {
-      throw invalid("adapter %s is in this set already".formatted(name));
+  void add(String name, Map<String, HostAdapter> byLayer) {
+    changes.lock();
+    try {
+      requireOpen();
+      if (adapters.putIfAbsent(Objects.requireNonNull(name, "name"), new Adapter(name, byLayer)) != null) {
+        throw invalid("adapter %s is in this set already".formatted(name));
+      }
+    } finally {
+      changes.unlock();
     }
   }
 
   /** Takes an adapter away, also from the active ones. Selections that have it keep it until they are closed. */
-  public synchronized void remove(String name) {
-    requireOpen();
-    requireAdapter(name);
-    Map<String, Float> rest = new LinkedHashMap<>(active());
-    if (rest.remove(name) != null) {
-      setAdapters(rest);
+  public void remove(String name) {
+    changes.lock();
+    try {
+      requireOpen();
+      requireAdapter(name);
+      Map<String, Float> rest = new LinkedHashMap<>(active());
+      if (rest.remove(name) != null) {
+        setAdapters(rest);
+      }
+      adapters.remove(name);
+    } finally {
+      changes.unlock();
     }
-    adapters.remove(name);
   }
 
   /** The adapters that there are, in the order of adding. */
-  public synchronized Set<String> names() {
-    return Collections.unmodifiableSet(new LinkedHashSet<>(adapters.keySet()));
+  public Set<String> names() {
+    changes.lock();
+    try {
+      return Collections.unmodifiableSet(new LinkedHashSet<>(adapters.keySet()));
+    } finally {
+      changes.unlock();
+    }
   }
 
   // ---- The active ones
@@ -156,10 +181,15 @@ public final class AdapterSet implements AutoCloseable {
    * @param weights by name, any finite numbers; each multiplies the adapter's own scale. 0 costs nothing in a forward
    * @throws OctoloraException also {@link Status#OUT_OF_MEMORY}, with the former ones still active
    */
-  public synchronized void setAdapters(Map<String, Float> weights) {
-    Selection former = active;
-    active = select(weights);
-    former.close();
+  public void setAdapters(Map<String, Float> weights) {
+    changes.lock();
+    try {
+      Selection former = active;
+      active = select(weights);
+      former.close();
+    } finally {
+      changes.unlock();
+    }
   }
 
   /** {@link #setAdapters(Map)} with weights of 1. */
@@ -200,8 +230,13 @@ public final class AdapterSet implements AutoCloseable {
   // ---- One request's own
 
   /** What is active now, which stays the same for whoever holds it. */
-  public synchronized Selection select() {
-    return select(active());
+  public Selection select() {
+    changes.lock();
+    try {
+      return select(active());
+    } finally {
+      changes.unlock();
+    }
   }
 
   /**
@@ -209,46 +244,89 @@ public final class AdapterSet implements AutoCloseable {
    *
    * @throws OctoloraException also {@link Status#OUT_OF_MEMORY}, with nothing kept
    */
-  public synchronized Selection select(Map<String, Float> weights) {
-    requireOpen();
-    weights.forEach((name, weight) -> {
-      requireAdapter(name);
-      if (!Float.isFinite(weight)) {
-        throw invalid("adapter %s: weight = %s, expected a finite number".formatted(name, weight));
-      }
-    });
-    Map<Adapter, Float> used = new LinkedHashMap<>(); // in one order for all, and so with the same rounding
-    for (Adapter adapter : adapters.values()) {
-      float weight = weights.getOrDefault(adapter.name, 0f);
-      if (weight != 0) {
-        used.put(adapter, weight);
-      }
-    }
-    Filled slots = filled.get(used);
-    if (slots == null) {
-      slots = fill(used);
-      filled.put(used, slots);
-    }
-    slots.selections++;
-    return new Selection(this, weights, slots);
+  public Selection select(Map<String, Float> weights) {
+    return select(weights, false);
   }
 
-  private Filled fill(Map<Adapter, Float> weights) {
-    Filled fresh = new Filled(weights);
+  /**
+   * A choice from which each row takes one adapter, or none: {@link Selection#slot} is its number for
+   * {@link ForwardCall#rowSlots}, on all layers. Where a call has no such numbers, every row uses all of them.
+   *
+   * @throws OctoloraException also {@link Status#UNSUPPORTED} for an adapter with magnitudes, which changes the base of
+   *     all rows, and {@link Status#OUT_OF_MEMORY}, with nothing kept
+   */
+  public Selection selectForRows(Map<String, Float> weights) {
+    return select(weights, true);
+  }
+
+  private Selection select(Map<String, Float> weights, boolean forRows) {
+    changes.lock();
+    try {
+      requireOpen();
+      weights.forEach((name, weight) -> {
+        requireAdapter(name);
+        if (!Float.isFinite(weight)) {
+          throw invalid("adapter %s: weight = %s, expected a finite number".formatted(name, weight));
+        }
+      });
+      Map<Adapter, Float> used = new LinkedHashMap<>(); // in one order for all, and so with the same rounding
+      for (Adapter adapter : adapters.values()) {
+        float weight = weights.getOrDefault(adapter.name, 0f);
+        if (weight != 0) {
+          used.put(adapter, weight);
+        }
+      }
+      Choice choice = new Choice(used, forRows);
+      Filled slots = filled.get(choice);
+      if (slots == null) {
+        slots = fill(choice);
+        filled.put(choice, slots);
+      }
+      slots.selections++;
+      return new Selection(this, weights, slots);
+    } finally {
+      changes.unlock();
+    }
+  }
+
+  private Filled fill(Choice choice) {
+    List<Adapter> all = new ArrayList<>(choice.weights.keySet());
+    Filled fresh = new Filled(choice);
     Set<NativeHandle> devices = new LinkedHashSet<>();
     boolean complete = false;
     try {
       for (Int8Linear layer : layers.values()) {
-        List<Adapter> here = new ArrayList<>(weights.keySet());
-        here.removeIf(adapter -> !adapter.layers.containsKey(layer.name));
+        List<Adapter> here = new ArrayList<>(all);
+        if (choice.forRows) { // the last that is here may go, those between keep their places
+          while (!here.isEmpty() && !here.get(here.size() - 1).layers.containsKey(layer.name)) {
+            here.remove(here.size() - 1);
+          }
+        } else {
+          here.removeIf(adapter -> !adapter.layers.containsKey(layer.name));
+        }
         if (here.isEmpty()) {
           continue;
         }
-        AdapterSlots slots = layer.slots(precision,
-            here.stream().mapToInt(adapter -> adapter.layers.get(layer.name).rank()).toArray());
+        boolean magnitudes = false;
+        int[] capacity = new int[here.size()];
+        for (int i = 0; i < capacity.length; i++) {
+          HostAdapter factors = here.get(i).layers.get(layer.name);
+          capacity[i] = factors == null ? 1 : factors.rank();
+          if (factors != null && factors.magnitude() != null) {
+            magnitudes = true;
+            if (choice.forRows) {
+              throw new OctoloraException(Status.UNSUPPORTED, ("adapter %s has magnitudes (DoRA) on %s: they change "
+                  + "the base of all rows, so no row can take it alone").formatted(here.get(i).name, layer.name));
+            }
+          }
+        }
+        AdapterSlots slots = layer.slots(precision, magnitudes, capacity);
         fresh.slots.put(layer.name, slots);
-        for (int i = 0; i < here.size(); i++) {
-          slots.set(i, here.get(i).layers.get(layer.name), weights.get(here.get(i)), 0);
+        for (int i = 0; i < capacity.length; i++) {
+          HostAdapter factors = here.get(i).layers.get(layer.name);
+          if (factors != null) {
+            slots.set(i, factors, choice.weights.get(here.get(i)), 0);
+          }
         }
         devices.add(layer.device);
       }
@@ -266,11 +344,14 @@ public final class AdapterSet implements AutoCloseable {
   }
 
   private void release(Filled slots) {
-    synchronized (this) {
+    changes.lock();
+    try {
       if (--slots.selections > 0) {
         return;
       }
-      filled.remove(slots.weights);
+      filled.remove(slots.choice);
+    } finally {
+      changes.unlock();
     }
     slots.close();
   }
@@ -300,6 +381,26 @@ public final class AdapterSet implements AutoCloseable {
     /** The adapters and their weights; unmodifiable. */
     public Map<String, Float> weights() {
       return weights;
+    }
+
+    /**
+     * What stands for an adapter in {@link ForwardCall#rowSlots}; -1 for one of weight 0.
+     *
+     * @throws OctoloraException if the selection has no such adapter, or was not made by {@link #selectForRows}
+     */
+    public int slot(String name) {
+      require(weights, name, "adapter");
+      if (!filled.choice.forRows) {
+        throw invalid(this + " is for whole calls: selectForRows makes one whose rows choose");
+      }
+      int slot = 0;
+      for (Adapter adapter : filled.choice.weights.keySet()) {
+        if (adapter.name.equals(name)) {
+          return slot;
+        }
+        slot++;
+      }
+      return -1;
     }
 
     /** A layer under this selection. A view: it is good for as long as this, and closing it does nothing. */
@@ -359,9 +460,14 @@ public final class AdapterSet implements AutoCloseable {
 
   /** Gives up the active adapters. Selections and layers work on until they are closed; a second time does nothing. */
   @Override
-  public synchronized void close() {
-    closed = true;
-    active.close();
+  public void close() {
+    changes.lock();
+    try {
+      closed = true;
+      active.close();
+    } finally {
+      changes.unlock();
+    }
   }
 
   @Override

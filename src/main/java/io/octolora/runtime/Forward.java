@@ -9,7 +9,8 @@ import org.jetbrains.annotations.Nullable;
 
 /**
  * {@code y = base(x) + bias + Σ adapters} of one layer: an {@link Int8Linear} with what is attached to it, or the same
- * layer with the {@link AdapterSlots} of the caller or with a selection of an {@link AdapterSet}.
+ * layer with the {@link AdapterSlots} of the caller or with a selection of an {@link AdapterSet}. {@link ForwardCall}
+ * runs several of them on one x, and adds activation, gate, residual and slots for each row.
  *
  * <p>x [rows, k] and y [rows, n] are dense, row-major, in memory of the layer's device, aligned to their element type
  * and do not overlap; 16-byte alignment of them and their rows is faster. The caller owns them and the workspace, which

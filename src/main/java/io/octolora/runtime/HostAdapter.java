@@ -16,10 +16,11 @@ import org.jetbrains.annotations.Nullable;
  * @param a [rank, k]
  * @param b [n, rank]
  * @param bias [n], or null
+ * @param magnitude [n], or null
  * @param scale the adapter's own, without the caller's weight
  */
 record HostAdapter(int rank, ByteBuffer a, DataType aType, ByteBuffer b, DataType bType, float @Nullable [] bias,
-    double scale) {
+    float @Nullable [] magnitude, double scale) {
 
   /** Copies a delta that must fit a layer of n output and k input features. */
   static HostAdapter of(LoraDelta delta, String linear, int n, int k) {
@@ -29,8 +30,10 @@ record HostAdapter(int rank, ByteBuffer a, DataType aType, ByteBuffer b, DataTyp
               .formatted(linear, delta.module(), delta.n(), delta.k(), n, k));
     }
     Factor bias = delta.bias();
+    Factor magnitude = delta.magnitude();
     return new HostAdapter(delta.rank(), copy(delta.a()), DataType.of(delta.a().type()), copy(delta.b()),
-        DataType.of(delta.b().type()), bias == null ? null : bias.toFloats(), delta.scale());
+        DataType.of(delta.b().type()), bias == null ? null : bias.toFloats(),
+        magnitude == null ? null : magnitude.toFloats(), delta.scale());
   }
 
   /** @param a [rank, k] @param b [n, rank] */
@@ -40,7 +43,7 @@ record HostAdapter(int rank, ByteBuffer a, DataType aType, ByteBuffer b, DataTyp
           "%s: A holds %d and B %d numbers, expected %d x %d and %d x %d"
               .formatted(linear, a.length, b.length, rank, k, n, rank));
     }
-    return new HostAdapter(rank, copy(a), DataType.FLOAT32, copy(b), DataType.FLOAT32, null, 1);
+    return new HostAdapter(rank, copy(a), DataType.FLOAT32, copy(b), DataType.FLOAT32, null, null, 1);
   }
 
   private static ByteBuffer copy(Factor factor) {
@@ -63,7 +66,7 @@ record HostAdapter(int rank, ByteBuffer a, DataType aType, ByteBuffer b, DataTyp
   void set(long slots, int slot, float weight, LoraPrecision precision, long stream, String about) {
     NativeLibrary.check(
         NativeOctolora.slotsSet(slots, slot, rank, aType.code(), bType.code(), precision.code(), a, b, bias,
-            (float) (weight * scale), stream),
+            magnitude, (float) (weight * scale), stream),
         about);
   }
 }

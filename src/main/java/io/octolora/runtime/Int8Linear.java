@@ -25,6 +25,9 @@ public final class Int8Linear extends Forward {
   /** The same where each piece is copied out of the Java heap first. */
   static final int HEAP_WRITE_BYTES = 1 << 24;
 
+  /** OCTOLORA_LORA_MAGNITUDES. */
+  private static final int MAGNITUDES = 2;
+
   /** Direct views of the weight's bytes. */
   interface WeightBytes {
     ByteBuffer slice(long offset, int length);
@@ -152,7 +155,8 @@ public final class Int8Linear extends Forward {
   private NativeHandle build(List<Attached> adapters) {
     int[] capacity = adapters.stream().mapToInt(one -> one.adapter().rank()).toArray();
     boolean split = adapters.stream().anyMatch(one -> one.precision() == LoraPrecision.SPLIT);
-    NativeHandle slots = createSlots(split ? LoraPrecision.SPLIT : LoraPrecision.BITS_16, capacity);
+    boolean magnitudes = adapters.stream().anyMatch(one -> one.adapter().magnitude() != null);
+    NativeHandle slots = createSlots(split ? LoraPrecision.SPLIT : LoraPrecision.BITS_16, magnitudes, capacity);
     boolean complete = false;
     try {
       for (int i = 0; i < capacity.length; i++) {
@@ -170,11 +174,12 @@ public final class Int8Linear extends Forward {
     }
   }
 
-  private NativeHandle createSlots(LoraPrecision precision, int[] capacity) {
+  private NativeHandle createSlots(LoraPrecision precision, boolean magnitudes, int[] capacity) {
     return linear.child("AdapterSlots of " + name, parent -> {
       long[] made = new long[1];
       NativeLibrary.check(
-          NativeOctolora.slotsCreate(parent, capacity.length, capacity, precision.code(), made), name);
+          NativeOctolora.slotsCreate(parent, capacity.length, capacity,
+              precision.code() | (magnitudes ? MAGNITUDES : 0), made), name);
       return made[0];
     }, (parent, address) -> NativeOctolora.slotsDestroy(address));
   }
@@ -187,8 +192,16 @@ public final class Int8Linear extends Forward {
    * @param capacity the greatest rank of each slot, 1 to 4096
    */
   public AdapterSlots slots(LoraPrecision precision, int... capacity) {
+    return slots(precision, false, capacity);
+  }
+
+  /**
+   * {@link #slots(LoraPrecision, int...)}, with magnitudes also for adapters that have one (DoRA): for more memory, and
+   * all rows of a call use the same slots.
+   */
+  public AdapterSlots slots(LoraPrecision precision, boolean magnitudes, int... capacity) {
     int[] ranks = capacity.clone();
-    return new AdapterSlots(this, createSlots(precision, ranks), ranks, precision);
+    return new AdapterSlots(this, createSlots(precision, magnitudes, ranks), ranks, precision);
   }
 
   @Override

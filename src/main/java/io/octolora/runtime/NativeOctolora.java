@@ -95,10 +95,15 @@ final class NativeOctolora {
   @Name("octolora_java_slots_set")
   static native int slotsSet(@Cast("octolora_slots*") long slots, int slot, int rank, int aType, int bType,
       int precision, @Cast("const void*") ByteBuffer a, @Cast("const void*") ByteBuffer b,
-      @Const float @Nullable [] bias, float scale, @Cast("CUstream_st*") long stream);
+      @Const float @Nullable [] bias, @Const float @Nullable [] magnitude, float scale,
+      @Cast("CUstream_st*") long stream);
   @Name("octolora_slots_set_scale")
   static native int slotsSetScale(@Cast("octolora_slots*") long slots, int slot, float scale,
       @Cast("CUstream_st*") long stream);
+  @Name("octolora_slots_scales")
+  static native int slotsScales(@Cast("octolora_slots*") long slots, @Cast("float**") long[] scales);
+  @Name("octolora_slots_refresh")
+  static native int slotsRefresh(@Cast("octolora_slots*") long slots, @Cast("CUstream_st*") long stream);
   @Name("octolora_slots_clear")
   static native int slotsClear(@Cast("octolora_slots*") long slots, int slot, @Cast("CUstream_st*") long stream);
 

@@ -94,14 +94,37 @@ class LoraAdapterTest {
   @ParameterizedTest
   @ValueSource(strings = {"flux/adapters/dora/peft", "flux/adapters/dora/diffusers_lora.safetensors",
       "llama/adapters/dora"})
-  void doraIsListedByNameAndNeverTakenAsPlainLora(String fixture) throws IOException {
+  void doraHasAMagnitudeForEveryPair(String fixture) throws IOException {
     try (LoraAdapter adapter = LoraAdapter.open(Fixtures.path(fixture))) {
-      assertEquals(List.of(), adapter.pairs());
-      for (UnsupportedKey key : adapter.unsupported()) {
-        assertTrue(key.why().contains("DoRA magnitude"), key.toString());
+      assertEquals(List.of(), adapter.unsupported());
+      assertTrue(!adapter.pairs().isEmpty());
+      for (LoraPair pair : adapter.pairs()) {
+        assertNotNull(pair.magnitude(), pair.name());
+        assertEquals(pair.out(), pair.magnitude().elementCount());
+        assertEquals(3, pair.keys().size());
       }
-      assertTrue(adapter.unsupported().size() % 3 == 0 && !adapter.unsupported().isEmpty());
     }
+  }
+
+  /** Of LyCORIS and OneTrainer; which axis it is of is told by its two dimensions alone. */
+  @Test
+  void doraScaleOfRowsIsAMagnitude() throws IOException {
+    Path file = pair(new SafetensorsWriter(), "lycoris_m", 2).ramp("lycoris_m.dora_scale", 1, 5, 1)
+        .write(folder.resolve("x.safetensors"));
+    try (LoraAdapter adapter = LoraAdapter.open(file)) {
+      assertEquals(List.of(), adapter.unsupported());
+      assertEquals(5, adapter.pairs().get(0).magnitude().elementCount());
+    }
+  }
+
+  @Test
+  void magnitudesThatPeftDoesNotHaveAreListed() throws IOException {
+    peft(pair(new SafetensorsWriter(), PEFT + "m", 2).ramp(PEFT + "m.lora_magnitude_vector", 1, 5),
+        "\"r\":2,\"lora_alpha\":2");
+    assertUnsupported("use_dora is not set", 3);
+    peft(pair(new SafetensorsWriter(), PEFT + "m", 2).ramp(PEFT + "m.lora_magnitude_vector", 1, 5)
+        .ramp(PEFT + "m.lora_B.bias", 1, 5), "\"r\":2,\"lora_alpha\":2,\"use_dora\":true");
+    assertUnsupported("beside a bias", 4);
   }
 
   // ---- PEFT's configuration -----------------------------------------------------------------------------------------
@@ -372,8 +395,8 @@ class LoraAdapterTest {
   }
 
   @ParameterizedTest
-  @CsvSource({".lora_magnitude_vector, DoRA", ".lora_magnitude_vector.weight, DoRA", ".dora_scale, DoRA",
-      ".hada_w1_a, LoHa", ".hada_t2, LoHa", ".lokr_w1, LoKr", ".lokr_w2_b, LoKr", ".oft_blocks, OFT", ".oft_diag, OFT",
+  @CsvSource({".dora_scale, DoRA magnitude of B's 5 rows", ".hada_w1_a, LoHa", ".hada_t2, LoHa",
+      ".lokr_w1, LoKr", ".lokr_w2_b, LoKr", ".oft_blocks, OFT", ".oft_diag, OFT",
       ".diff, full weight difference", ".diff_b, bias difference", ".set_weight, replacement", ".w_norm, norm weights",
       ".b_norm, norm biases", ".reshape_weight, new shape", ".lora_mid.weight, Tucker", ".lora_embedding_A, embedding",
       ".base_layer.bias, base bias", ".weight, replacement of the base module's weight",

@@ -274,8 +274,6 @@ class VerifyCommandTest {
     recorded(copy).expectError("copy.json", "x.99");
     Files.writeString(description, json.replaceFirst("torch\\.float32", "torch.int4"));
     recorded(copy).expectError("copy.json", "torch.int4");
-    Files.writeString(description, json.replaceFirst("\"dora\": false", "\"dora\": true"));
-    recorded(copy).expectError("copy.json", "DoRA");
     Files.writeString(description, json.replaceFirst("\"module\": \"[^\"]*\"", "\"module\": \"no.such.module\""));
     recorded(copy).expectError("no.such.module");
     Cli.run("verify", Fixtures.path("flux/base_quanto_diffusers"), R4, "--golden", good, "--device", "cpu")

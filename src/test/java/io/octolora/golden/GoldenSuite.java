@@ -73,13 +73,13 @@ abstract class GoldenSuite {
 
   static Stream<String> recordings() {
     return Stream.of("flux", "llama").flatMap(model -> Fixtures.goldens(model)
-        .filter(name -> !name.startsWith("bf16__")).filter(name -> !name.contains("dora"))
+        .filter(name -> !name.startsWith("bf16__"))
         .map(name -> model + "/" + name));
   }
 
   @Test
   void allRecordingsAreHere() {
-    assertEquals(22, recordings().count(), "a fixture is missing or new; the suite runs what it finds");
+    assertEquals(24, recordings().count(), "a fixture is missing or new; the suite runs what it finds");
   }
 
   @ParameterizedTest
@@ -222,6 +222,22 @@ abstract class GoldenSuite {
       float[] y = layer.y().toFloats();
       assertTrue(golden.check(device, layer, right, layer.xFormat(), y).withinBounds());
       assertFalse(golden.check(device, layer, exchanged, layer.xFormat(), y).withinBounds());
+    }
+  }
+
+  /** A DoRA without its magnitude, and with a scale that its norms know of too. */
+  @Test
+  void aMagnitudeThatIsMissingOrOffIsNoticed() throws IOException {
+    try (Golden golden = Golden.open("flux/bnb8__dora", "peft")) {
+      for (Recording.Layer layer : golden.recording.layers().values()) {
+        LoraDelta delta = golden.maps.get(0).delta(layer.module());
+        LoraDelta plain = new LoraDelta(delta.module(), delta.a(), delta.b(), delta.scale(), null, null);
+        float[] y = layer.y().toFloats();
+        assertFalse(golden.check(device, layer, List.of(new Weighted(plain, 1)), layer.xFormat(), y).withinBounds());
+        Result half = golden.check(device, layer, List.of(new Weighted(delta, 0.5f)), layer.xFormat(), y);
+        assertTrue(half.oracle().withinBound(), half::toString);
+        assertFalse(half.withinBounds(), half::toString);
+      }
     }
   }
 

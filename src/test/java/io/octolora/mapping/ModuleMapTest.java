@@ -354,16 +354,17 @@ class ModuleMapTest {
     SafetensorsWriter writer = pair(new SafetensorsWriter(), "transformer.proj_out", 2, 128, 16);
     pair(writer, "transformer.transformer_blocks.0.attn.to_qq", 2, 128, 128);
     pair(writer, "text_encoder.text_model.encoder.layers.0.mlp.fc1", 2, 8, 8);
-    writer.ramp("transformer.x_embedder.lora_A.weight", 1, 2, 16).ramp("transformer.x_embedder.dora_scale", 1, 128, 1);
+    writer.ramp("transformer.x_embedder.lora_A.weight", 1, 2, 16)
+        .ramp("transformer.x_embedder.lora_B.weight", 1, 128, 2).ramp("transformer.x_embedder.dora_scale", 1, 1, 16);
     try (LoraAdapter adapter = adapter(writer)) {
       MappingException e = assertThrows(MappingException.class, () -> ModuleMap.of(flux, adapter));
       assertEquals(Status.INVALID_ARGUMENT, e.status());
-      assertTrue(e.getMessage().startsWith("6 of 8 tensors of " + adapter.path()), e.getMessage());
+      assertTrue(e.getMessage().startsWith("7 of 9 tensors of " + adapter.path()), e.getMessage());
       ModuleMap map = ModuleMap.lenient(flux, adapter);
       assertEquals(e.report(), map.report());
       assertEquals(Set.of("proj_out"), map.modules());
-      assertEquals(8, map.report().entries().size());
-      assertEquals(6, map.report().unmapped().size());
+      assertEquals(9, map.report().entries().size());
+      assertEquals(7, map.report().unmapped().size());
       for (Entry entry : map.report().unmapped()) {
         assertTrue(e.getMessage().contains("\n  " + entry.key() + ": " + entry.why()), entry.key());
       }
@@ -371,7 +372,7 @@ class ModuleMapTest {
       assertEquals("transformer_blocks.0.attn.to_q", misspelled.nearest().get(0));
       assertEquals(3, misspelled.nearest().size());
       Entry dora = entry(map, "transformer.x_embedder.lora_A.weight");
-      assertTrue(dora.why().contains("dora_scale beside it is a DoRA magnitude"), dora.why());
+      assertTrue(dora.why().contains("is a DoRA magnitude of W's columns"), dora.why());
       assertEquals(List.of("x_embedder"), dora.nearest());
       assertEquals(List.of(), entry(map, "transformer.proj_out.lora_A.weight").nearest());
     }

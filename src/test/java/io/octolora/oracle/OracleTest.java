@@ -78,6 +78,38 @@ class OracleTest {
         Oracle.evaluate(linear, List.of(adapter), x, 1, F32, F32, Arithmetic.FP32).value()[0], 1e-15);
   }
 
+  /** W = [[3,4],[0,2]], bias [1,-1], A = [[1,0]], B = [[1],[0.5]], scale 2, m = [10,4], x = [1,2] in PEFT 0.21. */
+  @Test
+  void magnitudesAreThoseOfPeft() {
+    OracleLinear linear = linear(2, 2, new byte[] {3, 4, 0, 2}, 1, new float[] {1, -1}, Quantization.weightOnly());
+    OracleAdapter adapter = new OracleAdapter(1, new float[] {1, 0}, F32, new float[] {1, 0.5f}, F32, null,
+        new float[] {10, 4}, 2);
+    float[] x = {1, 2};
+    Expectation y = Oracle.evaluate(linear, List.of(adapter), x, 1, F32, F32, Arithmetic.FP32);
+    assertArrayEquals(new double[] {21.302588, 7.944272}, y.value(), 2e-6); // in fp32
+    Expectation peft = PeftReference.evaluate(PeftReference.BaseTool.QUANTO, linear, List.of(adapter), List.of(F32), x,
+        1, F32);
+    assertArrayEquals(y.value(), peft.value(), 1e-12);
+  }
+
+  /** One row by hand: W x = 11, a plain adapter of 6, and one of 18 with which the row is (5, 12) and 26 long. */
+  @Test
+  void adaptersAfterEachOther() {
+    OracleLinear linear = linear(1, 2, new byte[] {3, 4}, 1, new float[] {100}, Quantization.weightOnly());
+    float[] x = {1, 2};
+    OracleAdapter plain = new OracleAdapter(1, new float[] {0, 3}, F32, new float[] {1}, F32, null, 1);
+    OracleAdapter dora = new OracleAdapter(1, new float[] {2, 8}, F32, new float[] {1}, F32, null, new float[] {26}, 1);
+    double length = Math.sqrt(5 * 5 + 12 * 12);
+    double g = 26 / length;
+    assertEquals(100 + g * (11 + 6 + 18), value(linear, List.of(plain, dora), x), 1e-9);
+    assertEquals(100 + g * (11 + 18) + 6, value(linear, List.of(dora, plain), x), 1e-9);
+    assertEquals(100 + g * (g * (11 + 18) + 18), value(linear, List.of(dora, dora), x), 1e-9);
+  }
+
+  private static double value(OracleLinear linear, List<OracleAdapter> adapters, float[] x) {
+    return Oracle.evaluate(linear, adapters, x, 1, F32, F32, Arithmetic.FP32).value()[0];
+  }
+
   @Test
   void zeroRowGivesTheBias() {
     OracleLinear linear = linear(2, 3, new byte[] {1, 2, 3, 4, 5, 6}, 1, new float[] {7, -8},

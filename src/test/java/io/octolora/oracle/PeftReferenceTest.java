@@ -24,7 +24,7 @@ import org.junit.jupiter.params.provider.MethodSource;
 class PeftReferenceTest {
   static Stream<String> recordings() {
     return Stream.of("flux", "llama").flatMap(model -> Fixtures.goldens(model)
-        .filter(name -> !name.startsWith("bf16__")).filter(name -> !name.contains("dora"))
+        .filter(name -> !name.startsWith("bf16__"))
         .map(name -> model + "/" + name));
   }
 

@@ -73,8 +73,9 @@ public final class RawModel implements AutoCloseable {
     Tensor a = file.tensors().get(stem + "lora_A.weight");
     Tensor b = file.tensors().get(stem + "lora_B.weight");
     @Nullable Tensor bias = file.tensors().get(stem + "lora_B.bias");
+    @Nullable Tensor magnitude = file.tensors().get(stem + "lora_magnitude_vector");
     return new OracleAdapter((int) a.dimension(0), a.toFloats(), format(a), b.toFloats(), format(b),
-        bias == null ? null : bias.toFloats(), scaling);
+        bias == null ? null : bias.toFloats(), magnitude == null ? null : magnitude.toFloats(), scaling);
   }
 
   private static FloatFormat format(Tensor tensor) {

@@ -19,6 +19,8 @@ import io.octolora.checkpoint.Quantization;
 import io.octolora.mapping.ModuleMap;
 import java.io.IOException;
 import java.lang.management.ManagementFactory;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.LinkedHashMap;
@@ -31,6 +33,7 @@ import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
+import java.util.concurrent.locks.LockSupport;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
@@ -72,7 +75,7 @@ abstract class AdapterSetContract {
       RandomLayer.Adapter made = layer.adapter(rank, scale);
       adapters.put(name, made);
       HostAdapter host = HostAdapter.of(rank, made.a(), made.b(), linear.name(), layer.n, layer.k);
-      return new HostAdapter(rank, host.a(), host.aType(), host.b(), host.bType(), null, scale);
+      return new HostAdapter(rank, host.a(), host.aType(), host.b(), host.bType(), null, null, scale);
     }
 
     /** What the oracle adds for weights by name. */
@@ -215,6 +218,61 @@ abstract class AdapterSetContract {
       assertMessage(IllegalStateException.class, "Selection {line=0.5} is closed",
           () -> one.workspaceBytes(ROWS, DataType.FLOAT32));
     }
+  }
+
+  /** "line" is on to_v alone, so that the numbers are the same on to_q only because its place is kept there. */
+  @Test
+  void rowsTakeTheirOwnAdapters() {
+    Map<String, Float> weights = Map.of("line", 0.5f, "ink", 1f, "wash", -0.5f);
+    set.remove("ink"); // and so added last
+    set.add("ink", Map.of("to_q", q.host("ink", 4, 0.5f), "to_v", v.host("ink", 8, 0.5f)));
+    String[] perRow = {"ink", null, "line"};
+    try (AdapterSet.Selection own = set.selectForRows(weights); AdapterSet.Selection whole = set.select(weights);
+        AdapterSet.Selection off = set.selectForRows(Map.of("ink", 0f));
+        DeviceMemory slots = device.allocate(4L * ROWS)) {
+      assertEquals(List.of(0, 1, 2), List.of(own.slot("wash"), own.slot("line"), own.slot("ink")));
+      assertEquals(-1, off.slot("ink"));
+      assertMessage(OctoloraException.class, "no adapter inc; nearest: ink, line, wash", () -> own.slot("inc"));
+      assertMessage(OctoloraException.class, whole + " is for whole calls: selectForRows makes one whose rows choose",
+          () -> whole.slot("ink"));
+      ByteBuffer numbers = ByteBuffer.allocateDirect(4 * ROWS).order(ByteOrder.nativeOrder());
+      for (int row = 0; row < ROWS; row++) {
+        numbers.putInt(4 * row, perRow[row] == null ? -1 : own.slot(perRow[row]));
+      }
+      slots.copyFrom(numbers, null);
+      for (Member member : List.of(q, v)) {
+        String name = member.linear.name();
+        float[] x = member.x();
+        float[] y = rowForward(member, own.layer(name), x, slots);
+        float[] base = member.linear.forward(x, ROWS);
+        int n = member.layer.n;
+        int k = member.layer.k;
+        for (int row = 0; row < ROWS; row++) {
+          float[] mine = Arrays.copyOfRange(y, row * n, (row + 1) * n);
+          Map<String, Float> only = perRow[row] == null ? Map.of() : Map.of(perRow[row], weights.get(perRow[row]));
+          assertNull(member.layer.judge(Arrays.copyOfRange(x, row * k, (row + 1) * k), 1, mine, member.weighted(only)),
+              name + " row " + row);
+          if (member.weighted(only).isEmpty()) {
+            assertArrayEquals(Arrays.copyOfRange(base, row * n, (row + 1) * n), mine, name + " row " + row);
+          }
+        }
+        assertArrayEquals(whole.layer(name).forward(x, ROWS), own.layer(name).forward(x, ROWS), name);
+      }
+    }
+  }
+
+  private float[] rowForward(Member member, Forward layer, float[] hostX, DeviceMemory slots) {
+    float[] result = new float[ROWS * member.layer.n];
+    ForwardCall call = new ForwardCall(layer);
+    try (DeviceMemory x = device.allocate(4L * hostX.length); DeviceMemory y = device.allocate(4L * result.length)) {
+      x.copyFrom(hostX, null);
+      call.x(x, DataType.FLOAT32, ROWS).y(0, y).rowSlots(slots);
+      try (DeviceMemory workspace = device.allocate(call.workspaceBytes())) {
+        call.workspace(workspace).enqueue(null);
+        y.copyTo(result, null);
+      }
+    }
+    return result;
   }
 
   @Test
@@ -535,6 +593,7 @@ abstract class AdapterSetContract {
       List<Future<Integer>> running = work.stream().map(threads::submit).toList();
       while (!running.stream().allMatch(Future::isDone)) {
         action.run();
+        LockSupport.parkNanos(20_000); // a driver's locks are not fair
       }
       List<Integer> results = new ArrayList<>();
       for (Future<Integer> one : running) {
