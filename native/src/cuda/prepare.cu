@@ -54,8 +54,8 @@ struct Shared {
 };
 
 template <class X, bool kPlain>
-__global__ __launch_bounds__(kThreads, 2) void prepare(const __grid_constant__ PrepareArgs args, const Plan plan,
-                                                       const bool vectors) {
+__global__ __launch_bounds__(kThreads, std::is_same_v<X, __nv_bfloat16>&& kPlain ? 3 : 2) void prepare(
+    const __grid_constant__ PrepareArgs args, const Plan plan, const bool vectors) {
   constexpr int kVector = 16 / sizeof(X);
   extern __shared__ __align__(128) uint8_t memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
@@ -64,17 +64,17 @@ __global__ __launch_bounds__(kThreads, 2) void prepare(const __grid_constant__ P
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int rank = static_cast<int>(ptx::cluster_rank());
   const int first_row = static_cast<int>(blockIdx.x) / plan.cluster * kRows;
-  const X* const x = static_cast<const X*>(args.x);
-  const bool w8a16 = args.spec.mode == Mode::w8a16;
 
   const auto slice_start = [&](int pass) { return (pass * plan.cluster + rank) * plan.slice; };
 
   // Slice `pass` of K into the tile, zeros where there is no x.
   const auto load_slice = [&](int pass) {
+    const X* const x = static_cast<const X*>(args.x);
     const int start = slice_start(pass);
     __syncthreads();
     if (vectors) {
       const int row_vectors = plan.slice / kVector;
+#pragma unroll 2
       for (int i = threadIdx.x; i < kRows * row_vectors; i += kThreads) {
         const int r = i / row_vectors, c = i % row_vectors * kVector;
         const bool present = first_row + r < args.m && start + c < args.k;
@@ -240,7 +240,7 @@ __global__ __launch_bounds__(kThreads, 2) void prepare(const __grid_constant__ P
       const auto fetch = [&](uint4(&b)[kColumns], int step) {
 #pragma unroll
         for (int n = 0; n < kColumns; ++n) {
-          if (step < steps && (n < 2 || both)) b[n] = __ldg(a + (static_cast<int64_t>(n) * k_steps + step) * 32);
+          if (step < steps && (n < 2 || both)) b[n] = __ldg(a + (n * k_steps + step) * 32);
         }
       };
       uint4 b[kColumns], ahead[kColumns];
@@ -390,7 +390,7 @@ __global__ __launch_bounds__(kThreads, 2) void prepare(const __grid_constant__ P
       if (args.q || args.planes) {
         for (int pass = 0; pass < plan.passes; ++pass) {
           if (plan.passes > 1) load_slice(pass);
-          if (w8a16)
+          if (args.spec.mode == Mode::w8a16)
             copy_slice(pass);
           else
             quantize_slice(pass);
