@@ -54,8 +54,8 @@ struct Shared {
 };
 
 template <class X, bool kPlain>
-__global__ __launch_bounds__(kThreads, std::is_same_v<X, __nv_bfloat16>&& kPlain ? 3 : 2) void prepare(
-    const __grid_constant__ PrepareArgs args, const Plan plan, const bool vectors) {
+__global__ __launch_bounds__(kThreads, 2) void prepare(const __grid_constant__ PrepareArgs args, const Plan plan,
+                                                       const bool vectors) {
   constexpr int kVector = 16 / sizeof(X);
   extern __shared__ __align__(128) uint8_t memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
@@ -74,7 +74,6 @@ __global__ __launch_bounds__(kThreads, std::is_same_v<X, __nv_bfloat16>&& kPlain
     __syncthreads();
     if (vectors) {
       const int row_vectors = plan.slice / kVector;
-#pragma unroll 2
       for (int i = threadIdx.x; i < kRows * row_vectors; i += kThreads) {
         const int r = i / row_vectors, c = i % row_vectors * kVector;
         const bool present = first_row + r < args.m && start + c < args.k;

@@ -30,7 +30,7 @@ namespace {
 constexpr int kMultiplyWarps = 8;
 constexpr int kTeams = 2;  // of quantizing warps
 constexpr int kTeamWarps = 4;
-constexpr int kTeamThreads = kTeamWarps * 32;
+[[maybe_unused]] constexpr int kTeamThreads = kTeamWarps * 32;
 constexpr int kCopyWarps = 4;
 constexpr int kThreads = (kCopyWarps + kMultiplyWarps + kTeams * kTeamWarps) * 32;
 constexpr int kTile = 16;     // rows of an mma
@@ -74,15 +74,6 @@ struct Block {
   bool a_f16, b_f16;
 };
 
-// A place in the ring of buffers, and the parity of its use.
-struct Ring {
-  int buffer = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void advance(int batches, int buffers) {
-    for (buffer += batches; buffer >= buffers; buffer -= buffers) phase ^= 1;
-  }
-};
-
 struct Row {
   float factor;
   int power;
@@ -109,6 +100,15 @@ __host__ __device__ inline int first_block(const AdapterView& ad, int after) {
 }
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// A place in the ring of buffers, and the parity of its use.
+struct Ring {
+  int buffer = 0;
+  uint32_t phase = 0;
+  __device__ __forceinline__ void advance(int batches, int buffers) {
+    for (buffer += batches; buffer >= buffers; buffer -= buffers) phase ^= 1;
+  }
+};
 
 // All threads of the cluster arrive, but nothing is ordered: a release would wait for all copies and stores under way.
 __device__ __forceinline__ void cluster_meet() {
