@@ -198,6 +198,8 @@ Workspace CudaLinear::place(const ForwardArgs& f) const {
     if (!slots || !slots->view().slot_count) continue;
     take(w.h[i], static_cast<size_t>(f.rows) * slots->view().up_columns);
     take(w.total_bias[i], f.outputs[i].linear->spec.n);
+    const int tiles = (f.rows + kSlotRows - 1) / kSlotRows;
+    take(w.needed_steps[i], static_cast<size_t>(tiles) * needed_words(slots->view().up_columns));
   }
   return w;
 }
@@ -244,7 +246,7 @@ namespace {
 
 // The kernels of a forward, in the order of their fields.
 struct Plan {
-  bool outliers = false, prepares = false;
+  bool outliers = false, prepares = false, adapters = false;
   PrepareArgs prepare;
   GemmArgs gemm;
   const GemmFamily* const* families = nullptr;  // those it may be multiplied by
@@ -267,7 +269,6 @@ Plan plan_of(const ForwardArgs& f) {
   gemm.rows = workspace.rows;
   prepare.row_slot = gemm.row_slot = f.row_slot;
   prepare.member_count = gemm.member_count = f.output_count;
-  bool adapters = false;
   for (int i = 0; i < f.output_count; ++i) {
     const Output& output = f.outputs[i];
     GemmMember& to = gemm.member[i];
@@ -281,11 +282,14 @@ Plan plan_of(const ForwardArgs& f) {
     PrepareMember& from = prepare.member[i];
     from.n = to.n;
     if (!workspace.h[i]) continue;
-    adapters = true;
+    plan.adapters = true;
     from.adapters = to.adapters = slots->view();
     from.h = workspace.h[i];
     to.h = workspace.h[i];
-    if (f.row_slot) continue;  // each row has a bias of its own
+    if (f.row_slot) {
+      to.needed_steps = workspace.needed_steps[i];
+      continue;  // each row has a bias of its own
+    }
     from.bias = to.bias;
     from.total_bias = workspace.total_bias[i];
     to.bias = workspace.total_bias[i];
@@ -305,7 +309,7 @@ Plan plan_of(const ForwardArgs& f) {
   }
   const bool in_place = f.x_type != Dtype::f32 && spec.k % 8 == 0 && reinterpret_cast<uintptr_t>(f.x) % 16 == 0;
   if (in_place) prepare.planes = nullptr;
-  plan.prepares = !in_place || adapters;
+  plan.prepares = !in_place || plan.adapters;
   if (!plan.prepares) gemm.rows = nullptr;
   gemm.x = in_place ? f.x : workspace.planes;
   gemm.x_pitch = in_place ? spec.k : first.k_pitch;
@@ -321,6 +325,7 @@ void CudaDevice::forward(const ForwardArgs& f) const {
   const Current current(ordinal);
   const cudaStream_t stream = cuda_stream(f.stream);
   const Plan plan = plan_of(f);
+  if (plan.gemm.row_slot && plan.adapters) launch_find_needed_steps(plan.gemm, stream);
   if (plan.outliers) launch_find_outliers(plan.prepare, stream);
   if (plan.prepares) launch_prepare(plan.prepare, limits, stream);
   plan.family(limits).launch(plan.gemm, limits, stream);
@@ -333,6 +338,7 @@ void CudaDevice::explain(const ForwardArgs& f, Explanation& to) const {
   const Plan plan = plan_of(placed);
   to.note("cuda:%d: %s, compute capability %d.%d, %d multiprocessors", ordinal, name_.c_str(), limits.capability / 10,
           limits.capability % 10, limits.multiprocessors);
+  if (plan.gemm.row_slot && plan.adapters) describe_find_needed_steps(to);
   if (plan.outliers) describe_find_outliers(plan.prepare, to);
   if (plan.prepares)
     describe_prepare(plan.prepare, limits, to);

@@ -188,6 +188,7 @@ struct Workspace {
   OutlierView outliers;
   uint16_t* h[kMaxMembers] = {};
   float* total_bias[kMaxMembers] = {};
+  uint32_t* needed_steps[kMaxMembers] = {};
   size_t bytes = 0;
 };
 
