@@ -16,10 +16,9 @@
 // For the low-rank update a stage holds 64 ranks of h, and B goes from memory to registers as it is.
 //
 // Two consumer warpgroups share a tile of 128 x kTokens, and a cluster of two blocks shares the tokens of two tiles:
-// each loads half of x (or h) and multicasts it to both. Blocks stay and walk over tiles. The second warpgroup starts a
-// few stages after the first and stays behind, so that one multiplies while the other stores.
-//
-// The main loop needs nothing that prepare makes, so the kernel starts while prepare still runs.
+// each loads half of x (or h) and multicasts it to both. Blocks stay and walk over tiles. A finished tile leaves
+// through shared memory of its own, which the copy engine empties while the next tile multiplies. Where x is read in
+// place, the main loop needs nothing that prepare makes, and the kernel starts while prepare still runs.
 //
 // Barriers a stage: `full` (the bytes of the stage, one producer arrival) in each block; `empty`, with an arrival from
 // each consumer warp of both blocks, since a producer writes into both.
@@ -45,7 +44,8 @@ constexpr int kBlockN = 128, kBlockK = 64, kBlockRank = 64;
 constexpr int kWarpgroups = 2, kThreads = 128 * (kWarpgroups + 1);
 constexpr int kCluster = 2;
 constexpr int kWeightBytes = kBlockN * kBlockK;
-constexpr int kMaxShared = 232448;  // what a block may have on sm_90
+constexpr int kMaxShared = 232448;                // what a block may have on sm_90
+[[maybe_unused]] constexpr int kRasterTiles = 6;  // tiles along the tokens that a wave walks together
 
 // Tokens of a tile, and those that are stored together.
 template <int Tokens, int StoreTokens>
@@ -81,7 +81,6 @@ struct Params {
   Output output[kMaxMembers];
   GemmArgs args;
   int k_blocks, tiles_m, pairs;
-  int raster, lead;
 };
 
 __device__ __forceinline__ uint32_t load_shared_u32(uint32_t address) {
@@ -106,6 +105,7 @@ __device__ __forceinline__ void store_matrix_x2_transposed(uint32_t address, uin
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};\n" ::"r"(address), "r"(a), "r"(b)
                : "memory");
 }
+
 // Volatile: to be issued where it is written, long before its use.
 template <class T>
 __device__ __forceinline__ T load_early(const T* from) {
@@ -175,12 +175,12 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     int m, n, output;
   };
   const auto place = [&](int tile) {
-    const int group = tile / (p.raster * p.pairs), within = tile - group * p.raster * p.pairs;
-    const int rows = min(p.raster, p.tiles_m - group * p.raster);
+    const int group = tile / (kRasterTiles * p.pairs), within = tile - group * kRasterTiles * p.pairs;
+    const int rows = min(kRasterTiles, p.tiles_m - group * kRasterTiles);
     const int pair = within / rows;
     int output = 0;
     while (output + 1 < args.member_count && pair >= p.output[output + 1].first_pair) ++output;
-    return Place{(group * p.raster + within % rows) * C::kTokens,
+    return Place{(group * kRasterTiles + within % rows) * C::kTokens,
                  ((pair - p.output[output].first_pair) * kCluster + static_cast<int>(rank)) * kBlockN, output};
   };
   int stage = 0;
@@ -275,7 +275,6 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     const uint32_t staging = base + C::kStaging + warpgroup * C::kStoreBytes;
     const uint32_t powers = base + C::kPowersAt + warpgroup * C::kPowers;
     bool ready = !args.rows;  // prepare is done, or there is none
-    if (warpgroup == 1 && p.k_blocks > p.lead) ptx::barrier_wait(full(p.lead), 0);
 
     for (int tile = cluster; tile < tiles; tile += clusters) {
       const Place at = place(tile);
@@ -403,8 +402,9 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           both.x = both.x * power.x + bias[i];
           both.y = both.y * power.y + bias[i];
         } else {
-          both.x = both.x * scale[i] + bias[i];
-          both.y = both.y * scale[i] + bias[i];
+          // Rounded twice, as above: a row that no adapter touches has the same bits with and without slots.
+          both.x = __fmul_rn(both.x, scale[i]) + bias[i];
+          both.y = __fmul_rn(both.y, scale[i]) + bias[i];
         }
         return both;
       };
@@ -516,10 +516,6 @@ CUtensorMap map_of(const void* matrix, int64_t width, int64_t rows, int64_t pitc
   return map;
 }
 
-#ifdef TUNE
-int g_raster = 6, g_lead = 3, g_tokens = 0, g_pdl = 1;
-#endif
-
 int pairs_of(const GemmMember& out) { return (out.n + kBlockN * kCluster - 1) / (kBlockN * kCluster); }
 
 template <class C, bool kEpilogue>
@@ -542,12 +538,6 @@ void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
     output.chunk_columns = out.adapters.chunk_count ? up / out.adapters.chunk_count : kChunkRank;
     p.pairs += pairs_of(out);
   }
-  p.raster = 6;
-  p.lead = 1;
-#ifdef TUNE
-  p.raster = g_raster;
-  p.lead = std::min(g_lead, C::kStages - 1);
-#endif
 
   const int clusters = std::min(p.tiles_m * p.pairs, limits.multiprocessors / kCluster);
   cudaLaunchConfig_t config = {};
@@ -563,9 +553,6 @@ void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
   attributes[1].val.programmaticStreamSerializationAllowed = 1;
   config.attrs = attributes;
   config.numAttrs = args.rows ? 2 : 1;  // rows: prepare comes before
-#ifdef TUNE
-  if (!g_pdl) config.numAttrs = 1;
-#endif
   OCTOLORA_CUDA(cudaLaunchKernelEx(&config, args.x_f16 ? gemm<C, true, kEpilogue> : gemm<C, false, kEpilogue>, p),
                 "sm_90 W8A16 gemm, %d tokens a tile: M = %d, N = %d, K = %d, %d outputs", C::kTokens, args.m,
                 args.member[0].n, args.k, args.member_count);
@@ -595,8 +582,8 @@ constexpr Tile tile_of(double weight) {
 using Wide = Config<256, 64>;
 using Odd = Config<216, 72>;
 using Narrow = Config<128, 64>;
-constexpr Tile kTiles[] = {tile_of<Wide, false>(1.0), tile_of<Odd, false>(1.01), tile_of<Narrow, false>(1.15),
-                           tile_of<Odd, true>(1.01), tile_of<Narrow, true>(1.15)};
+constexpr Tile kTiles[] = {tile_of<Wide, false>(1.0), tile_of<Odd, false>(1.01), tile_of<Narrow, false>(1.4),
+                           tile_of<Odd, true>(1.01), tile_of<Narrow, true>(1.4)};
 
 int64_t tiles_of(const GemmArgs& args, int tokens) {
   int64_t pairs = 0;
@@ -617,10 +604,6 @@ const Tile& choose_tile(const GemmArgs& args, const Limits& limits) {
     const int64_t tiles = tiles_of(args, tile.tokens), clusters = limits.multiprocessors / kCluster;
     return static_cast<double>((tiles + clusters - 1) / clusters) * tile.tokens * tile.weight;
   };
-#ifdef TUNE
-  for (const Tile& tile : kTiles)
-    if (tile.tokens == g_tokens && tile.epilogue == epilogue) return tile;
-#endif
   return *std::min_element(std::begin(kTiles), std::end(kTiles),
                            [&](const Tile& a, const Tile& b) { return cost(a) < cost(b); });
 }

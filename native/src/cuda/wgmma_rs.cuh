@@ -30,18 +30,17 @@ namespace octolora::cuda::ptx {
 #define OCTOLORA_OPERANDS_128 OCTOLORA_OPERANDS_96, OCTOLORA_O16(96), OCTOLORA_O16(112)
 
 // d [64,n] += a [64,16] . b [n,16]^T; with accumulate false, d = a . b^T. `a0` is the operand number behind d's.
-#define OCTOLORA_WGMMA_RS(name, type, n, registers, a0, a1, a2, a3, b_operand, p_operand)                     \
-  __device__ __forceinline__ void name(float(&d)[registers], const uint32_t(&a)[4], uint64_t b, bool accumulate) { \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #p_operand                                              \
-                 ", 0;\n"                                                                                     \
-                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type                              \
-                 " {" OCTOLORA_REGISTERS_##registers "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b_operand \
-                 ", p, 1, 1, 0;\n}\n"                                                                         \
-                 : OCTOLORA_OPERANDS_##registers                                                              \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));    \
+#define OCTOLORA_WGMMA_RS(name, type, n, registers, a0, a1, a2, a3, b_operand, p_operand)                            \
+  __device__ __forceinline__ void name(float(&d)[registers], const uint32_t(&a)[4], uint64_t b, bool accumulate) {   \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #p_operand                                                     \
+                 ", 0;\n"                                                                                            \
+                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" OCTOLORA_REGISTERS_##registers \
+                 "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b_operand ", p, 1, 1, 0;\n}\n"                    \
+                 : OCTOLORA_OPERANDS_##registers                                                                     \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));           \
   }
-#define OCTOLORA_WGMMA_RS_16BIT(n, registers, a0, a1, a2, a3, b_operand, p_operand)                        \
-  OCTOLORA_WGMMA_RS(wgmma_rs_bf16, "bf16", n, registers, a0, a1, a2, a3, b_operand, p_operand)             \
+#define OCTOLORA_WGMMA_RS_16BIT(n, registers, a0, a1, a2, a3, b_operand, p_operand)            \
+  OCTOLORA_WGMMA_RS(wgmma_rs_bf16, "bf16", n, registers, a0, a1, a2, a3, b_operand, p_operand) \
   OCTOLORA_WGMMA_RS(wgmma_rs_f16, "f16", n, registers, a0, a1, a2, a3, b_operand, p_operand)
 OCTOLORA_WGMMA_RS_16BIT(128, 64, 64, 65, 66, 67, 68, 69)
 OCTOLORA_WGMMA_RS_16BIT(192, 96, 96, 97, 98, 99, 100, 101)
