@@ -4,19 +4,17 @@
 // stands at the head of prepare.cu.
 //
 // One wave of clusters shares the rows of x. A cluster takes its rows in batches, and each of its blocks a slice of K
-// of every batch:
+// of every batch. A block's warps divide the work:
 //
-//   producer warp      copies the batches of the slice into a ring of shared buffers, as many ahead as fit
-//   multiplying warps  measure the rows of a batch and multiply them by the slice of A, which stays in shared memory
-//   where
-//                      it fits; each warp has 16 rows of the batch and a part of the slice or of the columns. The row
-//                      maxima go to all blocks of the cluster, the sums to the block that owns the row
-//   quantizing warps   join the maxima, write q of the slice, join the sums and write h of the rows that they own
+//   copy      bring the batches of the slice into a ring of shared buffers, as many ahead as fit
+//   multiply  measure the rows of a batch and multiply them by the slice of A; each warp has 16 rows of the batch and a
+//             part of the slice or of the columns. Its maxima go to all blocks of the cluster, its sums to the block
+//             that owns the row
+//   teams     take turns at the batches: join the maxima, write q of the slice, join the sums and write h of own rows
 //
-// Maxima and sums are messages (st.async) into two mailboxes of each kind that are used in turn. A mailbox is full when
-// its bytes have come, and free when every block of the cluster has read the one it sent to. So memory is read while
-// another batch is measured and a third is written, and no block waits for the whole cluster. Sums are added in a fixed
-// order.
+// Maxima and sums are messages (st.async) into mailboxes that are used in turn. A mailbox is full when its bytes have
+// come, and free when the blocks it is written from know that it has been read. So one batch is read from memory while
+// others are measured and written, and nothing waits for the whole cluster. Sums are added in a fixed order.
 #include <algorithm>
 
 #include "check.h"
@@ -41,16 +39,16 @@ constexpr int kMaxCluster = 8;
 constexpr int kBlock = kChunkRank;  // columns of A that share a description
 constexpr int kMaxBlocks = 64;      // two warps describe them
 
-enum class Place { memory, shared, registers };
+enum class Place { memory, shared, registers };  // of a block's slice of A
 
 struct Plan {
   int cluster;  // blocks that share rows
   int clusters;
-  int batch_rows;     // at most tiles * kTile
-  int slice;          // of K in a block, a multiple of 32
-  int tiles;          // kTile rows of a batch: 1, 2, 4
-  int buffers;        // batches in shared memory
-  Place a;            // where the slice of A is kept
+  int batch_rows;  // at most tiles * kTile
+  int slice;       // of K in a block, a multiple of 32
+  int tiles;       // kTile rows of a batch: 1, 2, 4
+  int buffers;     // batches in shared memory
+  Place a;
   int blocks;         // of kBlock columns
   int blocks_a_warp;  // 1 or 2 at a time
   int column_parts;   // warps that share 16 rows divide the columns in as many,
@@ -89,8 +87,8 @@ struct Shared {
   int exponent;  // largest of the blocks
   bool mixed;    // some of the blocks have the other 16-bit type than x
   Row row[kTeams][kMaxTiles * kTile];
-  uint32_t maxima[kTeams][kMaxCluster][kMultiplyWarps]
-                 [kTile];  // low half: of all of the row, high half: below the limit
+  // Low half: of all of the row, high half: below the limit.
+  uint32_t maxima[kTeams][kMaxCluster][kMultiplyWarps][kTile];
   Block block[kMaxBlocks];
 };
 
