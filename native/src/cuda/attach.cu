@@ -262,14 +262,13 @@ __device__ void pack_slot(const PackArgs& p, bool waits) {
         for (int i = 0; i < 4; ++i) largest = __vmaxu2(largest, octet[j].word[i] & 0x7fff7fffu);
       }
       const Halves halves = halves_of<kSplit>(octet[j], p.a_source.type, a_type, a_power, p.low_parts);
-      const auto store = [&](const uint32_t(&word)[4], int column) {
+      const auto store = [&](const uint4 word, int column) {  // by value: an array would go to local memory
         uint32_t out[4];
 #pragma unroll
         for (int s = 0; s < 4; ++s) {
-          uint32_t send = word[0], got;
-#pragma unroll
-          for (int i = 1; i < 4; ++i) send = (t ^ s) == i ? word[i] : send;
-          got = __shfl_xor_sync(~0u, send, s);
+          const int i_sent = t ^ s;
+          const uint32_t send = i_sent == 0 ? word.x : i_sent == 1 ? word.y : i_sent == 2 ? word.z : word.w;
+          const uint32_t got = __shfl_xor_sync(~0u, send, s);
 #pragma unroll
           for (int i = 0; i < 4; ++i) out[i] = (t ^ s) == i ? got : out[i];
         }
@@ -280,8 +279,8 @@ __device__ void pack_slot(const PackArgs& p, bool waits) {
         }
       };
       const int column = p.first_down + at.x / kChunkRank * kChunkRank * (kSplit ? 2 : 1) + at.x % kChunkRank;
-      store(halves.high, column);
-      if (kSplit) store(halves.low, column + kChunkRank);
+      store({halves.high[0], halves.high[1], halves.high[2], halves.high[3]}, column);
+      if (kSplit) store({halves.low[0], halves.low[1], halves.low[2], halves.low[3]}, column + kChunkRank);
     }
   };
 

@@ -12,7 +12,7 @@ constexpr int kMinCapability = 80;
 
 // In the order of preference; the last takes everything.
 constexpr const GemmFamily* kW8a8Families[] = {&kGemmSm90, &kGemmW8a8, nullptr};
-constexpr const GemmFamily* kW8a16Families[] = {&kGemmW8a16, nullptr};
+constexpr const GemmFamily* kW8a16Families[] = {&kGemmW8a16Sm90, &kGemmW8a16, nullptr};
 
 }  // namespace
 
@@ -37,6 +37,7 @@ CudaDevice::CudaDevice(int ordinal_) : ordinal(ordinal_) {
   set_up_prepare(limits);
   for (const GemmFamily* const* families : {kW8a8Families, kW8a16Families})
     for (; *families; ++families) (*families)->set_up(limits);
+  set_up_decode(limits);
   OCTOLORA_CUDA(cudaEventCreateWithFlags(&staging_free_, cudaEventDisableTiming), "cuda:%d", ordinal);
 }
 
@@ -197,6 +198,8 @@ Workspace CudaLinear::place(const ForwardArgs& f) const {
     const auto* slots = static_cast<const CudaSlots*>(f.outputs[i].slots);
     if (!slots || !slots->view().slot_count) continue;
     take(w.h[i], static_cast<size_t>(f.rows) * slots->view().up_columns);
+    take(w.down[i],
+         static_cast<size_t>(decode_parts(spec.k)) * std::min(f.rows, kDecodeRows) * slots->view().down_columns);
     take(w.total_bias[i], f.outputs[i].linear->spec.n);
     const int tiles = (f.rows + kSlotRows - 1) / kSlotRows;
     take(w.needed_steps[i], static_cast<size_t>(tiles) * needed_words(slots->view().up_columns));
@@ -285,6 +288,7 @@ Plan plan_of(const ForwardArgs& f) {
     plan.adapters = true;
     from.adapters = to.adapters = slots->view();
     from.h = workspace.h[i];
+    from.down = workspace.down[i];
     to.h = workspace.h[i];
     if (f.row_slot) {
       to.needed_steps = workspace.needed_steps[i];
@@ -312,6 +316,7 @@ Plan plan_of(const ForwardArgs& f) {
   plan.prepares = !in_place || plan.adapters;
   if (!plan.prepares) gemm.rows = nullptr;
   gemm.x = in_place ? f.x : workspace.planes;
+  gemm.x_in_place = in_place;
   gemm.x_pitch = in_place ? spec.k : first.k_pitch;
   gemm.planes = f.x_type == Dtype::f32 ? 3 : 1;
   gemm.x_f16 = f.x_type == Dtype::f16;
@@ -325,6 +330,7 @@ void CudaDevice::forward(const ForwardArgs& f) const {
   const Current current(ordinal);
   const cudaStream_t stream = cuda_stream(f.stream);
   const Plan plan = plan_of(f);
+  if (!decode_refuses(plan.prepare, plan.gemm, limits)) return launch_decode(plan.prepare, plan.gemm, limits, stream);
   if (plan.gemm.row_slot && plan.adapters) launch_find_needed_steps(plan.gemm, stream);
   if (plan.outliers) launch_find_outliers(plan.prepare, limits, stream);
   if (plan.prepares) launch_prepare(plan.prepare, limits, stream);
@@ -338,6 +344,9 @@ void CudaDevice::explain(const ForwardArgs& f, Explanation& to) const {
   const Plan plan = plan_of(placed);
   to.note("cuda:%d: %s, compute capability %d.%d, %d multiprocessors", ordinal, name_.c_str(), limits.capability / 10,
           limits.capability % 10, limits.multiprocessors);
+  const char* const not_decode = decode_refuses(plan.prepare, plan.gemm, limits);
+  if (!not_decode) return describe_decode(plan.prepare, plan.gemm, limits, to);
+  if (f.rows <= kDecodeRows) to.note("not the kernels for few rows: %s", not_decode);
   if (plan.gemm.row_slot && plan.adapters) describe_find_needed_steps(to);
   if (plan.outliers) describe_find_outliers(plan.prepare, limits, to);
   if (plan.prepares)

@@ -81,6 +81,7 @@ constexpr int kMaxMembers = OCTOLORA_MAX_OUTPUTS;
 struct PrepareMember {
   AdapterView adapters;
   uint16_t* h = nullptr;
+  float* down = nullptr;  // decode.cu: pieces of x.A^T, [decode_parts(K)][M][down_columns]
   // total_bias[i] = bias[i] + the biases of all slots, scaled; null: not asked for.
   float* total_bias = nullptr;  // [N]
   const float* bias = nullptr;  // [N] or null
@@ -126,6 +127,7 @@ struct GemmArgs {
   int64_t x_pitch = 0;      // elements
   int planes = 1;           // W8A16: planes of x, each multiplied by all of W
   bool x_f16 = false;       // W8A16: fp16, else bf16
+  bool x_in_place = false;  // x is the caller's, nothing that prepare makes
   int m = 0, k = 0, k_pitch = 0;
   const RowScale* rows = nullptr;     // null: W8A16 without adapters, scale 1 and power 1
   const int32_t* row_slot = nullptr;  // [M] or null, see PrepareArgs
@@ -143,8 +145,8 @@ struct Limits {
   int capability;  // 90 for 9.0
   int multiprocessors;
   int shared_bytes;  // a block may have, opt-in
-  // Clusters of 1, 2, 4 and 8 blocks that run at a time where each block fills a multiprocessor; 0: none.
-  int clusters[4] = {};
+  int clusters[9];   // clusters of 1 to 8 blocks of decode.cu that run at once
+  int prepare_clusters[4];  // of 1, 2, 4 and 8 blocks of prepare_sm90.cu
 };
 
 // prepare.cu
@@ -170,13 +172,28 @@ struct GemmFamily {
   // A line for each launch, with what decided.
   void (*describe)(const GemmArgs& args, const Limits& limits, Explanation& to);
 };
-extern const GemmFamily kGemmSm90;   // gemm_sm90.cu: W8A8 on Hopper
-extern const GemmFamily kGemmW8a8;   // gemm_w8a8.cu: everywhere
-extern const GemmFamily kGemmW8a16;  // gemm_w8a16.cu: everywhere
+extern const GemmFamily kGemmSm90;       // gemm_sm90.cu: W8A8 on Hopper
+extern const GemmFamily kGemmW8a16Sm90;  // gemm_w8a16_sm90.cu: W8A16 on Hopper
+extern const GemmFamily kGemmW8a8;       // gemm_w8a8.cu: everywhere
+extern const GemmFamily kGemmW8a16;      // gemm_w8a16.cu: everywhere
 
 // row_slots.cu: fills needed_steps of all members, before a GEMM that reads them
 void launch_find_needed_steps(const GemmArgs& args, cudaStream_t stream);
 void describe_find_needed_steps(Explanation& to);
+// decode.cu: all of a forward with few rows on Hopper
+struct DecodeTuning {
+  int splits = 0;
+};
+extern DecodeTuning decode_tuning;
+constexpr int kDecodeRows = 64;
+int decode_parts(int k);
+void launch_prepare_few(const PrepareArgs& args, cudaStream_t stream);
+void describe_prepare_few(const PrepareArgs& args, Explanation& to);
+void set_up_decode(Limits& limits);  // fills limits.clusters
+const char* decode_refuses(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits);  // null: takes it
+void launch_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits, cudaStream_t stream);
+void describe_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits, Explanation& to);
+
 // pack.cu
 void launch_widen_order(int8_t* weight, int64_t groups, cudaStream_t stream);
 

@@ -24,7 +24,7 @@
 #include <algorithm>
 
 #include "check.h"
-#include "launch.h"
+#include "dependent_launch.cuh"
 #include "prepare.cuh"
 
 namespace octolora::cuda {
@@ -362,8 +362,8 @@ __global__ __launch_bounds__(kThreads, 2) void prepare(const __grid_constant__ P
     }
   };
 
-  ptx::wait_for_primaries();
-  ptx::launch_dependents();
+  wait_for_primaries();
+  launch_dependents();
   add_up_bias(args, static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x),
               static_cast<int>(gridDim.x) * kThreads);
   if (threadIdx.x < kRows) shared.below[threadIdx.x] = shared.full[threadIdx.x] = 0;
@@ -436,8 +436,8 @@ void launch(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) 
   const Plan plan = plan_for<X>(args.m, args.k, limits);
   const bool vectors =
       reinterpret_cast<uintptr_t>(args.x) % 16 == 0 && static_cast<int64_t>(args.k) * sizeof(X) % 16 == 0;
-  Launch launch(limits, dim3(static_cast<unsigned>((args.m + kRows - 1) / kRows * plan.cluster)), kThreads,
-                shared_bytes<X>(plan.slice), stream, plan.cluster);
+  DependentLaunch launch(limits, dim3(static_cast<unsigned>((args.m + kRows - 1) / kRows * plan.cluster)), kThreads,
+                         plan.cluster, shared_bytes<X>(plan.slice), stream);
   const auto kernel = is_plain(args.spec) ? prepare<X, true> : prepare<X, false>;
   OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config, kernel, args, plan, vectors), "prepare: M = %d, K = %d, %d outputs",
                 args.m, args.k, args.member_count);

@@ -18,7 +18,7 @@
 #include <algorithm>
 
 #include "check.h"
-#include "launch.h"
+#include "dependent_launch.cuh"
 #include "prepare.cuh"
 #include "wgmma.cuh"
 
@@ -206,8 +206,8 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
   }
   __syncwarp();
   cluster_meet();
-  ptx::wait_for_primaries();
-  ptx::launch_dependents();
+  wait_for_primaries();
+  launch_dependents();
 
   const int describer = static_cast<int>(threadIdx.x) - kCopyWarps * 32;
   if (describer >= 0 && describer < plan.blocks) {
@@ -710,13 +710,13 @@ Plan plan_for(const PrepareArgs& args, const Limits& limits) {
   constexpr int kEnough = 3;
   const int blocks = blocks_of(args), batches = (args.m + kTile - 1) / kTile;
   Plan plan{};
-  for (int i = 0; i < 4 && limits.clusters[i]; ++i) {
+  for (int i = 0; i < 4 && limits.prepare_clusters[i]; ++i) {
     const int cluster = 1 << i;
     const int held = shape(args.k, 0, cluster, 1, Place::memory, limits).buffers;
     plan = shape(args.k, blocks, cluster, 1, is_plain(args.spec) ? Place::registers : Place::shared, limits);
     if (!plan.buffers) plan = shape(args.k, blocks, cluster, 1, Place::shared, limits);
     if (plan.buffers < std::min(kEnough, held)) plan = shape(args.k, blocks, cluster, 1, Place::memory, limits);
-    if (plan.buffers) spread(plan, args.m, limits.clusters[i]);
+    if (plan.buffers) spread(plan, args.m, limits.prepare_clusters[i]);
     if (held >= kEnough && batches * cluster >= limits.multiprocessors) break;
   }
   return plan;
@@ -726,8 +726,7 @@ template <class X>
 void launch(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
   Plan plan = plan_for(args, limits);
   plan.limit = outlier_limit<X>(args.spec);
-  Launch launch(limits, dim3(static_cast<unsigned>(plan.clusters * plan.cluster)), kThreads, shared_bytes(plan), stream,
-                plan.cluster);
+  DependentLaunch launch(plan.clusters * plan.cluster, kThreads, plan.cluster, shared_bytes(plan), stream);
   const auto kernel = is_plain(args.spec) ? prepare_rows<X, true> : prepare_rows<X, false>;
   OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config, kernel, args, plan),
                 "prepare: M = %d, K = %d, %d blocks of columns, clusters of %d", args.m, args.k, plan.blocks,
@@ -745,9 +744,9 @@ void set_up_prepare_sm90(Limits& limits) {
                   "prepare: %d bytes of shared memory", limits.shared_bytes);
   }
   for (int i = 0; i < 4; ++i) {
-    Launch launch(limits, dim3(1u << i), kThreads, limits.shared_bytes, nullptr, 1 << i);
+    DependentLaunch launch(1 << i, kThreads, 1 << i, limits.shared_bytes, nullptr);
     OCTOLORA_CUDA(
-        cudaOccupancyMaxActiveClusters(&limits.clusters[i], prepare_rows<__nv_bfloat16, true>, &launch.config),
+        cudaOccupancyMaxActiveClusters(&limits.prepare_clusters[i], prepare_rows<__nv_bfloat16, true>, &launch.config),
         "clusters of %d", 1 << i);
   }
 }

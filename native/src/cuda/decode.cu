@@ -1,0 +1,810 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Few rows (M <= 64) on Hopper: the weights are read once, at the speed of memory, and everything else hides behind
+// that stream.
+//
+//   y[m,n] = p[m] * ( s_w[n] * (s_x[m] / p[m]) * sum_k q[m,k] W[n,k] + sum_r h[m,r] B[n,r] ) + bias[n]
+//
+//   q, s_x, p and the pieces of x.A^T from prepare_few.cu; h is their sum, scaled and rounded as in prepare.cu. W8A16
+//   multiplies x itself by widened weights.
+//
+// The kernel is a programmatic dependent of prepare_few: it fills its shared memory with weights, which do not hang on
+// x, while that one still runs. The roles of the operands are swapped: weights are the 64 rows of a wgmma, tokens its 8
+// to 64 columns. A block has up to 256 rows of W and a share of K; the blocks of a cluster have the same rows and the
+// other shares, and add up through distributed shared memory in a fixed order. A warp then has 16 rows as mma
+// fragments, takes the low-rank update onto them and stores.
+//
+// A stage is 128 values of K: 128 bytes of each row of W and 128 (W8A8) or 256 (W8A16) bytes of each token. One warp is
+// the producer; three others make h and gather what a tile's channels need; two warpgroups multiply. What runs once a
+// tile is kept short, since its instructions come from memory too.
+#include <cuda.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "check.h"
+#include "convert.cuh"
+#include "dependent_launch.cuh"
+#include "epilogue.cuh"
+#include "kernels.h"
+#include "ptx.cuh"
+#include "wgmma_narrow.cuh"
+
+namespace octolora::cuda {
+
+DecodeTuning decode_tuning;
+
+namespace {
+
+constexpr int kMaxTokens = kDecodeRows;
+constexpr int kBlockK = 128;
+
+enum class Kind { s8, bf16, f16 };
+
+constexpr int kConsumers = 256, kHelpers = 96;  // threads; between them the warp of the producer
+constexpr int kStreamThreads = kConsumers + 32 + kHelpers;
+constexpr int kMaxTileRows = 256, kMaxStages = 16, kMaxSplits = 8;
+
+struct Stream {
+  CUtensorMap x;
+  CUtensorMap w[kMaxMembers];
+  GemmArgs gemm;
+  const float* down[kMaxMembers];  // as the first kernel left it
+  const float* bias[kMaxMembers];  // of the linear alone, or null
+  int parts;
+  int tile_rows;                    // of W, a multiple of 8
+  int first_tile[kMaxMembers + 1];  // of each member
+  int splits;                       // of K: blocks in a cluster
+  int k_blocks;
+  int stages, stage_bytes;
+  int stage_units;                                    // fragments of sums that fit a stage
+  int held;                                           // stages that the sums of a tile take
+  int h_pitch;                                        // bytes
+  int h_at, b_at, rows_at, channels_at, barriers_at;  // in shared memory; b_at 0: B is read where it is
+};
+
+__device__ __forceinline__ uint64_t evict_first() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
+  return policy;
+}
+__device__ __forceinline__ void tensor_load_hinted(uint32_t to, const CUtensorMap* map, int x, int y, uint32_t barrier,
+                                                   uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, "
+      "%3}], [%4], %5;\n" ::"r"(to),
+      "l"(map), "r"(x), "r"(y), "r"(barrier), "l"(policy)
+      : "memory");
+}
+__device__ __forceinline__ void bulk_load(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to),
+               "l"(from), "r"(bytes), "r"(barrier)
+               : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
+}
+template <int Number>
+__device__ __forceinline__ void named_arrive(int threads) {
+  asm volatile("bar.arrive %0, %1;\n" ::"n"(Number), "r"(threads) : "memory");
+}
+__device__ __forceinline__ uint4 load_cluster_16(uint32_t address, uint32_t rank) {
+  uint32_t remote;
+  uint4 v;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(address), "r"(rank));
+  asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(remote)
+               : "memory");
+  return v;
+}
+
+// Four int8, in the order that kernels.h gives for W8A16, to two registers of two 16-bit floats; gemm.cuh has the idea.
+template <bool kF16>
+__device__ __forceinline__ void widen(uint32_t bytes, uint32_t& low, uint32_t& high) {
+  const uint32_t pair[2] = {__byte_perm(bytes, 0, 0x4140), __byte_perm(bytes, 0, 0x4342)};
+  uint32_t out[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if constexpr (kF16) {
+      const uint32_t biased = (pair[i] ^ 0x00800080u) | 0x64006400u;
+      const __half2 value = __hsub2(*reinterpret_cast<const __half2*>(&biased), __half2half2(__ushort_as_half(0x6480)));
+      out[i] = *reinterpret_cast<const uint32_t*>(&value);
+    } else {
+      const uint32_t magnitude = (pair[i] & 0x007f007fu) | 0x43004300u, sign = (pair[i] & 0x00800080u) | 0x43004300u;
+      const __nv_bfloat162 value = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&magnitude),
+                                           *reinterpret_cast<const __nv_bfloat162*>(&sign));
+      out[i] = *reinterpret_cast<const uint32_t*>(&value);
+    }
+  }
+  low = out[0];
+  high = out[1];
+}
+
+// h of one member, in 16 bits, into shared memory [token][h_pitch bytes]; `rows` has {s_x / p, p}. A thread keeps four
+// ranks of a chunk and walks over the tokens.
+__device__ __forceinline__ void encode_h(const Stream& p, int member, uint8_t* h, const float2* rows, int thread) {
+  const AdapterView& ad = p.gemm.member[member].adapters;
+  if (!ad.chunk_count) return;
+  const int chunk_down = ad.down_columns / ad.chunk_count, quads = ad.chunk_count * 4;
+  const int side = max(1, kHelpers / quads);  // tokens side by side
+  const int64_t piece = static_cast<int64_t>(p.gemm.m) * ad.down_columns;
+#pragma unroll 1
+  for (int quad = thread % (kHelpers / side); quad < quads; quad += kHelpers / side) {
+    const Chunk chunk = ad.chunks[quad / 4];
+    const int j = quad % 4 * 4;
+    const float scale = ad.scale[chunk.slot];
+    const float* const from = p.down[member] + quad / 4 * chunk_down + j;
+#pragma unroll 2
+    for (int m = thread / (kHelpers / side); m < p.gemm.m; m += side) {
+      float4 sum = {0.f, 0.f, 0.f, 0.f};
+      for (int half = 0; half <= chunk.split; ++half) {  // the low parts join the high ones
+        const float* at = from + static_cast<int64_t>(m) * ad.down_columns + half * kChunkRank;
+#pragma unroll 4
+        for (int part = 0; part < p.parts; ++part, at += piece) {
+          const float4 v = __ldcg(reinterpret_cast<const float4*>(at));
+          sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+        }
+      }
+      const bool applies = !p.gemm.row_slot || p.gemm.row_slot[m] == chunk.slot;
+      const int exponent = -chunk.exponent - ilogbf(rows[m].y);
+      const float value[4] = {sum.x, sum.y, sum.z, sum.w};
+      uint32_t high[4], low[4];
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const bool present = applies && j + c < chunk.ranks;
+        const float v = present ? scalbnf(value[c] * scale, exponent) : 0.f;
+        high[c] = encode16(v, chunk.b_f16);
+        low[c] = present ? encode16(v - decode16(static_cast<uint16_t>(high[c]), chunk.b_f16), chunk.b_f16) : 0;
+      }
+      uint8_t* const to = h + m * p.h_pitch + (chunk.up + j) * 2;
+      const uint2 packed = {high[0] | high[1] << 16, high[2] | high[3] << 16};
+      *reinterpret_cast<uint2*>(to) = packed;
+      if (chunk.split) {
+        *reinterpret_cast<uint2*>(to + kChunkRank * 2) = {low[0] | low[1] << 16, low[2] | low[3] << 16};
+        *reinterpret_cast<uint2*>(to + kChunkRank * 4) = packed;
+      }
+    }
+  }
+}
+
+// {s_w, bias} of the channels of a tile.
+__device__ __forceinline__ void gather_channels(const Stream& p, int member, int first, float2* channels, int thread) {
+  const GemmMember& out = p.gemm.member[member];
+  const AdapterView& ad = out.adapters;
+  const int slots = p.gemm.row_slot ? 0 : ad.slot_count;
+#pragma unroll 1
+  for (int i = thread; i < p.tile_rows; i += kHelpers) {
+    const int n = first + i;
+    float2 channel = {0.f, 0.f};
+    if (n < out.n) {
+      channel = {out.scale[n], p.bias[member] ? p.bias[member][n] : 0.f};
+#pragma unroll 1
+      for (int slot = 0; slot < slots; ++slot) {
+        if (ad.has_bias[slot]) channel.y += ad.scale[slot] * ad.slot_bias[static_cast<int64_t>(slot) * out.n + n];
+      }
+    }
+    channels[i] = channel;
+  }
+}
+
+// 16 rows of W from `first` to `end` of the member, kTiles * 8 tokens from first_token on. value: the sums as mma
+// accumulators, row g (and g + 8) of W and tokens 2t, 2t + 1. b: row `first` of B. f16: bit i: the 16 ranks of step i
+// are fp16, for the first 32 steps.
+template <int kTiles>
+__device__ __forceinline__ void finish(const Stream& p, int member, float (&value)[kTiles][4], int first, int end,
+                                       int first_token, const float2* channels, const uint8_t* b, const uint8_t* h,
+                                       const float4* rows, uint32_t f16) {
+  const GemmMember& out = p.gemm.member[member];
+  const AdapterView& ad = out.adapters;
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+  const bool beyond = first + g + 8 >= end;  // of B there may be no such row
+  const float2 channel[2] = {channels[g], channels[g + 8]};
+  rows += first_token / 2 + t;
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+    const float4 token = rows[j * 4];
+#pragma unroll
+    for (int c = 0; c < 4; ++c) value[j][c] *= (c % 2 ? token.z : token.x) * channel[c / 2].x;
+  }
+
+  const int pitch = ad.up_columns * 2, steps = ad.up_columns / 16;
+  const uint8_t* const one = b + (first + g < end ? g : 0) * pitch + t * 8;
+  const uint8_t* const two = beyond ? one : one + 8 * pitch;
+  const uint8_t* const token_h = h + (first_token + g) * p.h_pitch + t * 8;
+#pragma unroll 4
+  for (int step = 0; step < steps; ++step) {
+    const uint2 low = *reinterpret_cast<const uint2*>(one + step * 32);
+    const uint2 high = *reinterpret_cast<const uint2*>(two + step * 32);
+    const uint32_t operand[4] = {low.x, high.x, low.y, high.y};
+    const bool half = step < 32 ? f16 >> step & 1 : ad.chunks[step * ad.chunk_count / steps].b_f16;
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+      const uint2 token = *reinterpret_cast<const uint2*>(token_h + j * 8 * p.h_pitch + step * 32);
+      if (half)
+        ptx::mma_f16(value[j], operand, token.x, token.y);
+      else
+        ptx::mma_bf16(value[j], operand, token.x, token.y);
+    }
+  }
+
+  // Lanes of neighbouring rows exchange a token each, so that a lane has two columns of y side by side.
+  const Dtype type = p.gemm.y_type;
+  const bool odd = g & 1;
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+    const float4 token = rows[j * 4];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float v0 = value[j][2 * i] * token.y + channel[i].y, v1 = value[j][2 * i + 1] * token.w + channel[i].y;
+      const float got = __shfl_xor_sync(~0u, odd ? v0 : v1, 4);
+      value[j][2 * i] = odd ? got : v0;
+      value[j][2 * i + 1] = odd ? v1 : got;
+    }
+  }
+  const int m0 = first_token + 2 * t + odd, n0 = first + (g & ~1);
+  if (has_epilogue(p.gemm, out)) {
+    const auto at16 = [&](const void* from, int64_t at) {
+      return type == Dtype::f32 ? static_cast<const float*>(from)[at]
+                                : decode16(static_cast<const uint16_t*>(from)[at], type == Dtype::f16);
+    };
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+      const int m = m0 + j * 8, slot = p.gemm.row_slot && m < p.gemm.m ? p.gemm.row_slot[m] : -1;
+      const bool biased = slot >= 0 && slot < ad.slot_count && ad.has_bias[slot];
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const int n = n0 + c / 2 * 8 + c % 2;
+        if (m >= p.gemm.m || n >= end) continue;
+        float v = value[j][c];
+        if (biased) v += ad.scale[slot] * ad.slot_bias[static_cast<int64_t>(slot) * out.n + n];
+        v = activate(v, out.activation);
+        if (out.gate) v *= at16(out.gate, n);
+        if (out.residual) v += at16(out.residual, static_cast<int64_t>(m) * out.n + n);
+        value[j][c] = v;
+      }
+    }
+  }
+  const int element = type == Dtype::f32 ? 4 : 2;
+  const bool pairs = out.n % 2 == 0 && reinterpret_cast<uintptr_t>(out.y) % (2 * element) == 0;
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+    const int m = m0 + j * 8;
+    if (m >= p.gemm.m) break;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int n = n0 + 8 * i;
+      uint8_t* const y = static_cast<uint8_t*>(out.y) + (static_cast<int64_t>(m) * out.n + n) * element;
+      const float v0 = value[j][2 * i], v1 = value[j][2 * i + 1];
+      if (type == Dtype::f32) {
+        if (pairs && n < end) {
+          *reinterpret_cast<float2*>(y) = {v0, v1};
+        } else {
+          if (n < end) reinterpret_cast<float*>(y)[0] = v0;
+          if (n + 1 < end) reinterpret_cast<float*>(y)[1] = v1;
+        }
+      } else {
+        const uint32_t low = encode16(v0, type == Dtype::f16), high = encode16(v1, type == Dtype::f16);
+        if (pairs && n < end) {
+          *reinterpret_cast<uint32_t*>(y) = low | high << 16;
+        } else {
+          if (n < end) reinterpret_cast<uint16_t*>(y)[0] = static_cast<uint16_t>(low);
+          if (n + 1 < end) reinterpret_cast<uint16_t*>(y)[1] = static_cast<uint16_t>(high);
+        }
+      }
+    }
+  }
+}
+
+// kTokens: M rounded up. kSubs: 64-row pieces of a tile for each of the two warpgroups.
+template <Kind kKind, int kTokens, int kSubs>
+__global__ __launch_bounds__(kStreamThreads)
+    __maxnreg__(kTokens < 64        ? 104
+                : kKind == Kind::s8 ? 112
+                                    : 128) void stream(const __grid_constant__ Stream p) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  constexpr bool kInt8 = kKind == Kind::s8;
+  constexpr int kXBoxes = kInt8 ? 1 : 2, kXBytes = kTokens * 128 * kXBoxes;
+  constexpr int kTiles = kTokens / 8, kSums = kTokens / 2;
+  extern __shared__ __align__(1024) uint8_t memory[];
+  const uint32_t base = ptx::shared_address(memory), barriers = base + p.barriers_at;
+  const auto full = [&](int stage) { return barriers + stage * 16; };
+  const auto empty = [&](int stage) { return barriers + stage * 16 + 8; };
+  // The same in all lanes, and known to be: descriptors are then computed in uniform registers.
+  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0), lane = static_cast<int>(threadIdx.x) % 32;
+  const int rank = p.splits > 1 ? static_cast<int>(ptx::cluster_rank()) : 0;
+  const int cluster = static_cast<int>(blockIdx.x) / p.splits, clusters = static_cast<int>(gridDim.x) / p.splits;
+  const int first_block = rank * p.k_blocks / p.splits, blocks = (rank + 1) * p.k_blocks / p.splits - first_block;
+  const int tiles = p.first_tile[p.gemm.member_count];
+  const auto member_of = [&](int tile) {
+    int member = 0;
+    while (tile >= p.first_tile[member + 1]) ++member;
+    return member;
+  };
+  uint8_t* const h = memory + p.h_at;
+  float2* const rows = reinterpret_cast<float2*>(memory + p.rows_at);          // {s_x / p, p} of the tokens
+  float2* const channels = reinterpret_cast<float2*>(memory + p.channels_at);  // {s_w, bias} of the tile
+  const uint32_t b_full = barriers + kMaxStages * 16;
+  enum { kPair = 1, kReady = 2, kFree = 3, kHelp = 4 };  // named barriers
+
+  if (threadIdx.x == kConsumers) {
+    ptx::prefetch_map(&p.x);
+    ptx::prefetch_map(&p.w[0]);
+  }
+  if (threadIdx.x == 0) {
+    ptx::barrier_init(b_full, 1);
+    for (int stage = 0; stage < p.stages; ++stage) {
+      ptx::barrier_init(full(stage), 1);
+      ptx::barrier_init(empty(stage), 2);
+    }
+    ptx::barrier_init_fence();
+  }
+  __syncthreads();
+  launch_dependents();
+
+  if (warp == kConsumers / 32) {
+    if (lane == 0) {
+      const uint64_t policy = evict_first();
+      // One of these walks over the stages with weights, the other with x.
+      struct Walk {
+        int tile, block, member, row;
+      };
+      const auto enter = [&](Walk& at) {
+        at.block = 0;
+        at.member = member_of(min(at.tile, tiles - 1));
+        at.row = (at.tile - p.first_tile[at.member]) * p.tile_rows;
+      };
+      const auto step = [&](Walk& at) {
+        if (++at.block == blocks) {
+          at.tile += clusters;
+          enter(at);
+        }
+      };
+      const auto load_w = [&](const Walk& at, int stage) {
+        ptx::barrier_expect_bytes(full(stage), p.tile_rows * 128 + kXBytes);
+        tensor_load_hinted(base + stage * p.stage_bytes, &p.w[at.member], (first_block + at.block) * 128, at.row,
+                           full(stage), policy);
+      };
+      const auto load_x = [&](int block, int stage) {
+#pragma unroll
+        for (int box = 0; box < kXBoxes; ++box) {
+          ptx::tensor_load(base + stage * p.stage_bytes + p.tile_rows * 128 + box * kTokens * 128, &p.x,
+                           ((first_block + block) * kXBoxes + box) * 128, 0, full(stage));
+        }
+      };
+      Walk at{cluster, 0, 0, 0};
+      enter(at);
+      int ahead = 0;
+      for (; ahead < p.stages && at.tile < tiles && blocks; ++ahead, step(at)) load_w(at, ahead);
+      wait_for_primaries();
+      for (int i = 0, block = 0; i < ahead; ++i) {
+        load_x(block, i);
+        if (++block == blocks) block = 0;
+      }
+      int stage = 0;
+      uint32_t phase = 0;
+      for (; at.tile < tiles && blocks; step(at)) {
+        ptx::barrier_wait(empty(stage), phase);
+        load_w(at, stage);
+        load_x(at.block, stage);
+        if (++stage == p.stages) stage = 0, phase ^= 1;
+      }
+    }
+    __syncwarp();
+  } else if (warp > kConsumers / 32) {
+    const int thread = static_cast<int>(threadIdx.x) - kConsumers - 32;
+    wait_for_primaries();
+    for (int m = thread; m < kTokens; m += kHelpers) {
+      const RowScale row = p.gemm.rows && m < p.gemm.m ? p.gemm.rows[m] : RowScale{1.f, 1.f};
+      rows[m] = {row.scale / row.power, row.power};
+    }
+    ptx::named_sync(kHelp, kHelpers);
+    int encoded = -1;
+    for (int tile = cluster; tile < tiles; tile += clusters) {
+      const int member = member_of(tile), first = (tile - p.first_tile[member]) * p.tile_rows;
+      const GemmMember& out = p.gemm.member[member];
+      if (tile != cluster) ptx::named_sync(kFree, kConsumers + kHelpers);
+      if (thread == 0 && p.b_at && out.adapters.up_columns) {
+        const int pitch = out.adapters.up_columns * 2, bytes = min(p.tile_rows, out.n - first) * pitch;
+        ptx::fence_async_shared();  // after the reads of the tile before
+        ptx::barrier_expect_bytes(b_full, bytes);
+        bulk_load(base + p.b_at, reinterpret_cast<const uint8_t*>(out.adapters.b) + static_cast<int64_t>(first) * pitch,
+                  bytes, b_full);
+      }
+      gather_channels(p, member, first, channels, thread);
+      if (member != encoded) encode_h(p, member, h, rows, thread);
+      encoded = member;
+      named_arrive<kReady>(kConsumers + kHelpers);
+    }
+  } else {
+    const int warpgroup = warp / 4, warp_rows = warp % 4 * 16;
+    wait_for_primaries();
+    int stage = 0;
+    uint32_t phase = 0, b_phase = 0;
+    const auto release = [&](int which) {
+      if (threadIdx.x % 128 == 0) barrier_arrive(empty(which));
+    };
+    for (int tile = cluster; tile < tiles; tile += clusters) {
+      const int member = member_of(tile), first = (tile - p.first_tile[member]) * p.tile_rows;
+      const AdapterView& ad = p.gemm.member[member].adapters;
+      const int pitch = ad.up_columns * 2, steps = ad.up_columns / 16;
+      const uint8_t* const b =
+          p.b_at ? memory + p.b_at : reinterpret_cast<const uint8_t*>(ad.b) + static_cast<int64_t>(first) * pitch;
+      // Bit i: the 16 ranks of step i are fp16, for the first 32 steps.
+      const uint32_t f16 = __ballot_sync(~0u, lane < steps && ad.chunks[lane * ad.chunk_count / steps].b_f16);
+      std::conditional_t<kInt8, int32_t, float> sum[kSubs][kSums];
+#pragma unroll
+      for (int i = 0; i < kSubs * kSums; ++i) sum[i / kSums][i % kSums] = 0;
+      int previous = 0;
+      for (int block = 0; block < blocks; ++block) {
+        const uint32_t w_tile = base + stage * p.stage_bytes, x_tile = w_tile + p.tile_rows * 128;
+        ptx::barrier_wait(full(stage), phase);
+        const uint64_t x = ptx::wgmma_descriptor(x_tile);
+        if constexpr (kInt8) {
+          ptx::wgmma_fence();
+#pragma unroll
+          for (int sub = 0; sub < kSubs; ++sub) {
+            const uint64_t w = ptx::wgmma_descriptor(w_tile + (warpgroup + 2 * sub) * 64 * 128);
+#pragma unroll
+            for (int k = 0; k < 4; ++k) ptx::wgmma_s8(sum[sub], w + 2 * k, x + 2 * k, true);
+          }
+          ptx::wgmma_commit();
+          if (block > 0) {
+            ptx::wgmma_wait<1>();
+            if (block <= blocks - p.held) release(previous);
+          }
+          previous = stage;
+        } else {
+          constexpr bool kF16 = kKind == Kind::f16;
+#pragma unroll
+          for (int sub = 0; sub < kSubs; ++sub) {
+            const uint32_t w_rows = w_tile + ((warpgroup + 2 * sub) * 64 + warp_rows) * 128;
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+              uint32_t operand[4][4];
+#pragma unroll
+              for (int step = 0; step < 2; ++step) {
+                uint32_t bytes[4];
+                ptx::load_matrix_x4(bytes, w_rows + (lane % 8 + lane / 16 * 8) * 128 +
+                                               ((((half * 2 + step) * 2 + lane / 8 % 2) ^ lane % 8) * 16));
+#pragma unroll
+                for (int k = 0; k < 2; ++k) {
+                  widen<kF16>(bytes[k], operand[step * 2 + k][0], operand[step * 2 + k][2]);
+                  widen<kF16>(bytes[k + 2], operand[step * 2 + k][1], operand[step * 2 + k][3]);
+                }
+              }
+              ptx::wgmma_fence();
+#pragma unroll
+              for (int k = 0; k < 4; ++k) {
+                const uint64_t x_step = x + half * (kTokens * 128 >> 4) + 2 * k;
+                if constexpr (kF16)
+                  ptx::wgmma_f16(sum[sub], operand[k], x_step, true);
+                else
+                  ptx::wgmma_bf16(sum[sub], operand[k], x_step, true);
+              }
+              ptx::wgmma_commit();
+              ptx::wgmma_wait<0>();
+            }
+          }
+          if (block < blocks - p.held) release(stage);
+        }
+        if (++stage == p.stages) stage = 0, phase ^= 1;
+      }
+      if constexpr (kInt8) ptx::wgmma_wait<0>();
+
+      // The sums go where the last stages were, a fragment of 16 rows and 8 tokens after the other, once nobody reads
+      // those any more. Behind a tile that is not the last the producer fills the other stages meanwhile.
+      const bool last = tile + clusters >= tiles;
+      const int spare = last ? 0 : stage >= p.held ? stage - p.held : stage - p.held + p.stages;
+      const auto place = [&](int unit) {
+        int at = spare + unit / p.stage_units;
+        if (at >= p.stages) at -= p.stages;
+        return at * p.stage_bytes + (unit % p.stage_units * 32 + lane) * 16;
+      };
+      const int rows_here = min(p.tile_rows, p.gemm.member[member].n - first);
+      ptx::named_sync(kPair, kConsumers);
+#pragma unroll
+      for (int sub = 0; sub < kSubs; ++sub) {
+        const int row_tile = (warpgroup + 2 * sub) * 4 + warp % 4;
+        if (row_tile * 16 < rows_here) {
+#pragma unroll
+          for (int j = 0; j < kTiles; ++j) {
+            uint4 bits;
+            memcpy(&bits, &sum[sub][4 * j], sizeof bits);
+            *reinterpret_cast<uint4*>(memory + place(row_tile * kTiles + j)) = bits;
+          }
+        }
+      }
+      ptx::named_sync(kReady, kConsumers + kHelpers);
+      if (p.splits > 1) ptx::cluster_sync();
+      if (p.b_at && steps) {
+        ptx::barrier_wait(b_full, b_phase);
+        b_phase ^= 1;
+      }
+      // Each block finishes a share of the fragments, some tokens of 16 rows at a time.
+      constexpr int kPart = kTiles < 4 ? kTiles : 4, kParts = kTiles / kPart;
+      const int row_tiles = (rows_here + 15) / 16;
+      const int first_unit = rank * row_tiles / p.splits * kParts, end = (rank + 1) * row_tiles / p.splits * kParts;
+#pragma unroll 1
+      for (int unit = first_unit + warp; unit < end; unit += kConsumers / 32) {
+        const int row_tile = unit / kParts, part = unit % kParts * kPart;
+        float value[kPart][4];
+#pragma unroll
+        for (int j = 0; j < kPart; ++j) {
+          const uint32_t from = base + place(row_tile * kTiles + part + j);
+          std::conditional_t<kInt8, int32_t, float> total[4] = {};
+#pragma unroll 2
+          for (int s = 0; s < p.splits; ++s) {
+            const uint4 bits = load_cluster_16(from, s);
+            std::conditional_t<kInt8, int32_t, float> piece[4];
+            memcpy(piece, &bits, sizeof bits);
+#pragma unroll
+            for (int c = 0; c < 4; ++c) total[c] += piece[c];
+          }
+#pragma unroll
+          for (int c = 0; c < 4; ++c) value[j][c] = static_cast<float>(total[c]);
+        }
+        finish(p, member, value, first + row_tile * 16, first + rows_here, part * 8, channels + row_tile * 16,
+               b + row_tile * 16 * pitch, h, reinterpret_cast<const float4*>(rows), f16);
+      }
+      if (!last) {
+        ptx::named_sync(kFree, kConsumers + kHelpers);
+        for (int i = 0; i < p.held; ++i) {
+          const int at = spare + i;
+          release(at >= p.stages ? at - p.stages : at);
+        }
+      }
+    }
+  }
+  if (p.splits > 1) {
+    if (warp >= kConsumers / 32) ptx::cluster_sync();
+    ptx::cluster_sync();  // a block's shared memory outlives the reads of its peers
+  }
+#endif
+}
+
+using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
+                            const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
+                            CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+Encode encoder() {
+  static const Encode encode = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found;
+    OCTOLORA_CUDA(
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found),
+        "tensor maps");
+    return reinterpret_cast<Encode>(function);
+  }();
+  return encode;
+}
+
+CUtensorMap map_of(const void* matrix, int64_t width, int64_t rows, int64_t pitch, int box_rows) {
+  CUtensorMap map;
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(width), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(pitch)};
+  const cuuint32_t box[2] = {128, static_cast<cuuint32_t>(box_rows)}, steps[2] = {1, 1};
+  const CUresult result = encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(matrix), sizes, strides,
+                                    box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) {
+    throw Error(OCTOLORA_CUDA_ERROR, "cuTensorMapEncodeTiled: error %d for %lld rows of %lld bytes, pitch %lld, at %p",
+                static_cast<int>(result), static_cast<long long>(rows), static_cast<long long>(width),
+                static_cast<long long>(pitch), matrix);
+  }
+  return map;
+}
+
+using Kernel = void (*)(Stream);
+
+template <Kind kKind>
+Kernel kernel_for(int tokens, bool two) {
+  switch (tokens) {
+    case 8:
+      return two ? stream<kKind, 8, 2> : stream<kKind, 8, 1>;
+    case 16:
+      return two ? stream<kKind, 16, 2> : stream<kKind, 16, 1>;
+    case 32:
+      return two ? stream<kKind, 32, 2> : stream<kKind, 32, 1>;
+    default:
+      return two ? stream<kKind, 64, 2> : stream<kKind, 64, 1>;
+  }
+}
+
+Kernel kernel_for(Kind kind, int tokens, bool two) {
+  switch (kind) {
+    case Kind::bf16:
+      return kernel_for<Kind::bf16>(tokens, two);
+    case Kind::f16:
+      return kernel_for<Kind::f16>(tokens, two);
+    default:
+      return kernel_for<Kind::s8>(tokens, two);
+  }
+}
+
+// ---- Dispatch
+// --------------------------------------------------------------------------------------------------------
+
+constexpr int kSharedBytes = 208 * 1024;  // leaves room for a block of the first kernel beside it
+
+struct Plan {
+  Kind kind;
+  int tokens, splits, clusters;
+  int tile_rows, tiles;  // tile_rows 0: no tile of at most kMaxTileRows
+  int stages, stage_bytes, held, stage_units;
+  int up_columns, h_pitch;
+  int h_at, b_at, rows_at, channels_at, barriers_at, shared_bytes;
+  bool prepares;
+};
+
+// Tiles of 96 rows and more read x often enough from L2 to hide it; below, blocks that share the rows and divide K have
+// taller ones. us at rank 64, M = 1 and 64:
+//   SPLITS_TABLE
+constexpr int kShortTile = 96;
+constexpr int kFewStages = 4;
+
+Plan plan_of(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits) {
+  Plan plan{};
+  int64_t total_n = 0;
+  for (int i = 0; i < gemm.member_count; ++i) {
+    total_n += gemm.member[i].n;
+    plan.up_columns = std::max(plan.up_columns, gemm.member[i].adapters.up_columns);
+  }
+  const bool int8 = prepare.spec.mode != Mode::w8a16;
+  plan.prepares = int8 || plan.up_columns;
+  plan.kind = int8 ? Kind::s8 : gemm.x_f16 ? Kind::f16 : Kind::bf16;
+  plan.tokens = gemm.m <= 8 ? 8 : gemm.m <= 16 ? 16 : gemm.m <= 32 ? 32 : 64;
+
+  const auto tiles_of = [&](int rows) {
+    int tiles = 0;
+    for (int i = 0; i < gemm.member_count; ++i) tiles += (gemm.member[i].n + rows - 1) / rows;
+    return tiles;
+  };
+  // The lowest tiles of which no cluster has more than `turns`; 0 where they are too high.
+  const auto rows_for = [&](int splits, int turns) {
+    const int64_t most = static_cast<int64_t>(limits.clusters[splits]) * turns;
+    if (most == 0) return 0;
+    int64_t rows = std::max<int64_t>(16, round_up64((total_n + most - 1) / most, 8));
+    while (rows <= kMaxTileRows && tiles_of(static_cast<int>(rows)) > most) rows += 8;
+    return rows <= kMaxTileRows ? static_cast<int>(rows) : 0;
+  };
+  for (const int splits : {1, 2, 3, 4, kMaxSplits}) {
+    if (decode_tuning.splits && splits != decode_tuning.splits) continue;
+    const int rows = rows_for(splits, 1);
+    if (!rows) break;
+    plan.splits = splits;
+    plan.tile_rows = rows;
+    if (rows >= kShortTile) break;
+  }
+  for (int turns = 2; !plan.tile_rows && turns < 1 << 16; ++turns) {
+    plan.splits = 1;
+    plan.tile_rows = rows_for(1, turns);
+  }
+  if (!plan.tile_rows) return plan;
+  plan.tiles = tiles_of(plan.tile_rows);
+  plan.clusters = std::min(plan.tiles, limits.clusters[plan.splits]);
+
+  plan.stage_bytes = plan.tile_rows * 128 + plan.tokens * 128 * (int8 ? 1 : 2);
+  plan.stage_units = plan.stage_bytes / 512;
+  plan.held = ((plan.tile_rows + 15) / 16 * (plan.tokens / 8) + plan.stage_units - 1) / plan.stage_units;
+  // A row of h is 32 or 96 bytes beyond a multiple of 128, so that eight rows lie in different banks.
+  plan.h_pitch = plan.up_columns * 2 + (plan.up_columns % 32 == 0 ? 32 : 0);
+  const int h_bytes = plan.up_columns ? plan.tokens * plan.h_pitch : 0, b_bytes = plan.tile_rows * plan.up_columns * 2;
+  const int reach = (plan.tile_rows > 128 ? 256 : 128) * 128;  // what a wgmma reads from the start of a stage on
+  const int fixed = kMaxTokens * 8 + round_up(plan.tile_rows, 16) * 8 + kMaxStages * 16 + 16 + h_bytes;
+  const auto stages_in = [&](int bytes) {
+    int stages = std::min(kMaxStages, bytes / plan.stage_bytes);
+    while (stages > 0 && (stages - 1) * plan.stage_bytes + reach > bytes) --stages;
+    return stages;
+  };
+  // B lies in shared memory where the stages can spare that.
+  plan.stages = stages_in(kSharedBytes - fixed - b_bytes);
+  const bool b_shared = b_bytes && plan.stages >= kFewStages;
+  if (b_bytes && !b_shared) plan.stages = stages_in(kSharedBytes - fixed);
+  int at = std::max(plan.stages * plan.stage_bytes, (plan.stages - 1) * plan.stage_bytes + reach);
+  const auto take = [&](int bytes) {
+    at += bytes;
+    return at - bytes;
+  };
+  plan.b_at = b_shared ? take(b_bytes) : 0;
+  plan.rows_at = take(kMaxTokens * 8);
+  plan.channels_at = take(round_up(plan.tile_rows, 16) * 8);
+  plan.barriers_at = take(kMaxStages * 16 + 16);
+  plan.h_at = take(h_bytes);
+  plan.shared_bytes = at;
+  return plan;
+}
+
+void set_up_kernels(const Limits& limits) {
+  for (const Kind kind : {Kind::s8, Kind::bf16, Kind::f16}) {
+    for (const int tokens : {8, 16, 32, 64}) {
+      for (const bool two : {false, true}) {
+        OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel_for(kind, tokens, two)),
+                                           cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
+                      "decode: %d bytes of shared memory", limits.shared_bytes);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void set_up_decode(Limits& limits) {
+  if (limits.capability != 90) return;
+  encoder();  // a driver without it fails here, not in a forward
+  set_up_kernels(limits);
+  limits.clusters[1] = limits.multiprocessors;
+  for (int blocks = 2; blocks <= kMaxSplits; ++blocks) {
+    const DependentLaunch launch(blocks, kStreamThreads, blocks, kSharedBytes, nullptr);
+    cudaLaunchConfig_t config = launch.config;
+    cudaLaunchAttribute cluster = launch.attributes[1];
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    OCTOLORA_CUDA(cudaOccupancyMaxActiveClusters(&limits.clusters[blocks], stream<Kind::s8, 64, 2>, &config),
+                  "decode: clusters of %d", blocks);
+  }
+}
+
+const char* decode_refuses(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits) {
+  if (limits.capability != 90) return "it is for compute capability 9.0";
+  if (gemm.m > kMaxTokens) return "it is for at most 64 rows";
+  if (gemm.outliers.list) return "outlier columns are taken out";
+  if (prepare.x_type == Dtype::f32) return "x is fp32";
+  if (prepare.k % 8 || reinterpret_cast<uintptr_t>(prepare.x) % 16) return "rows of x are not 16-byte aligned";
+  const Plan plan = plan_of(prepare, gemm, limits);
+  if (!plan.tile_rows) return "N is too large";
+  if (plan.stages <= plan.held) return "the ranks of all slots leave too little shared memory";
+  if (plan.tiles > plan.clusters && (gemm.k + kBlockK - 1) / kBlockK < plan.held) return "K is too short";
+  return nullptr;
+}
+
+void launch_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits, cudaStream_t stream) {
+  const Plan plan = plan_of(prepare, gemm, limits);
+  if (plan.prepares) launch_prepare_few(prepare, stream);
+
+  Stream s{};
+  s.parts = decode_parts(prepare.k);
+  for (int i = 0; i < gemm.member_count; ++i) {
+    const GemmMember& member = gemm.member[i];
+    s.down[i] = prepare.member[i].down;
+    s.bias[i] = prepare.member[i].total_bias ? prepare.member[i].bias : member.bias;
+    s.w[i] = map_of(member.weight, gemm.k_pitch, member.n, gemm.k_pitch, plan.tile_rows);
+    s.first_tile[i + 1] = s.first_tile[i] + (member.n + plan.tile_rows - 1) / plan.tile_rows;
+  }
+  const int x_bytes = plan.kind == Kind::s8 ? 1 : 2;
+  s.x = map_of(gemm.x, (plan.kind == Kind::s8 ? gemm.k_pitch : gemm.k) * static_cast<int64_t>(x_bytes), gemm.m,
+               gemm.x_pitch * x_bytes, plan.tokens);
+  s.gemm = gemm;
+  s.tile_rows = plan.tile_rows;
+  s.splits = plan.splits;
+  s.k_blocks = (gemm.k + kBlockK - 1) / kBlockK;
+  s.stages = plan.stages;
+  s.stage_bytes = plan.stage_bytes;
+  s.stage_units = plan.stage_units;
+  s.held = plan.held;
+  s.h_at = plan.h_at;
+  s.h_pitch = plan.h_pitch;
+  s.b_at = plan.b_at;
+  s.rows_at = plan.rows_at;
+  s.channels_at = plan.channels_at;
+  s.barriers_at = plan.barriers_at;
+  const DependentLaunch launch(plan.clusters * plan.splits, kStreamThreads, plan.splits, plan.shared_bytes, stream);
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config, kernel_for(plan.kind, plan.tokens, plan.tile_rows > 128), s),
+                "decode: M = %d, K = %d, %d tiles of %d rows, %d blocks each", gemm.m, gemm.k, plan.tiles,
+                plan.tile_rows, plan.splits);
+}
+
+void describe_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits, Explanation& to) {
+  const Plan plan = plan_of(prepare, gemm, limits);
+  if (plan.prepares)
+    describe_prepare_few(prepare, to);
+  else
+    to.note("no prepare: x is read where it is and there are no adapters");
+  to.launch(
+      "%s for few rows, started while the launch before it runs: %d tokens x %d rows of W, %d tiles, K divided by "
+      "%d, %d stages",
+      plan.kind == Kind::s8 ? "wgmma s8" : "wgmma 16-bit with widened weights", plan.tokens, plan.tile_rows, plan.tiles,
+      plan.splits, plan.stages);
+}
+
+}  // namespace octolora::cuda

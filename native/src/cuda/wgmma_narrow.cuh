@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// wgmma with few columns, for weights as the 64 rows and up to 64 tokens as the columns; accumulators, tiles and
+// descriptors are those of wgmma.cuh.
+//
+// With A in registers a warp holds its 16 rows as mma m16n8k16 does (ptx.cuh); they must stay until the wgmma is done.
+#pragma once
+
+#include "wgmma.cuh"
+
+namespace octolora::cuda::ptx {
+
+#define OCTOLORA_D4(c, i) c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3])
+#define OCTOLORA_D8(c, i) OCTOLORA_D4(c, i), OCTOLORA_D4(c, i + 4)
+#define OCTOLORA_D16(c, i) OCTOLORA_D8(c, i), OCTOLORA_D8(c, i + 8)
+#define OCTOLORA_D32(c, i) OCTOLORA_D16(c, i), OCTOLORA_D16(c, i + 16)
+#define OCTOLORA_N4 "%0, %1, %2, %3"
+#define OCTOLORA_N8 OCTOLORA_N4 ", %4, %5, %6, %7"
+#define OCTOLORA_N16 OCTOLORA_N8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define OCTOLORA_N32 OCTOLORA_N16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+
+// d [64,N] += a [64,32] . b [N,32]^T, both in shared memory; with accumulate false, d = a . b^T.
+#define OCTOLORA_NARROW_S8(n, registers, a_operand, b_operand, p_operand)                                     \
+  __device__ __forceinline__ void wgmma_s8(int32_t(&d)[registers], uint64_t a, uint64_t b, bool accumulate) { \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #p_operand                                              \
+                 ", 0;\n"                                                                                     \
+                 "wgmma.mma_async.sync.aligned.m64n" #n "k32.s32.s8.s8 {" OCTOLORA_N##registers               \
+                 "}, %" #a_operand ", %" #b_operand ", p;\n}\n"                                               \
+                 : OCTOLORA_D##registers("+r", 0)                                                             \
+                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                                        \
+  }
+OCTOLORA_NARROW_S8(8, 4, 4, 5, 6)
+OCTOLORA_NARROW_S8(16, 8, 8, 9, 10)
+OCTOLORA_NARROW_S8(32, 16, 16, 17, 18)
+OCTOLORA_NARROW_S8(64, 32, 32, 33, 34)
+
+// d [64,N] += a [64,16] . b [N,16]^T, a in registers, b in shared memory.
+#define OCTOLORA_NARROW_16(name, type, n, registers, a0, a1, a2, a3, b_operand, p_operand)                     \
+  __device__ __forceinline__ void name(float(&d)[registers], const uint32_t* a, uint64_t b, bool accumulate) { \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #p_operand                                               \
+                 ", 0;\n"                                                                                      \
+                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" OCTOLORA_N##registers    \
+                 "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b_operand ", p, 1, 1, 0;\n}\n"              \
+                 : OCTOLORA_D##registers("+f", 0)                                                              \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));     \
+  }
+OCTOLORA_NARROW_16(wgmma_bf16, "bf16", 8, 4, 4, 5, 6, 7, 8, 9)
+OCTOLORA_NARROW_16(wgmma_bf16, "bf16", 16, 8, 8, 9, 10, 11, 12, 13)
+OCTOLORA_NARROW_16(wgmma_bf16, "bf16", 32, 16, 16, 17, 18, 19, 20, 21)
+OCTOLORA_NARROW_16(wgmma_bf16, "bf16", 64, 32, 32, 33, 34, 35, 36, 37)
+OCTOLORA_NARROW_16(wgmma_f16, "f16", 8, 4, 4, 5, 6, 7, 8, 9)
+OCTOLORA_NARROW_16(wgmma_f16, "f16", 16, 8, 8, 9, 10, 11, 12, 13)
+OCTOLORA_NARROW_16(wgmma_f16, "f16", 32, 16, 16, 17, 18, 19, 20, 21)
+OCTOLORA_NARROW_16(wgmma_f16, "f16", 64, 32, 32, 33, 34, 35, 36, 37)
+
+#undef OCTOLORA_NARROW_16
+#undef OCTOLORA_NARROW_S8
+#undef OCTOLORA_N32
+#undef OCTOLORA_N16
+#undef OCTOLORA_N8
+#undef OCTOLORA_N4
+#undef OCTOLORA_D32
+#undef OCTOLORA_D16
+#undef OCTOLORA_D8
+#undef OCTOLORA_D4
+
+}  // namespace octolora::cuda::ptx
