@@ -662,7 +662,7 @@ Plan plan_of(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& lim
   };
   // The lowest tiles of which no cluster has more than `turns`; 0 where they are too high.
   const auto rows_for = [&](int splits, int turns) {
-    const int64_t most = static_cast<int64_t>(limits.decode_clusters[splits]) * turns;
+    const int64_t most = static_cast<int64_t>(limits.clusters[splits]) * turns;
     if (most == 0) return 0;
     int64_t rows = std::max<int64_t>(16, round_up64((total_n + most - 1) / most, 8));
     while (rows <= kMaxTileRows && tiles_of(static_cast<int>(rows)) > most) rows += 8;
@@ -682,7 +682,7 @@ Plan plan_of(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& lim
   }
   if (!plan.tile_rows) return plan;
   plan.tiles = tiles_of(plan.tile_rows);
-  plan.clusters = std::min(plan.tiles, limits.decode_clusters[plan.splits]);
+  plan.clusters = std::min(plan.tiles, limits.clusters[plan.splits]);
 
   plan.stage_bytes = plan.tile_rows * 128 + plan.tokens * 128 * (int8 ? 1 : 2);
   plan.stage_units = plan.stage_bytes / 512;
@@ -733,14 +733,14 @@ void set_up_decode(Limits& limits) {
   if (limits.capability != 90) return;
   encoder();  // a driver without it fails here, not in a forward
   set_up_kernels(limits);
-  limits.decode_clusters[1] = limits.multiprocessors;
+  limits.clusters[1] = limits.multiprocessors;
   for (int blocks = 2; blocks <= kMaxSplits; ++blocks) {
     const DependentLaunch launch(blocks, kStreamThreads, blocks, kSharedBytes, nullptr);
     cudaLaunchConfig_t config = launch.config;
     cudaLaunchAttribute cluster = launch.attributes[1];
     config.attrs = &cluster;
     config.numAttrs = 1;
-    OCTOLORA_CUDA(cudaOccupancyMaxActiveClusters(&limits.decode_clusters[blocks], stream<Kind::s8, 64, 2>, &config),
+    OCTOLORA_CUDA(cudaOccupancyMaxActiveClusters(&limits.clusters[blocks], stream<Kind::s8, 64, 2>, &config),
                   "decode: clusters of %d", blocks);
   }
 }

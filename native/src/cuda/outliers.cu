@@ -8,7 +8,7 @@
 #include <algorithm>
 
 #include "check.h"
-#include "launch.h"
+#include "dependent_launch.cuh"
 #include "prepare.cuh"
 
 namespace octolora::cuda {
@@ -53,8 +53,8 @@ __global__ __launch_bounds__(kMarkThreads, kMarkBlocks) void mark(const void* in
   uint32_t minimum[kRegisters];
 #pragma unroll
   for (int i = 0; i < kRegisters; ++i) minimum[i] = ~0u;
-  ptx::wait_for_primaries();
-  ptx::launch_dependents();
+  wait_for_primaries();
+  launch_dependents();
   if (column < k) {
     const X* const x = static_cast<const X*>(input) + column;
     for (int m = first + warp; m < last; m += kMarkWarps * kRowsAhead) {
@@ -98,8 +98,8 @@ __global__ __launch_bounds__(kListThreads) void list(const OutlierView view, int
   const int lane = threadIdx.x % 32, warp = static_cast<int>(threadIdx.x) / 32;
   for (int word = threadIdx.x; word < view.words; word += kListThreads) flags[word] = 0;
   __syncthreads();
-  ptx::wait_for_primaries();
-  ptx::launch_dependents();
+  wait_for_primaries();
+  launch_dependents();
   // 32 words of every splits-th band are a warp's.
   const int chunks = (view.words + 31) / 32, splits = max(1, min(bands, kListWarps / chunks));
   for (int item = warp; item < chunks * splits; item += kListWarps) {
@@ -155,11 +155,11 @@ template <class X>
 void launch(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
   const dim3 grid = mark_grid<X>(args, limits);
   const auto kernel = vector_columns<X>(args) > 1 ? mark<X, 16 / sizeof(X)> : mark<X, 1>;
-  Launch first(limits, grid, kMarkThreads, 0, stream);
+  DependentLaunch first(limits, grid, kMarkThreads, 1, 0, stream);
   OCTOLORA_CUDA(cudaLaunchKernelEx(&first.config, kernel, args.x, args.m, args.k, outlier_limit<X>(args.spec),
                                    args.outliers.partial, args.outliers.words),
                 "mark outliers: M = %d, K = %d", args.m, args.k);
-  Launch second(limits, dim3(1), kListThreads, 0, stream);
+  DependentLaunch second(limits, dim3(1), kListThreads, 1, 0, stream);
   OCTOLORA_CUDA(cudaLaunchKernelEx(&second.config, list, args.outliers, static_cast<int>(grid.y)),
                 "list outliers: K = %d", args.k);
 }

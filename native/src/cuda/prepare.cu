@@ -8,6 +8,8 @@
 //
 //   x [M,K] bf16, fp16 or fp32   q int8 [M,k_pitch]   rows {s_x, p} [M]   h 16-bit [M,up_columns]
 //
+// This is the kernel for every type, alignment and architecture; prepare_sm90.cu takes what it can on Hopper.
+//
 // A cluster of blocks owns 16 rows and each of its blocks a slice of K, which stays in shared memory from the maximum
 // over the quantization to the down-projection: x is read from memory once. The blocks exchange maxima and partial sums
 // of x.A^T through distributed shared memory, in a fixed order, so the same input gives the same bits. Before sm_90
@@ -22,7 +24,7 @@
 #include <algorithm>
 
 #include "check.h"
-#include "launch.h"
+#include "dependent_launch.cuh"
 #include "prepare.cuh"
 
 namespace octolora::cuda {
@@ -360,8 +362,8 @@ __global__ __launch_bounds__(kThreads, 2) void prepare(const __grid_constant__ P
     }
   };
 
-  ptx::wait_for_primaries();
-  ptx::launch_dependents();
+  wait_for_primaries();
+  launch_dependents();
   add_up_bias(args, static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x),
               static_cast<int>(gridDim.x) * kThreads);
   if (threadIdx.x < kRows) shared.below[threadIdx.x] = shared.full[threadIdx.x] = 0;
@@ -434,8 +436,8 @@ void launch(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) 
   const Plan plan = plan_for<X>(args.m, args.k, limits);
   const bool vectors =
       reinterpret_cast<uintptr_t>(args.x) % 16 == 0 && static_cast<int64_t>(args.k) * sizeof(X) % 16 == 0;
-  Launch launch(limits, dim3(static_cast<unsigned>((args.m + kRows - 1) / kRows * plan.cluster)), kThreads,
-                shared_bytes<X>(plan.slice), stream, plan.cluster);
+  DependentLaunch launch(limits, dim3(static_cast<unsigned>((args.m + kRows - 1) / kRows * plan.cluster)), kThreads,
+                         plan.cluster, shared_bytes<X>(plan.slice), stream);
   const auto kernel = is_plain(args.spec) ? prepare<X, true> : prepare<X, false>;
   OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config, kernel, args, plan, vectors), "prepare: M = %d, K = %d, %d outputs",
                 args.m, args.k, args.member_count);
