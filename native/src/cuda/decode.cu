@@ -63,42 +63,6 @@ struct Stream {
   int h_at, b_at, rows_at, channels_at, barriers_at;  // in shared memory; b_at 0: B is read where it is
 };
 
-__device__ __forceinline__ uint64_t evict_first() {
-  uint64_t policy;
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
-  return policy;
-}
-__device__ __forceinline__ void tensor_load_hinted(uint32_t to, const CUtensorMap* map, int x, int y, uint32_t barrier,
-                                                   uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, "
-      "%3}], [%4], %5;\n" ::"r"(to),
-      "l"(map), "r"(x), "r"(y), "r"(barrier), "l"(policy)
-      : "memory");
-}
-__device__ __forceinline__ void bulk_load(uint32_t to, const void* from, int bytes, uint32_t barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to),
-               "l"(from), "r"(bytes), "r"(barrier)
-               : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
-}
-template <int Number>
-__device__ __forceinline__ void named_arrive(int threads) {
-  asm volatile("bar.arrive %0, %1;\n" ::"n"(Number), "r"(threads) : "memory");
-}
-__device__ __forceinline__ uint4 load_cluster_16(uint32_t address, uint32_t rank) {
-  uint32_t remote;
-  uint4 v;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(address), "r"(rank));
-  asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];\n"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(remote)
-               : "memory");
-  return v;
-}
-
 // Four int8, in the order that kernels.h gives for W8A16, to two registers of two 16-bit floats; gemm.cuh has the idea.
 template <bool kF16>
 __device__ __forceinline__ void widen(uint32_t bytes, uint32_t& low, uint32_t& high) {
@@ -123,7 +87,8 @@ __device__ __forceinline__ void widen(uint32_t bytes, uint32_t& low, uint32_t& h
 
 // h of one member, in 16 bits, into shared memory [token][h_pitch bytes]; `rows` has {s_x / p, p}. A thread keeps four
 // ranks of a chunk and walks over the tokens.
-__device__ __forceinline__ void encode_h(const Stream& p, int member, uint8_t* h, const float2* rows, int thread) {
+[[maybe_unused]] __device__ __forceinline__ void encode_h(const Stream& p, int member, uint8_t* h, const float2* rows,
+                                                          int thread) {
   const AdapterView& ad = p.gemm.member[member].adapters;
   if (!ad.chunk_count) return;
   const int chunk_down = ad.down_columns / ad.chunk_count, quads = ad.chunk_count * 4;
@@ -169,7 +134,8 @@ __device__ __forceinline__ void encode_h(const Stream& p, int member, uint8_t* h
 }
 
 // {s_w, bias} of the channels of a tile.
-__device__ __forceinline__ void gather_channels(const Stream& p, int member, int first, float2* channels, int thread) {
+[[maybe_unused]] __device__ __forceinline__ void gather_channels(const Stream& p, int member, int first,
+                                                                 float2* channels, int thread) {
   const GemmMember& out = p.gemm.member[member];
   const AdapterView& ad = out.adapters;
   const int slots = p.gemm.row_slot ? 0 : ad.slot_count;
@@ -349,7 +315,7 @@ __global__ __launch_bounds__(kStreamThreads)
 
   if (warp == kConsumers / 32) {
     if (lane == 0) {
-      const uint64_t policy = evict_first();
+      const uint64_t policy = ptx::evict_first();
       // One of these walks over the stages with weights, the other with x.
       struct Walk {
         int tile, block, member, row;
@@ -367,8 +333,8 @@ __global__ __launch_bounds__(kStreamThreads)
       };
       const auto load_w = [&](const Walk& at, int stage) {
         ptx::barrier_expect_bytes(full(stage), p.tile_rows * 128 + kXBytes);
-        tensor_load_hinted(base + stage * p.stage_bytes, &p.w[at.member], (first_block + at.block) * 128, at.row,
-                           full(stage), policy);
+        ptx::tensor_load_hinted(base + stage * p.stage_bytes, &p.w[at.member], (first_block + at.block) * 128, at.row,
+                                full(stage), policy);
       };
       const auto load_x = [&](int block, int stage) {
 #pragma unroll
@@ -413,13 +379,14 @@ __global__ __launch_bounds__(kStreamThreads)
         const int pitch = out.adapters.up_columns * 2, bytes = min(p.tile_rows, out.n - first) * pitch;
         ptx::fence_async_shared();  // after the reads of the tile before
         ptx::barrier_expect_bytes(b_full, bytes);
-        bulk_load(base + p.b_at, reinterpret_cast<const uint8_t*>(out.adapters.b) + static_cast<int64_t>(first) * pitch,
-                  bytes, b_full);
+        ptx::bulk_load(base + p.b_at,
+                       reinterpret_cast<const uint8_t*>(out.adapters.b) + static_cast<int64_t>(first) * pitch, bytes,
+                       b_full);
       }
       gather_channels(p, member, first, channels, thread);
       if (member != encoded) encode_h(p, member, h, rows, thread);
       encoded = member;
-      named_arrive<kReady>(kConsumers + kHelpers);
+      ptx::named_arrive<kReady>(kConsumers + kHelpers);
     }
   } else {
     const int warpgroup = warp / 4, warp_rows = warp % 4 * 16;
@@ -427,7 +394,7 @@ __global__ __launch_bounds__(kStreamThreads)
     int stage = 0;
     uint32_t phase = 0, b_phase = 0;
     const auto release = [&](int which) {
-      if (threadIdx.x % 128 == 0) barrier_arrive(empty(which));
+      if (threadIdx.x % 128 == 0) ptx::barrier_arrive(empty(which));
     };
     for (int tile = cluster; tile < tiles; tile += clusters) {
       const int member = member_of(tile), first = (tile - p.first_tile[member]) * p.tile_rows;
@@ -541,7 +508,7 @@ __global__ __launch_bounds__(kStreamThreads)
           std::conditional_t<kInt8, int32_t, float> total[4] = {};
 #pragma unroll 2
           for (int s = 0; s < p.splits; ++s) {
-            const uint4 bits = load_cluster_16(from, s);
+            const uint4 bits = ptx::load_cluster_16(from, s);
             std::conditional_t<kInt8, int32_t, float> piece[4];
             memcpy(piece, &bits, sizeof bits);
 #pragma unroll
