@@ -262,17 +262,12 @@ __device__ __forceinline__ void finish(const Stream& p, int member, float (&valu
   }
 }
 
-// Few enough that a block of prepare_few fits beside one of these: 256 x 80 and 384 x 112 of 65536. W8A16 with many
-// tokens needs more, and starts where that block is not.
-constexpr int most_registers(Kind kind, int tokens) {
-  if (kind == Kind::s8) return 112;
-  return tokens == 8 ? 104 : tokens == 16 ? 120 : tokens == 32 ? 144 : 168;
-}
-
 // kTokens: M rounded up. kSubs: 64-row pieces of a tile for each of the two warpgroups.
 template <Kind kKind, int kTokens, int kSubs>
 __global__ __launch_bounds__(kStreamThreads)
-    __maxnreg__(most_registers(kKind, kTokens)) void stream(const __grid_constant__ Stream p) {
+    __maxnreg__(kTokens < 64        ? 104
+                : kKind == Kind::s8 ? 112
+                                    : 128) void stream(const __grid_constant__ Stream p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr bool kInt8 = kKind == Kind::s8;
   constexpr int kXBoxes = kInt8 ? 1 : 2, kXBytes = kTokens * 128 * kXBoxes;
@@ -408,7 +403,6 @@ __global__ __launch_bounds__(kStreamThreads)
 #pragma unroll
       for (int i = 0; i < kSubs * kSums; ++i) sum[i / kSums][i % kSums] = 0;
       int previous = 0;
-#pragma unroll 1
       for (int block = 0; block < blocks; ++block) {
         const uint32_t w_tile = base + stage * p.stage_bytes, x_tile = w_tile + p.tile_rows * 128;
         ptx::barrier_wait(full(stage), phase);
@@ -428,42 +422,42 @@ __global__ __launch_bounds__(kStreamThreads)
           }
           previous = stage;
         } else {
-          // Half a stage of 64 rows widens while the one before it multiplies.
           constexpr bool kF16 = kKind == Kind::f16;
-          uint32_t operand[2][4][4];
 #pragma unroll
-          for (int piece = 0; piece < kSubs * 2; ++piece) {
-            const int sub = piece / 2, half = piece % 2;
-            const uint32_t w_rows = w_tile + ((warpgroup + 2 * sub) * 64 + warp_rows + lane % 8 + lane / 16 * 8) * 128;
-            auto& a = operand[piece % 2];
+          for (int sub = 0; sub < kSubs; ++sub) {
+            const uint32_t w_rows = w_tile + ((warpgroup + 2 * sub) * 64 + warp_rows) * 128;
 #pragma unroll
-            for (int step = 0; step < 2; ++step) {
-              uint32_t bytes[4];
-              ptx::load_matrix_x4(bytes, w_rows + ((((half * 2 + step) * 2 + lane / 8 % 2) ^ lane % 8) * 16));
+            for (int half = 0; half < 2; ++half) {
+              uint32_t operand[4][4];
 #pragma unroll
-              for (int k = 0; k < 2; ++k) {
-                widen<kF16>(bytes[k], a[step * 2 + k][0], a[step * 2 + k][2]);
-                widen<kF16>(bytes[k + 2], a[step * 2 + k][1], a[step * 2 + k][3]);
+              for (int step = 0; step < 2; ++step) {
+                uint32_t bytes[4];
+                ptx::load_matrix_x4(bytes, w_rows + (lane % 8 + lane / 16 * 8) * 128 +
+                                               ((((half * 2 + step) * 2 + lane / 8 % 2) ^ lane % 8) * 16));
+#pragma unroll
+                for (int k = 0; k < 2; ++k) {
+                  widen<kF16>(bytes[k], operand[step * 2 + k][0], operand[step * 2 + k][2]);
+                  widen<kF16>(bytes[k + 2], operand[step * 2 + k][1], operand[step * 2 + k][3]);
+                }
               }
-            }
-            ptx::wgmma_fence();
+              ptx::wgmma_fence();
 #pragma unroll
-            for (int k = 0; k < 4; ++k) {
-              const uint64_t x_step = x + half * (kTokens * 128 >> 4) + 2 * k;
-              if constexpr (kF16)
-                ptx::wgmma_f16(sum[sub], a[k], x_step, true);
-              else
-                ptx::wgmma_bf16(sum[sub], a[k], x_step, true);
+              for (int k = 0; k < 4; ++k) {
+                const uint64_t x_step = x + half * (kTokens * 128 >> 4) + 2 * k;
+                if constexpr (kF16)
+                  ptx::wgmma_f16(sum[sub], operand[k], x_step, true);
+                else
+                  ptx::wgmma_bf16(sum[sub], operand[k], x_step, true);
+              }
+              ptx::wgmma_commit();
+              ptx::wgmma_wait<0>();
             }
-            ptx::wgmma_commit();
-            ptx::wgmma_wait<1>();
-            if (piece == 0 && block > 0 && block <= blocks - p.held) release(previous);
           }
-          previous = stage;
+          if (block < blocks - p.held) release(stage);
         }
         if (++stage == p.stages) stage = 0, phase ^= 1;
       }
-      ptx::wgmma_wait<0>();
+      if constexpr (kInt8) ptx::wgmma_wait<0>();
 
       // The sums go where the last stages were, a fragment of 16 rows and 8 tokens after the other, once nobody reads
       // those any more. Behind a tile that is not the last the producer fills the other stages meanwhile.
