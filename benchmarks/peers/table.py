@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints the tables of README.md from a result of compare.py.
+"""Prints the tables of README.md from a result of compare.py, or puts them into it.
 
-    python3 table.py ../results/h200_compare.csv
+    python3 table.py ../results/h200_compare.csv [README.md]
+
+In a README they stand between the lines BEGIN and END.
 """
 import csv
 import math
@@ -9,57 +11,86 @@ import sys
 
 from shapes import DECODE, FLUX, GROUPS, PREFILL
 
+BEGIN = "<!-- benchmarks/peers/table.py writes from here -->"
+END = "<!-- to here -->"
+SYSTEMS = [("bf16 linear", ""), ("bf16 PEFT", "r16"), ("w8a8", ""), ("w8a8", "r16"), ("w8a8", "r64"), ("w8a16", "r16")]
 
-def main(path):
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
 
-    def us(part, shape, system, adapters="", case=""):
-        for row in rows:
-            if (row["part"], row["case"], (int(row["M"]), int(row["K"]), int(row["N"])), row["system"],
-                    row["adapters"]) == (part, case, shape, system, adapters):
-                return float(row["us"])
-        return math.nan
+class Results:
+    def __init__(self, path):
+        with open(path, newline="") as file:
+            rows = csv.DictReader(line for line in file if not line.startswith("#"))
+            self.times = {(row["part"], row["case"], int(row["M"]), int(row["K"]), int(row["N"]), row["system"],
+                           row["adapters"]): float(row["us"]) for row in rows}
 
-    def number(value, form="{:.0f}"):
-        return "" if math.isnan(value) else form.format(value)
+    def us(self, part, shape, system, adapters="", case=""):
+        """Microseconds; NaN where it was not measured."""
+        return self.times.get((part, case, *shape, system, adapters), math.nan)
 
-    systems = [("bf16 linear", ""), ("bf16 PEFT", "r16"), ("w8a8", ""), ("w8a8", "r16"), ("w8a8", "r64"),
-               ("w8a16", "r16")]
-    print("| M × K × N | torch bf16 `linear` | bf16 + PEFT r16 | W8A8 | W8A8 + r16 | W8A8 + r64 | W8A16 + r16 "
-          "| W8A8 + r16 of bf16 `linear` |")
-    print("|---|---|---|---|---|---|---|---|")
-    sums = [0.0] * len(systems)
-    shapes = [("flux", (m, k, n), times) for m, k, n, times in FLUX] + [("prefill", s, 0) for s in PREFILL[:4]]
-    for part, shape, times in shapes:
-        values = [us(part, shape, *system) for system in systems]
-        sums = [total + times * value if times else total for total, value in zip(sums, values)]
+
+def number(value, form):
+    return "" if math.isnan(value) else form.format(value)
+
+
+def line(*cells):
+    return "| " + " | ".join(cells) + " |"
+
+
+def prefill(results):
+    yield line("M × K × N", "torch bf16 `linear`", "bf16 + PEFT r16", "W8A8", "W8A8 + r16", "W8A8 + r64", "W8A16 + r16",
+               "W8A8 + r16 of bf16 `linear`", "of bf16 + PEFT")
+    yield "|---" * 9 + "|"
+
+    def row(title, values, form):
+        ratios = [number(values[3] / values[i], "{:.2f}") for i in (0, 1)]
+        return line(title, *(number(value, form) for value in values), *ratios)
+
+    step = [0.0] * len(SYSTEMS)
+    for part, shape, times in [("flux", s[:3], s[3]) for s in FLUX] + [("prefill", s, 0) for s in PREFILL[:4]]:
+        values = [results.us(part, shape, *system) for system in SYSTEMS]
+        step = [total + times * value if times else total for total, value in zip(step, values)]
         if not all(math.isnan(value) for value in values):
-            print("| " + " × ".join(map(str, shape)) + " | " + " | ".join(map(number, values))
-                  + f" | {number(values[3] / values[0], '{:.2f}')} |")
-    form = lambda value: number(value / 1e3, "{:.1f}")
-    print("| FLUX.1 step, all block linears, ms | " + " | ".join(map(form, sums))
-          + f" | {number(sums[3] / sums[0], '{:.2f}')} |")
-    grouped = []
-    for system in systems[2:5]:
-        total = sum(times * us("groups", (m, k, sum(ns)), *system, case=case) for case, m, k, ns, times in GROUPS)
-        total += 19 * us("flux", (4608, 3072, 3072), *system)
-        total += sum(times * us("flux", (m, k, n), *system) for m, k, n, times in FLUX if (k, n) not in
-                     ((3072, 3072), (3072, 21504)))
-        grouped.append(total)
-    print("| the same, q/k/v and q/k/v/mlp as groups, ms | | | " + " | ".join(map(form, grouped))
-          + f" | | {number(grouped[1] / sums[0], '{:.2f}')} |")
-    print()
-    print("| K × N | M | torch bf16 `linear` | plain read | W8A8 + r64 | of the read | of bf16 `linear` |")
-    print("|---|---|---|---|---|---|---|")
+            yield row(" × ".join(map(str, shape)), values, "{:.0f}")
+    step = [value / 1e3 for value in step]
+    yield row("FLUX.1 step, all block linears, ms", step, "{:.1f}")
+
+    # q, k and v of a double block are one call and its output is one more; a single block's wide linear is one of four
+    grouped = step[:2] + [math.nan] * 4
+    for i in (2, 3, 4):
+        single = 19 * results.us("flux", (4608, 3072, 3072), *SYSTEMS[i])
+        single += sum(times * results.us("flux", (m, k, n), *SYSTEMS[i]) for m, k, n, times in FLUX
+                      if n != 21504 and (k, n) != (3072, 3072))
+        groups = sum(times * results.us("groups", (m, k, sum(ns)), *SYSTEMS[i], case=case)
+                     for case, m, k, ns, times in GROUPS)
+        grouped[i] = (single + groups) / 1e3
+    yield row("the same, q/k/v and q/k/v/mlp as groups, ms", grouped, "{:.1f}")
+
+
+def decode(results):
+    yield line("K × N", "M", "torch bf16 `linear`", "plain read of the bytes", "W8A8 + r64", "of the read",
+               "of bf16 `linear`")
+    yield "|---" * 7 + "|"
     for k, n in DECODE:
         for m in (1, 16, 64):
-            linear, read = us("decode", (m, k, n), "bf16 linear"), us("decode", (m, k, n), "plain read", "r64")
-            ours = us("decode", (m, k, n), "w8a8", "r64")
+            linear, read, ours = (results.us("decode", (m, k, n), *system) for system in
+                                  (("bf16 linear", ""), ("plain read", "r64"), ("w8a8", "r64")))
             if not math.isnan(ours):
-                print(f"| {k} × {n} | {m} | {linear:.1f} | {read:.1f} | {ours:.1f} | {ours / read:.2f} "
-                      f"| {ours / linear:.2f} |")
+                yield line(f"{k} × {n}", str(m), f"{linear:.1f}", f"{read:.1f}", f"{ours:.1f}", f"{ours / read:.2f}",
+                           f"{ours / linear:.2f}")
+
+
+def main(path, readme=None):
+    results = Results(path)
+    text = "\n".join(prefill(results)) + "\n\n" + "\n".join(decode(results)) + "\n"
+    if readme is None:
+        print(text, end="")
+        return
+    with open(readme) as file:
+        before, rest = file.read().split(BEGIN + "\n")
+    after = rest.split(END + "\n")[1]
+    with open(readme, "w") as file:
+        file.write(f"{before}{BEGIN}\n\n{text}\n{END}\n{after}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -679,6 +679,19 @@ std::vector<BadCall> bad_calls() {
        bad,
        {"outputs[1].gate (20 bytes", "outputs[0].y", "overlap"},
        [](S s) { return s.group([](G g) { g.outputs[1].gate = g.outputs[0].y; }); }},
+      {"group: row_slot and magnitudes",
+       OCTOLORA_UNSUPPORTED,
+       {"row_slot", "outputs[0].slots", "OCTOLORA_LORA_MAGNITUDES"},
+       [](S s) {
+         const int32_t capacity[] = {4, 2};
+         CHECK_OK(s.make_with(2, capacity, OCTOLORA_LORA_MAGNITUDES));
+         const octolora_status status = s.group([&](G g) {
+           g.outputs[0].slots = s.made_slots;
+           g.desc.row_slot = static_cast<const int32_t*>(s.row_slot->get());
+         });
+         octolora_slots_destroy(std::exchange(s.made_slots, nullptr));
+         return status;
+       }},
       {"group: row_slot is in y",
        bad,
        {"row_slot (12 bytes", "outputs[0].y", "overlap"},

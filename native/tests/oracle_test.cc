@@ -390,6 +390,7 @@ std::vector<Spec> layer_specs(const Options& options) {
       layer(140, 8456, 144, w8a8, bf16, bf16, {{16, bf16, bf16, 0.7f, false, false}}, 20),
       layer(300, 400, 700, w8a8, f16, f16, {{16, f16, f16, 0.7f, false, false}}, 20),
       layer(200, 136, 400, w8a16, bf16, bf16, {{16, bf16, bf16, 1.f, false, false}}),
+      layer(129, 264, 72, w8a16, f16, bf16, {{16, f16, f16, 1.f, false, false}, {40, bf16, bf16, 0.4f, false, true}}),
   };
   if (options.quick) return specs;
   const std::vector<Spec> more = {
@@ -408,6 +409,15 @@ std::vector<Spec> layer_specs(const Options& options) {
       layer(1500, 2064, 1040, w8a16, bf16, bf16, {{16, bf16, bf16, 1.f, false, false}}),
       layer(1500, 1032, 1000, w8a16, f16, f16, {{16, f32, f32, 1.f, false, false}}),
       layer(16, 4096, 4096, w8a16, bf16, bf16, {{64, bf16, bf16, 1.f, false, false}}),
+      // Each width of tile on Hopper, where it is the one that leaves the least of a wave empty, a row too few or too
+      // many.
+      layer(500, 8440, 72, w8a16, bf16, bf16,
+            {{16, bf16, bf16, 0.7f, false, true}, {70, f16, f16, 0.4f, false, false}}),
+      layer(512, 8440, 200, w8a16, f16, f16, {}),
+      layer(431, 8440, 136, w8a16, bf16, f16, {{16, bf16, bf16, 0.7f, false, false}}),
+      layer(217, 8440, 64, w8a16, f16, bf16, {{16, f32, f32, 0.7f, true, true}}),
+      layer(127, 1016, 1000, w8a16, bf16, bf16, {{130, f16, f16, 0.7f, false, false}}),
+      layer(65, 8, 8, w8a16, bf16, bf16, {{16, bf16, bf16, 0.7f, false, false}}),
       // More columns than one turn of the kernels for few rows covers, and ranks that leave B where it is.
       layer(5, 34000, 1032, w8a8, bf16, bf16, {{16, bf16, bf16, 1.f, false, true}}),
       layer(40, 34000, 1032, w8a16, f16, f16, {{16, f16, f16, 1.f, false, false}}),

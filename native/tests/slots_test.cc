@@ -196,6 +196,24 @@ void many(const Options& options, octolora_device* device, bool magnitudes) {
   expect_close(held, evaluate(held, arithmetic(options)), results[1][0]);
 }
 
+// Factors of more numbers than a device holds at a time.
+void large(const Options& options, octolora_device* device) {
+  Spec s = base_spec(options, OCTOLORA_W8A16, Type::bf16);
+  s.m = 3, s.n = 4300, s.k = 70;
+  s.adapters = {{200, Type::f32, Type::f32, 0.5f, false, true}, {200, Type::f16, Type::f32, 0.5f, true, false}};
+  const Problem p = make_problem(s);
+  const Linear linear = make_linear(device, p);
+  const Slots slots = make_slots(linear.get(), {200, 208}, true);
+  std::vector<octolora_slot_fill> fills;
+  std::vector<octolora_adapter_desc> descs;
+  for (const Adapter& a : p.adapters) descs.push_back(describe(a));
+  for (int i = 0; i < 2; ++i)
+    fills.push_back({sizeof(octolora_slot_fill), i, slots.get(), &descs[static_cast<size_t>(i)], 0.5f});
+  CHECK_OK(octolora_slots_set_many(fills.data(), 2, nullptr));
+  Runner runner(device, options.cuda(), linear.get(), slots.get(), p);
+  expect_close(p, evaluate(p, arithmetic(options)), runner.forward());
+}
+
 // What PEFT 0.21 computes for W = [[3,4],[0,2]], bias [1,-1], A = [[1,0]], B = [[1],[0.5]], scale 2, m = [10,4] and
 // x = [1,2].
 void dora_of_peft(const Options& options, octolora_device* device) {
@@ -444,6 +462,7 @@ void fill(Suite& suite, const Options& options) {
   }
   suite.add("many at once", [=] { many(options, device.get(), false); });
   suite.add("many at once, magnitudes", [=] { many(options, device.get(), true); });
+  if (!options.quick) suite.add("large factors", [=] { large(options, device.get()); });
   suite.add("DoRA of PEFT", [=] { dora_of_peft(options, device.get()); });
   for (int32_t mode : {OCTOLORA_W8A16, OCTOLORA_W8A8_DYNAMIC}) {
     suite.add(text("refreshed weights %s", modes[mode]), [=] { refreshed_weights(options, device.get(), mode); });

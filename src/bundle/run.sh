@@ -13,7 +13,7 @@
 #   java       the JUnit tests that need a GPU, under -Xcheck:jni
 #   verify     the command line on the recorded layers of real checkpoints
 #   bench      the native micro-benchmark; its arguments in BENCH_ARGS
-#   jmh        the JMH benchmarks of calls from Java; its arguments in JMH_ARGS, by default a few short iterations
+#   jmh        the JMH benchmarks of calls from Java; its arguments in JMH_ARGS, by default short (2 minutes)
 #
 # Without a part: native, sanitizer, java, verify. One line a step, PASS, FAIL or SKIP with the reason; the output of a
 # step is in logs/ and, where it failed, on the screen. Exit status: 0 nothing failed, 1 something did, 2 bad usage.
@@ -139,7 +139,7 @@ bench_part() {
 jmh_part() {
   # shellcheck disable=SC2086
   step jmh "${java[@]/-Xcheck:jni/-ea}" -cp "$class_path$here/lib/commons-math3:$here/benchmarks" \
-    org.openjdk.jmh.Main 'benchmarks\.gpu\.' -p device="$device" -foe true ${JMH_ARGS:--wi 2 -w 200ms -i 5 -r 200ms}
+    org.openjdk.jmh.Main 'benchmarks\.gpu\.' -p device="$device" -foe true ${JMH_ARGS:--wi 1 -w 200ms -i 3 -r 200ms}
   sed -n '/^Benchmark .*Score/,$p' "$logs/jmh.log"
 }
 

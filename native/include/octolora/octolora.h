@@ -218,7 +218,7 @@ typedef struct octolora_slot_fill {
   float scale;
 } octolora_slot_fill;
 /* octolora_slots_set for each of `count` fills in their order, all of one device: an adapter of a whole model in a few
- * launches. All are checked before anything is enqueued. */
+ * launches. Every description is checked before anything is enqueued. */
 OCTOLORA_API octolora_status octolora_slots_set_many(const octolora_slot_fill* fills, int32_t count,
                                                      octolora_stream stream);
 OCTOLORA_API octolora_status octolora_slots_set_scale(octolora_slots* slots, int32_t slot, float scale,

@@ -5,9 +5,10 @@
 //   A [rank,K], B [N,rank] fp32, fp16 or bf16, in device memory or in pinned host memory, which is read in place
 //
 // A 16-bit factor is stored as it is. An fp32 factor that bf16 or fp16 holds exactly is stored in that type, else as
-// fp16 times the power of two that brings its largest element to [1, 2); `measure` finds out which. `pack` moves the
-// numbers, and the last of its blocks writes the chunks' descriptions, the scale and the flags: until then nobody on
-// the stream has seen them, and nothing is decided on the host, so that all of it may be captured in a graph.
+// fp16 times the power of two that brings its largest element to [1, 2); which of them is found out on the way. `pack`
+// moves the numbers, and the last of a slot's blocks writes the chunks' descriptions, the scale and the flags: until
+// then nobody on the stream has seen them, and nothing is decided on the host, so that all of it may be captured in a
+// graph.
 //
 // Slots made for magnitudes (DoRA) keep B and the biases apart from what a forward reads. With the adapters applied one
 // after the other as PEFT does, g_i = m_i / |rows of W + c_i B_i A_i| for those with a magnitude, else 1:
@@ -28,6 +29,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kMaxBlocks = 1024;
+constexpr int kPackBlocks = 3;  // of `pack` on a multiprocessor at the same time
 
 // How a factor is stored: true value times 2^exponent, as fp16 or bf16.
 struct StoredType {
@@ -116,38 +118,48 @@ __device__ __forceinline__ Halves halves_of(const Octet& octet, Dtype type, cons
 
 // ---- Measure ----
 
-// fp32 factors alone: the largest magnitude, and whether the 16-bit types hold every element.
-__device__ void measure_factor(const FactorSource& s, FactorStatistics* found) {
-  if (s.type != Dtype::f32) return;
-  const bool vectors = loads_vectors(s);
-  const int octets = (s.columns + 7) / 8;
-  const int64_t items = static_cast<int64_t>(s.rows) * octets, step = static_cast<int64_t>(gridDim.x) * kThreads;
-  uint32_t largest = 0;
+// What a thread has seen of the elements of an fp32 factor.
+struct Seen {
+  uint32_t largest = 0;  // magnitude bits
   bool beyond_bf16 = false, beyond_f16 = false;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < items; i += step) {
-    const int64_t row = i / octets;
-    const int column = static_cast<int>(i - row * octets) * 8;
-    const Octet octet = load_octet(s.data, s.type, row * s.stride + column, s.columns - column, vectors);
+
+  __device__ __forceinline__ void add(const Octet& octet) {
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const float value = __uint_as_float(octet.word[j]);
+    for (int i = 0; i < 8; ++i) {
+      const float value = __uint_as_float(octet.word[i]);
       largest = max(largest, magnitude_bits(value));
-      beyond_bf16 |= (octet.word[j] & 0xffffu) != 0;
+      beyond_bf16 |= (octet.word[i] & 0xffffu) != 0;
       beyond_f16 |= round_to_f16(value) != value;
     }
   }
-  largest = __reduce_max_sync(~0u, largest);
-  beyond_bf16 = __any_sync(~0u, beyond_bf16);
-  beyond_f16 = __any_sync(~0u, beyond_f16);
-  if (threadIdx.x % 32 == 0) {
+  // All lanes of a warp.
+  __device__ __forceinline__ void tell(FactorStatistics* found) {
+    largest = __reduce_max_sync(~0u, largest);
+    beyond_bf16 = __any_sync(~0u, beyond_bf16);
+    beyond_f16 = __any_sync(~0u, beyond_f16);
+    if (threadIdx.x % 32 != 0) return;
     atomicMax(&found->largest, largest);
     if (beyond_bf16) atomicOr(&found->beyond_bf16, 1u);
     if (beyond_f16) atomicOr(&found->beyond_f16, 1u);
   }
-}
+};
 
+// Both factors, in a launch of its own: where a slot has too much for blocks that wait for each other.
 __global__ __launch_bounds__(kThreads) void measure(const __grid_constant__ PackBatch batch) {
-  const PackArgs& p = batch.member[blockIdx.y];
+  const PackArgs& p = batch.member[0];
+  const auto measure_factor = [](const FactorSource& s, FactorStatistics* found) {
+    if (s.type != Dtype::f32) return;
+    const bool vectors = loads_vectors(s);
+    const int octets = (s.columns + 7) / 8;
+    const int64_t items = static_cast<int64_t>(s.rows) * octets, step = static_cast<int64_t>(gridDim.x) * kThreads;
+    Seen seen;
+    for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < items; i += step) {
+      const int64_t row = i / octets;
+      const int column = static_cast<int>(i - row * octets) * 8;
+      seen.add(load_octet(s.data, s.type, row * s.stride + column, s.columns - column, vectors));
+    }
+    seen.tell(found);
+  };
   measure_factor(p.a_source, &p.found[0]);
   measure_factor(p.b_source, &p.found[1]);
 }
@@ -170,34 +182,79 @@ struct Pieces {
   }
 };
 
+__device__ FactorStatistics read_anew(const FactorStatistics& found) {
+  const auto& now = const_cast<const volatile FactorStatistics&>(found);
+  return {now.largest, now.beyond_bf16, now.beyond_f16, now.blocks};
+}
+
+// With waits a warp has one piece, which it keeps in registers until all blocks of the slot have seen theirs: so that
+// memory behind the bus is read once.
 template <bool kSplit>
-__device__ void pack_slot(const PackArgs& p) {
+__device__ void pack_slot(const PackArgs& p, bool waits) {
   const int lane = threadIdx.x % 32;
   const Pieces pieces(p);
   const int64_t total = pieces.total(p);
-  // A small slot has less to do than the widest of the launch.
-  const unsigned blocks = min(gridDim.x, static_cast<unsigned>((total + kWarps - 1) / kWarps));
-  if (blockIdx.x >= blocks) return;
-  const StoredType a_type = stored_type(p.a_source.type, p.found[0]), b_type = stored_type(p.b_source.type, p.found[1]);
-  const PowerOfTwo a_power(a_type.exponent), b_power(b_type.exponent);
+  const int64_t first = static_cast<int64_t>(blockIdx.x - p.first_block) * kWarps + threadIdx.x / 32;
   const bool a_vectors = loads_vectors(p.a_source), b_vectors = loads_vectors(p.b_source);
   const int steps = (p.a_source.columns + 31) / 32;  // of 32 values of K
   const int rank = p.a_source.rows;
+
+  // Of A, lane (r, q) of a load brings k offsets 8q..8q+7 of rank r: 128 bytes of a 16-bit row at once, which pinned
+  // memory needs.
+  const int r = lane / 8, q = lane % 8, t = q % 4;
+  const auto place_in_a = [&](int64_t piece) {  // first rank, first k
+    const int group = static_cast<int>(piece / pieces.k_pieces);
+    return int2{group * 8, static_cast<int>(piece - static_cast<int64_t>(group) * pieces.k_pieces) * 64};
+  };
+  const auto place_in_b = [&](int64_t piece) {  // row, first rank
+    const int64_t item = piece * 32 + lane, row = item / pieces.b_octets;
+    return int2{static_cast<int>(row), static_cast<int>(item - row * pieces.b_octets) * 8};
+  };
+  const auto load = [&](int64_t piece, Octet(&octet)[2]) {
+    if (piece < pieces.a) {
+      const int2 at = place_in_a(piece);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int row = at.x + 4 * j + r, k = at.y + 8 * q;
+        const int present = row < rank ? p.a_source.columns - k : 0;
+        octet[j] = load_octet(p.a_source.data, p.a_source.type, row * p.a_source.stride + k, present, a_vectors);
+      }
+    } else if (piece < pieces.a + pieces.b) {
+      const int2 at = place_in_b(piece - pieces.a);
+      const int present = at.x < p.n ? rank - at.y : 0;
+      octet[0] = load_octet(p.b_source.data, p.b_source.type, at.x * p.b_source.stride + at.y, present, b_vectors);
+    }
+  };
+
+  Octet octet[2] = {};
+  if (waits) {
+    Seen a_seen, b_seen;
+    if (first < total) load(first, octet);
+    if (first < pieces.a && p.a_source.type == Dtype::f32) {
+      a_seen.add(octet[0]);
+      a_seen.add(octet[1]);
+      a_seen.tell(&p.found[0]);
+    } else if (first >= pieces.a && first < pieces.a + pieces.b && p.b_source.type == Dtype::f32) {
+      b_seen.add(octet[0]);
+      b_seen.tell(&p.found[1]);
+    }
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      atomicAdd(&p.found[1].blocks, 1u);
+      while (read_anew(p.found[1]).blocks < p.blocks) __nanosleep(100);
+      __threadfence();
+    }
+    __syncthreads();
+  }
+  const StoredType a_type = stored_type(p.a_source.type, read_anew(p.found[0]));
+  const StoredType b_type = stored_type(p.b_source.type, read_anew(p.found[1]));
+  const PowerOfTwo a_power(a_type.exponent), b_power(b_type.exponent);
   uint32_t largest = 0;  // of A in 16 bits, two at a time
 
-  // Lane (r, q) of a load brings k offsets 8q..8q+7 of rank r: 128 bytes of a 16-bit row at once, which pinned memory
-  // needs. The four lanes of a row's 32 values then transpose their words, so that each holds its part of a fragment.
-  const auto pack_a = [&](int64_t piece) {
-    const int group = static_cast<int>(piece / pieces.k_pieces),
-              first_k = static_cast<int>(piece % pieces.k_pieces) * 64;
-    const int r = lane / 8, q = lane % 8, t = q % 4;
-    Octet octet[2];
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int row = group * 8 + 4 * j + r, k = first_k + 8 * q;
-      const int present = row < rank ? p.a_source.columns - k : 0;
-      octet[j] = load_octet(p.a_source.data, p.a_source.type, row * p.a_source.stride + k, present, a_vectors);
-    }
+  // The four lanes of a row's 32 values transpose their words, so that each holds its part of a fragment.
+  const auto store_a = [&](int64_t piece) {
+    const int2 at = place_in_a(piece);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       if (p.a_source.type != Dtype::f32) {
@@ -205,38 +262,34 @@ __device__ void pack_slot(const PackArgs& p) {
         for (int i = 0; i < 4; ++i) largest = __vmaxu2(largest, octet[j].word[i] & 0x7fff7fffu);
       }
       const Halves halves = halves_of<kSplit>(octet[j], p.a_source.type, a_type, a_power, p.low_parts);
-      const auto store = [&](const uint32_t(&word)[4], int column) {
+      const auto store = [&](const uint4 word, int column) {  // by value: an array would go to local memory
         uint32_t out[4];
 #pragma unroll
         for (int s = 0; s < 4; ++s) {
-          uint32_t send = word[0], got;
-#pragma unroll
-          for (int i = 1; i < 4; ++i) send = (t ^ s) == i ? word[i] : send;
-          got = __shfl_xor_sync(~0u, send, s);
+          const int i_sent = t ^ s;
+          const uint32_t send = i_sent == 0 ? word.x : i_sent == 1 ? word.y : i_sent == 2 ? word.z : word.w;
+          const uint32_t got = __shfl_xor_sync(~0u, send, s);
 #pragma unroll
           for (int i = 0; i < 4; ++i) out[i] = (t ^ s) == i ? got : out[i];
         }
-        const int step = first_k / 32 + q / 4;
+        const int step = at.y / 32 + q / 4;
         if (step < steps) {
           p.a[(static_cast<int64_t>(column / 8) * steps + step) * 32 + (4 * j + r) * 4 + t] = {out[0], out[1], out[2],
                                                                                                out[3]};
         }
       };
-      const int column = p.first_down + group / 2 * kChunkRank * (kSplit ? 2 : 1) + group % 2 * 8;
-      store(halves.high, column);
-      if (kSplit) store(halves.low, column + kChunkRank);
+      const int column = p.first_down + at.x / kChunkRank * kChunkRank * (kSplit ? 2 : 1) + at.x % kChunkRank;
+      store({halves.high[0], halves.high[1], halves.high[2], halves.high[3]}, column);
+      if (kSplit) store({halves.low[0], halves.low[1], halves.low[2], halves.low[3]}, column + kChunkRank);
     }
   };
 
-  const auto pack_b = [&](int64_t piece) {
-    const int64_t item = piece * 32 + lane, row = item / pieces.b_octets;
-    if (row >= p.n) return;
-    const int octet = static_cast<int>(item - row * pieces.b_octets), column = octet * 8;
-    const Octet loaded =
-        load_octet(p.b_source.data, p.b_source.type, row * p.b_source.stride + column, rank - column, b_vectors);
-    const Halves halves = halves_of<kSplit>(loaded, p.b_source.type, b_type, b_power, p.low_parts);
-    uint16_t* const to =
-        p.b + row * p.up_columns + p.first_up + octet / 2 * kChunkRank * (kSplit ? 3 : 1) + octet % 2 * 8;
+  const auto store_b = [&](int64_t piece) {
+    const int2 at = place_in_b(piece);
+    if (at.x >= p.n) return;
+    const Halves halves = halves_of<kSplit>(octet[0], p.b_source.type, b_type, b_power, p.low_parts);
+    uint16_t* const to = p.b + static_cast<int64_t>(at.x) * p.up_columns + p.first_up +
+                         at.y / kChunkRank * kChunkRank * (kSplit ? 3 : 1) + at.y % kChunkRank;
     const uint4 high = {halves.high[0], halves.high[1], halves.high[2], halves.high[3]};
     *reinterpret_cast<uint4*>(to) = high;
     if (kSplit) {
@@ -252,16 +305,16 @@ __device__ void pack_slot(const PackArgs& p) {
     }
   };
 
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32; i < total;
-       i += static_cast<int64_t>(blocks) * kWarps) {
+  for (int64_t i = first; i < total; i += static_cast<int64_t>(p.blocks) * kWarps) {
+    if (!waits) load(i, octet);
     int64_t piece = i;
     if (piece < pieces.a) {
-      pack_a(piece);
+      store_a(piece);
       continue;
     }
     piece -= pieces.a;
     if (piece < pieces.b) {
-      pack_b(piece);
+      store_b(piece);
       continue;
     }
     piece -= pieces.b;
@@ -282,13 +335,11 @@ __device__ void pack_slot(const PackArgs& p) {
   __shared__ bool last;
   __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) last = atomicAdd(&p.found[0].blocks, 1u) + 1 == blocks;
+  if (threadIdx.x == 0) last = atomicAdd(&p.found[0].blocks, 1u) + 1 == p.blocks;
   __syncthreads();
   if (!last) return;
   __threadfence();
-  FactorStatistics found = p.found[0];
-  found.largest = *const_cast<const volatile uint32_t*>(&p.found[0].largest);
-  const StoredType a_final = stored_type(p.a_source.type, found);
+  const StoredType a_final = stored_type(p.a_source.type, read_anew(p.found[0]));
   __syncthreads();
   for (int i = threadIdx.x; i < p.chunk_count; i += kThreads) {
     Chunk& chunk = p.chunks[i];
@@ -309,12 +360,14 @@ __device__ void pack_slot(const PackArgs& p) {
   }
 }
 
-__global__ __launch_bounds__(kThreads) void pack(const __grid_constant__ PackBatch batch) {
-  const PackArgs& p = batch.member[blockIdx.y];
+__global__ __launch_bounds__(kThreads, kPackBlocks) void pack(const __grid_constant__ PackBatch batch, bool waits) {
+  int member = 0;
+  while (member + 1 < batch.count && blockIdx.x >= batch.member[member + 1].first_block) ++member;
+  const PackArgs& p = batch.member[member];
   if (p.split)
-    pack_slot<true>(p);
+    pack_slot<true>(p, waits);
   else
-    pack_slot<false>(p);
+    pack_slot<false>(p, waits);
 }
 
 __global__ void set_scale(float* scale, float value) { *scale = value; }
@@ -475,28 +528,54 @@ __global__ __launch_bounds__(kThreads) void compose(const ComposeArgs p) {
 
 }  // namespace
 
-void launch_pack(const PackBatch& batch, cudaStream_t stream) {
-  int64_t octets = 0, pieces = 0;  // of the largest
+namespace {
+
+void launch(const PackBatch& batch, int blocks, bool waits, cudaStream_t stream) {
+  const PackArgs& first = batch.member[0];
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(kThreads);
+  config.stream = stream;
+  cudaLaunchAttribute together;  // blocks that wait for each other run at the same time, or the launch is refused
+  together.id = cudaLaunchAttributeCooperative;
+  together.val.cooperative = 1;
+  config.attrs = &together;
+  config.numAttrs = waits ? 1 : 0;
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&config, pack, batch, waits), "packing %d adapters, the first for N = %d, K = %d",
+                batch.count, first.n, first.a_source.columns);
+}
+
+}  // namespace
+
+void launch_pack(const PackBatch& batch, const Limits& limits, cudaStream_t stream) {
+  const int together = limits.multiprocessors * kPackBlocks;
+  PackBatch part;  // slots that go together
+  int part_blocks = 0;
+  bool part_waits = false;
+  const auto flush = [&] {
+    if (part.count) launch(part, part_blocks, part_waits, stream);
+    part.count = part_blocks = 0;
+  };
   for (int i = 0; i < batch.count; ++i) {
-    const PackArgs& p = batch.member[i];
-    pieces = std::max(pieces, Pieces(p).total(p));
-    for (const FactorSource* s : {&p.a_source, &p.b_source}) {
-      if (s->type == Dtype::f32) octets = std::max(octets, static_cast<int64_t>(s->rows) * ((s->columns + 7) / 8));
+    PackArgs p = batch.member[i];
+    const bool f32 = p.a_source.type == Dtype::f32 || p.b_source.type == Dtype::f32;
+    const int64_t blocks = (Pieces(p).total(p) + kWarps - 1) / kWarps;
+    const bool waits = f32 && blocks <= together;
+    if (waits != part_waits || (waits && part_blocks + blocks > together)) flush();
+    part_waits = waits;
+    p.blocks = static_cast<unsigned>(waits ? blocks : std::min<int64_t>(blocks, kMaxBlocks));
+    p.first_block = static_cast<unsigned>(part_blocks);
+    part.member[part.count++] = p;
+    part_blocks += static_cast<int>(p.blocks);
+    if (f32 && !waits) {  // measured by a launch before it, alone
+      PackBatch one;
+      one.member[0] = p;
+      measure<<<p.blocks, kThreads, 0, stream>>>(one);
+      OCTOLORA_CUDA(cudaGetLastError(), "measuring an adapter: rank %d, N = %d, K = %d", p.a_source.rows, p.n,
+                    p.a_source.columns);
     }
   }
-  const PackArgs& first = batch.member[0];
-  const auto grid = [&](int64_t items, int per_block) {
-    const int64_t blocks = std::clamp<int64_t>((items + per_block - 1) / per_block, 1, kMaxBlocks);
-    return dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(batch.count));
-  };
-  if (octets) {
-    measure<<<grid(octets, kThreads), kThreads, 0, stream>>>(batch);
-    OCTOLORA_CUDA(cudaGetLastError(), "measuring %d adapters, the first for N = %d, K = %d", batch.count, first.n,
-                  first.a_source.columns);
-  }
-  pack<<<grid(pieces, kWarps), kThreads, 0, stream>>>(batch);
-  OCTOLORA_CUDA(cudaGetLastError(), "packing %d adapters, the first for N = %d, K = %d", batch.count, first.n,
-                first.a_source.columns);
+  flush();
 }
 
 void launch_set_scale(float* scale, float value, cudaStream_t stream) {

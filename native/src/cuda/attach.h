@@ -19,7 +19,7 @@ struct FactorSource {
 struct FactorStatistics {
   uint32_t largest;                  // magnitude bits
   uint32_t beyond_bf16, beyond_f16;  // fp32: some element is no number of that type
-  uint32_t blocks;                   // that are done; of the first of the two
+  uint32_t blocks;                   // A: that are done; B: that have measured
 };
 
 // An adapter and its place. b, bias and magnitude are what a forward reads, or the originals that it is composed from.
@@ -40,6 +40,7 @@ struct PackArgs {
   float* bias = nullptr;             // [N]
   float* magnitude = nullptr;        // [N]
   float new_scale = 0.f;
+  unsigned first_block = 0, blocks = 0;  // of a launch
   bool split = false;
   bool low_parts = false;  // split: what the high parts leave is kept, else zero
 };
@@ -92,7 +93,7 @@ struct ComposeArgs {
   float* bias = nullptr;
 };
 
-void launch_pack(const PackBatch& batch, cudaStream_t stream);
+void launch_pack(const PackBatch& batch, const Limits& limits, cudaStream_t stream);
 void launch_set_scale(float* scale, float value, cudaStream_t stream);
 void launch_clear(const ClearArgs& args, cudaStream_t stream);
 // w8a16: the weights lie in the order for widening.

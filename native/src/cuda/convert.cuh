@@ -38,6 +38,15 @@ __device__ __forceinline__ float2 decode16x2(uint32_t bits, bool f16) {
   return {__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u)};
 }
 
+__device__ __forceinline__ uint32_t pack_f16x2(float low, float high) {
+  const __half2 both = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&both);
+}
+__device__ __forceinline__ uint32_t pack_bf16x2(float low, float high) {
+  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&both);
+}
+
 // Piece `piece` of an fp32 value as a sum of bf16 numbers, 8 bits each: three pieces carry all 24.
 __device__ __forceinline__ uint16_t bf16_piece(float value, int piece) {
   for (int i = 0; i < piece; ++i) value -= __bfloat162float(__float2bfloat16_rn(value));

@@ -364,12 +364,12 @@ __global__ __launch_bounds__(kStreamThreads)
       const RowScale row = p.gemm.rows && m < p.gemm.m ? p.gemm.rows[m] : RowScale{1.f, 1.f};
       rows[m] = {row.scale / row.power, row.power};
     }
-    ptx::named_sync<kHelp>(kHelpers);
+    ptx::named_sync(kHelp, kHelpers);
     int encoded = -1;
     for (int tile = cluster; tile < tiles; tile += clusters) {
       const int member = member_of(tile), first = (tile - p.first_tile[member]) * p.tile_rows;
       const GemmMember& out = p.gemm.member[member];
-      if (tile != cluster) ptx::named_sync<kFree>(kConsumers + kHelpers);
+      if (tile != cluster) ptx::named_sync(kFree, kConsumers + kHelpers);
       if (thread == 0 && p.b_at && out.adapters.up_columns) {
         const int pitch = out.adapters.up_columns * 2, bytes = min(p.tile_rows, out.n - first) * pitch;
         ptx::fence_async_shared();  // after the reads of the tile before
@@ -469,7 +469,7 @@ __global__ __launch_bounds__(kStreamThreads)
         return at * p.stage_bytes + (unit % p.stage_units * 32 + lane) * 16;
       };
       const int rows_here = min(p.tile_rows, p.gemm.member[member].n - first);
-      ptx::named_sync<kPair>(kConsumers);
+      ptx::named_sync(kPair, kConsumers);
 #pragma unroll
       for (int sub = 0; sub < kSubs; ++sub) {
         const int row_tile = (warpgroup + 2 * sub) * 4 + warp % 4;
@@ -482,7 +482,7 @@ __global__ __launch_bounds__(kStreamThreads)
           }
         }
       }
-      ptx::named_sync<kReady>(kConsumers + kHelpers);
+      ptx::named_sync(kReady, kConsumers + kHelpers);
       if (p.splits > 1) ptx::cluster_sync();
       if (p.b_at && steps) {
         ptx::barrier_wait(b_full, b_phase);
@@ -515,7 +515,7 @@ __global__ __launch_bounds__(kStreamThreads)
                b + row_tile * 16 * pitch, h, reinterpret_cast<const float4*>(rows), f16);
       }
       if (!last) {
-        ptx::named_sync<kFree>(kConsumers + kHelpers);
+        ptx::named_sync(kFree, kConsumers + kHelpers);
         for (int i = 0; i < p.held; ++i) {
           const int at = spare + i;
           release(at >= p.stages ? at - p.stages : at);

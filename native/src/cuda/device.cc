@@ -12,7 +12,7 @@ constexpr int kMinCapability = 80;
 
 // In the order of preference; the last takes everything.
 constexpr const GemmFamily* kW8a8Families[] = {&kGemmSm90, &kGemmW8a8, nullptr};
-constexpr const GemmFamily* kW8a16Families[] = {&kGemmW8a16, nullptr};
+constexpr const GemmFamily* kW8a16Families[] = {&kGemmW8a16Sm90, &kGemmW8a16, nullptr};
 
 }  // namespace
 
@@ -201,6 +201,8 @@ Workspace CudaLinear::place(const ForwardArgs& f) const {
     take(w.down[i],
          static_cast<size_t>(decode_parts(spec.k)) * std::min(f.rows, kDecodeRows) * slots->view().down_columns);
     take(w.total_bias[i], f.outputs[i].linear->spec.n);
+    const int tiles = (f.rows + kSlotRows - 1) / kSlotRows;
+    take(w.needed_steps[i], static_cast<size_t>(tiles) * needed_words(slots->view().up_columns));
   }
   return w;
 }
@@ -247,7 +249,7 @@ namespace {
 
 // The kernels of a forward, in the order of their fields.
 struct Plan {
-  bool outliers = false, prepares = false;
+  bool outliers = false, prepares = false, adapters = false;
   PrepareArgs prepare;
   GemmArgs gemm;
   const GemmFamily* const* families = nullptr;  // those it may be multiplied by
@@ -270,7 +272,6 @@ Plan plan_of(const ForwardArgs& f) {
   gemm.rows = workspace.rows;
   prepare.row_slot = gemm.row_slot = f.row_slot;
   prepare.member_count = gemm.member_count = f.output_count;
-  bool adapters = false;
   for (int i = 0; i < f.output_count; ++i) {
     const Output& output = f.outputs[i];
     GemmMember& to = gemm.member[i];
@@ -284,12 +285,15 @@ Plan plan_of(const ForwardArgs& f) {
     PrepareMember& from = prepare.member[i];
     from.n = to.n;
     if (!workspace.h[i]) continue;
-    adapters = true;
+    plan.adapters = true;
     from.adapters = to.adapters = slots->view();
     from.h = workspace.h[i];
     from.down = workspace.down[i];
     to.h = workspace.h[i];
-    if (f.row_slot) continue;  // each row has a bias of its own
+    if (f.row_slot) {
+      to.needed_steps = workspace.needed_steps[i];
+      continue;  // each row has a bias of its own
+    }
     from.bias = to.bias;
     from.total_bias = workspace.total_bias[i];
     to.bias = workspace.total_bias[i];
@@ -309,9 +313,10 @@ Plan plan_of(const ForwardArgs& f) {
   }
   const bool in_place = f.x_type != Dtype::f32 && spec.k % 8 == 0 && reinterpret_cast<uintptr_t>(f.x) % 16 == 0;
   if (in_place) prepare.planes = nullptr;
-  plan.prepares = !in_place || adapters;
+  plan.prepares = !in_place || plan.adapters;
   if (!plan.prepares) gemm.rows = nullptr;
   gemm.x = in_place ? f.x : workspace.planes;
+  gemm.x_in_place = in_place;
   gemm.x_pitch = in_place ? spec.k : first.k_pitch;
   gemm.planes = f.x_type == Dtype::f32 ? 3 : 1;
   gemm.x_f16 = f.x_type == Dtype::f16;
@@ -326,6 +331,7 @@ void CudaDevice::forward(const ForwardArgs& f) const {
   const cudaStream_t stream = cuda_stream(f.stream);
   const Plan plan = plan_of(f);
   if (!decode_refuses(plan.prepare, plan.gemm, limits)) return launch_decode(plan.prepare, plan.gemm, limits, stream);
+  if (plan.gemm.row_slot && plan.adapters) launch_find_needed_steps(plan.gemm, stream);
   if (plan.outliers) launch_find_outliers(plan.prepare, stream);
   if (plan.prepares) launch_prepare(plan.prepare, limits, stream);
   plan.family(limits).launch(plan.gemm, limits, stream);
@@ -341,6 +347,7 @@ void CudaDevice::explain(const ForwardArgs& f, Explanation& to) const {
   const char* const not_decode = decode_refuses(plan.prepare, plan.gemm, limits);
   if (!not_decode) return describe_decode(plan.prepare, plan.gemm, limits, to);
   if (f.rows <= kDecodeRows) to.note("not the kernels for few rows: %s", not_decode);
+  if (plan.gemm.row_slot && plan.adapters) describe_find_needed_steps(to);
   if (plan.outliers) describe_find_outliers(plan.prepare, to);
   if (plan.prepares)
     describe_prepare(plan.prepare, limits, to);

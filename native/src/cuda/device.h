@@ -189,6 +189,7 @@ struct Workspace {
   uint16_t* h[kMaxMembers] = {};
   float* down[kMaxMembers] = {};
   float* total_bias[kMaxMembers] = {};
+  uint32_t* needed_steps[kMaxMembers] = {};
   size_t bytes = 0;
 };
 

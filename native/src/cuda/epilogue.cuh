@@ -12,19 +12,28 @@
 
 namespace octolora::cuda {
 
-// GELU by tanh is written with 1 + tanh(u) = 2 / (1 + exp(-2u)), which loses nothing where tanh(u) is near -1; where
-// exp overflows the quotient is the zero that it should be.
+// v / (1 + 2^u), by the two approximations of the hardware: 2^u within 2^-22, 1 / z within 2^-23. Where 2^u overflows
+// or the reciprocal would be subnormal the result is 0.
+__device__ __forceinline__ float over_one_plus_exp2(float v, float u) {
+  float power, reciprocal;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(power) : "f"(u));
+  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(reciprocal) : "f"(1.f + power));
+  return v * reciprocal;
+}
+
+// GELU by tanh is written with 1 + tanh(u) = 2 / (1 + exp(-2u)), which loses nothing where tanh(u) is near -1.
 __device__ __forceinline__ float activate(float v, Activation activation) {
+  constexpr float kLog2e = 1.4426950408889634f;
   switch (activation) {
     case Activation::gelu_tanh: {
-      constexpr float kLinear = -1.5957691216057308f;  // -2 sqrt(2 / pi)
+      constexpr float kLinear = -1.5957691216057308f * kLog2e;  // -2 sqrt(2 / pi)
       constexpr float kCubic = kLinear * 0.044715f;
-      return v / (1.f + expf(v * fmaf(kCubic * v, v, kLinear)));
+      return over_one_plus_exp2(v, v * fmaf(kCubic * v, v, kLinear));
     }
     case Activation::gelu_erf:
       return 0.5f * v * (1.f + erff(v * 0.70710678118654752f));
     case Activation::silu:
-      return v / (1.f + expf(-v));
+      return over_one_plus_exp2(v, v * -kLog2e);
     case Activation::none:
       return v;
   }
@@ -32,7 +41,7 @@ __device__ __forceinline__ float activate(float v, Activation activation) {
 }
 
 // Something is left to do between the sum of a product, its adapters and `bias`, and the rounding.
-__device__ __forceinline__ bool has_epilogue(const GemmArgs& args, const GemmMember& out) {
+__host__ __device__ __forceinline__ bool has_epilogue(const GemmArgs& args, const GemmMember& out) {
   return out.activation != Activation::none || out.residual || out.gate || (args.row_slot && out.adapters.slot_count);
 }
 
@@ -129,6 +138,54 @@ __device__ __forceinline__ void finish_eight(const GemmArgs& args, const GemmMem
     for (int i = 0; i < 8; ++i) v[i] += other[i];
   }
   store_eight(out.y, v, type, at, count, vectors);
+}
+
+// The same without residual and store for accumulator fragments: value[4 j + i] is row m + 8 (i / 2), column
+// n + 8 j + i % 2.
+template <int Count>
+__device__ __forceinline__ void finish_fragments(const GemmArgs& args, const GemmMember& out, float (&value)[Count],
+                                                 int m, int n) {
+  const bool f16 = args.y_type == Dtype::f16;
+  uint32_t gate[Count / 4];
+  if (out.gate) {
+#pragma unroll
+    for (int j = 0; j < Count / 4; ++j) {
+      gate[j] = n + 8 * j < out.n
+                    ? __ldg(reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(out.gate) + n + 8 * j))
+                    : 0;
+    }
+  }
+  if (args.row_slot) {
+    const AdapterView& ad = out.adapters;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int slot = m + 8 * i < args.m ? args.row_slot[m + 8 * i] : -1;
+      if (slot < 0 || slot >= ad.slot_count || !ad.has_bias[slot]) continue;
+      const float scale = ad.scale[slot];
+      const float* const bias = ad.slot_bias + static_cast<int64_t>(slot) * out.n + n;
+#pragma unroll
+      for (int j = 0; j < Count / 4; ++j) {
+        if (n + 8 * j >= out.n) continue;
+        value[4 * j + 2 * i] += scale * bias[8 * j];
+        value[4 * j + 2 * i + 1] += scale * bias[8 * j + 1];
+      }
+    }
+  }
+  const auto activate_all = [&](Activation activation) {
+#pragma unroll
+    for (int i = 0; i < Count; ++i) value[i] = activate(value[i], activation);
+  };
+  if (out.activation == Activation::gelu_tanh) activate_all(Activation::gelu_tanh);
+  if (out.activation == Activation::gelu_erf) activate_all(Activation::gelu_erf);
+  if (out.activation == Activation::silu) activate_all(Activation::silu);
+  if (out.gate) {
+#pragma unroll
+    for (int j = 0; j < Count / 4; ++j) {
+      const float2 factor = decode16x2(gate[j], f16);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) value[4 * j + i] *= i % 2 ? factor.y : factor.x;
+    }
+  }
 }
 
 }  // namespace octolora::cuda

@@ -109,7 +109,20 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
 
   const int k_blocks = (args.k + kBlockK - 1) / kBlockK * (kInt8 ? 1 : args.planes);
   const int rank_blocks = (out.adapters.up_columns + kBlockRank - 1) / kBlockRank;
-  const int blocks = k_blocks + rank_blocks;
+
+  // The steps of 16 ranks that the tile's rows need: of a block, four bits; and the first such block from `block` on.
+  const auto needed_steps = [&](int block) -> uint32_t {
+    if (!out.needed_steps) return 15;
+    const int words = needed_words(out.adapters.up_columns), end = min(m0 + C::kBlockM, args.m);
+    uint32_t bits = 0;
+    for (int tile = m0 / kSlotRows; tile * kSlotRows < end; ++tile)
+      bits |= out.needed_steps[static_cast<int64_t>(tile) * words + block / 8];
+    return bits >> block % 8 * 4 & 15;
+  };
+  const auto needed_from = [&](int block) {
+    while (block < rank_blocks && !needed_steps(block)) ++block;
+    return block;
+  };
 
   // A thread copies chunk `chunk` of every kRowStep-th row of a tile, from row `row` on.
   constexpr int kRowStep = C::kThreads / 8;
@@ -149,7 +162,7 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
   const Rows w_rows = rows_of(out.weight, args.k_pitch, args.k_pitch, n0, out.n);
 
   // A quarter of a block: they are issued between the k-steps of the block that multiplies meanwhile.
-  int next = 0, next_stage = 0, next_k = 0;
+  int next = 0, next_stage = 0, next_k = 0, next_rank = needed_from(0);
   const auto fetch_quarter = [&](int quarter) {
     const uint32_t x_tile = pipeline + next_stage * C::kStageBytes, w_tile = x_tile + C::kXBytes;
     if (next < k_blocks) {
@@ -158,14 +171,14 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
                   quarters);
       }
       load_rows(rows_n, w_rows, w_tile, next_k, quarter, quarters);
-    } else if (next < blocks) {
-      const int offset = (next - k_blocks) * kBlockRank * 2, pitch = out.adapters.up_columns * 2;
+    } else if (next_rank < rank_blocks) {
+      const int offset = next_rank * kBlockRank * 2, pitch = out.adapters.up_columns * 2;
       load_rows(rows_m, rows_of(out.h, pitch, pitch, m0, args.m), x_tile, offset, quarter, quarters);
       load_rows(rows_n, rows_of(out.adapters.b, pitch, pitch, n0, out.n), w_tile, offset, quarter, quarters);
     }
     if (quarter == 3) {
       ptx::copy_async_commit();
-      ++next;
+      if (next++ >= k_blocks) next_rank = needed_from(next_rank + 1);
       next_stage = next_stage + 1 == C::kStages ? 0 : next_stage + 1;
       next_k += kBlockK;
       if (!kInt8 && next_k >= args.k) {  // the next plane of x meets W from its first column on
@@ -352,7 +365,8 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
   }
   const int columns_per_chunk =
       out.adapters.chunk_count ? out.adapters.up_columns / out.adapters.chunk_count : kChunkRank;
-  for (int block = 0; block < rank_blocks; ++block) {
+  for (int block = needed_from(0); block < rank_blocks; block = needed_from(block + 1)) {
+    const uint32_t needed = needed_steps(block);
     bool f16[4];
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
@@ -362,7 +376,7 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
     const uint32_t x_tile = advance();
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-      if (block * kBlockRank + step * 16 < out.adapters.up_columns) {
+      if (block * kBlockRank + step * 16 < out.adapters.up_columns && needed >> step & 1) {
         multiply_tile16(x_tile, x_tile + C::kXBytes, step, f16[step]);
       }
       fetch_quarter(step);

@@ -1,26 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// W8A8 for Hopper: wgmma on tiles that the copy engine brings, and the low-rank update as more blocks of the same
-// pipeline.
+// W8A8 for Hopper: wgmma on tiles that the copy engine brings, all outputs of a call in one launch, and the low-rank
+// update in the same accumulator fragments before the single store.
 //
-//   y[m,n] = p[m] * ( s_w[n] * (s_x[m] / p[m]) * sum_k q[m,k] W[n,k]  +  sum_r h[m,r] B[n,r] ) + bias[n]
+//   v[m,n] = p[m] * ( s_w[n] * (s_x[m] / p[m]) * sum_k q[m,k] W[n,k]  +  sum_r h[m,r] B[n,r] ) + bias[n]
+//   y[m,n] = residual[m,n] + gate[n] * activation(v[m,n])
 //
 //   q [M,k_pitch] int8   W [N,k_pitch] int8   h [M,R], B [N,R] 16-bit   y [M,N] bf16 or fp16, rows of whole 16 bytes
 //
-// A block has one producer warp and two consumer warpgroups, which own 64 rows each of a 128 x BlockN tile; blocks stay
-// and walk over tiles. A cluster of two blocks takes two tiles above each other: each loads half of their common rows
-// of W and multicasts it to both, which brings the traffic from L2 below what L2 can give. A stage is 128 bytes of each
-// row of both operands, so 64 ranks of h and B fit where 128 values of q and W were (gemm.cuh has the arithmetic in
-// words).
+// A block has one producer warp and two consumer warpgroups, which own 64 rows each of a 128 x kBlockN tile; blocks
+// stay and walk over tiles. A cluster of two blocks takes two tiles above each other: each loads half of their common
+// rows of W and multicasts it to both, which brings the traffic from L2 below what L2 can give. A stage is 128 bytes of
+// each row of both operands, so 64 ranks of h and B fit where 128 values of q and W were.
+//
+// The producer thread decides what comes next and tells the consumers through a ring of two entries, so that no
+// consumer computes a tile's place. Between two tiles the tensor cores wait for the consumers to scale, add the
+// low-rank update and round; to keep that short, a tile's results wait as 16-bit numbers, part in shared memory and
+// part in registers, and leave during the main loop of the next tile.
 //
 // Barriers a stage: `full` (the bytes of both operands, one producer arrival) in each block; `empty`, with an arrival
 // from each consumer warpgroup of both blocks, since a producer writes into both.
 #include <cuda.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "check.h"
 #include "convert.cuh"
+#include "epilogue.cuh"
 #include "kernels.h"
 #include "ptx.cuh"
 #include "wgmma.cuh"
@@ -29,50 +36,65 @@ namespace octolora::cuda {
 namespace {
 
 constexpr int kBlockM = 128, kBlockK = 128, kBlockRank = 64;
+static_assert(kBlockM == kSlotRows, "a tile asks once which slots it needs");
 constexpr int kWarpgroups = 2, kThreads = 128 * (kWarpgroups + 1);
 constexpr int kCluster = 2;
-constexpr int kStoreColumns = 64;                    // 128 bytes of y
-constexpr int kStoreBytes = 64 * kStoreColumns * 2;  // a warpgroup's rows
-[[maybe_unused]] constexpr int kRasterPairs = 6;     // pairs of tiles along M that a wave walks together
+constexpr int kPart = 64;                   // columns of a tile that are finished together
+constexpr int kPartBytes = 16 * kPart * 2;  // of y, a warp's
+constexpr int kRasterPairs = 6;             // pairs of tiles along M that a wave walks together
+constexpr int kResidentRankBlocks = 2;      // up to here the low-rank blocks of a tile are in stages at once
+constexpr int kMmaColumns = 32;             // of h, up to which mma.sync is used in place of wgmma
+constexpr int kMaxSteps = 1024;             // of 16 low-rank columns, of all members
 
 template <int BlockN_>
 struct Config {
   static constexpr int kBlockN = BlockN_;
+  static constexpr int kStages = kBlockN == 128 ? 6 : 4;
+  static constexpr int kParts = kBlockN / kPart;
+  static constexpr int kHeld = 2;  // parts that wait in shared memory; the others wait in registers
   static constexpr int kStageBytes = (kBlockM + kBlockN) * 128;
-  static constexpr int kStages = kBlockN == 192 ? 4 : 6;
-  static constexpr int kColumns = kStages * kStageBytes + kWarpgroups * 2 * kStoreBytes;  // {s_w, bias} of the tile
-  static constexpr int kBarriers = kColumns + kBlockN * 8;
-  static constexpr int kSharedBytes = kBarriers + kStages * 16;
+  // Offsets in shared memory.
+  static constexpr int kStaging = kStages * kStageBytes;
+  static constexpr int kColumns = kStaging + kWarpgroups * 4 * kHeld * kPartBytes;  // s_w and bias of the tile
+  static constexpr int kZeros = kColumns + kBlockN * 8;  // 32 bytes, the bias of those without
+  static constexpr int kTypes = kZeros + 32;             // bit i: step i of B is fp16
+  static constexpr int kWork = kTypes + kMaxSteps / 8;   // ring of two int4
+  static constexpr int kBarriers = kWork + 2 * 16;
+  static constexpr int kSharedBytes = kBarriers + (kStages + 3) * 16;
   static_assert(kSharedBytes <= 232448, "what a block may have on sm_90");
-  static_assert(kBlockN % kStoreColumns == 0 && kBlockN / kCluster % 8 == 0,
-                "whole swizzle groups a block of the cluster");
+};
+
+struct Member {
+  CUtensorMap w, h, b;
+  GemmMember out;
+  int tiles_n, first_tile_n;  // of the columns of tiles of all members
+  int rank_blocks, up_columns, chunk_columns;
+  int first_step, steps;  // of 16 low-rank columns, whole words of bits
+  bool streams_ranks;     // more low-rank blocks than stay at once: they come once for each part of a tile
+};
+
+// Where a block's tile begins, and in which output.
+struct Tile {
+  int row, column, member;
 };
 
 struct Params {
-  CUtensorMap q, w, h, b, y;
-  const RowScale* rows;
-  const float* scale;
-  const float* bias;
-  const Chunk* chunks;
-  int m, n;
-  int k_blocks, rank_blocks, up_columns, chunk_columns;
-  int pairs_m, tiles_n;
-  bool y_f16;
-  // Outlier columns: their list and number, the x and W they are gathered from.
-  const int32_t* outlier_list;
-  const int32_t* outlier_count;
-  const void* raw_x;  // [M,k]
-  Dtype raw_type;
-  const int8_t* weight;  // [N,k_pitch]
-  int k, k_pitch;
+  CUtensorMap q;
+  GemmArgs args;
+  int k_blocks, pairs_m, tiles_n, members;
+  Member member[kMaxMembers];
 };
+
+// Columns 8 j ... of a part: the accumulators of one mma tile.
+__device__ __forceinline__ float (&four(float (&value)[kPart / 2], int j))[4] {
+  return reinterpret_cast<float(&)[4]>(value[4 * j]);
+}
 
 // value [16 x 8 columns a tile] += x_o . W_o^T over the outlier columns, for the rows row, row + 8 and the columns of
 // `first_column` that a lane holds. Outliers are few, so mma operands are gathered straight from memory; int8 is exact
 // in both 16-bit types, and fp32 x goes in as three bf16 pieces.
-template <int Tiles>
-__device__ __forceinline__ void add_outliers(float (&value)[Tiles][4], const Params& p, int count, int row,
-                                             int first_column) {
+__device__ __forceinline__ void add_outliers(float (&value)[kPart / 2], const GemmArgs& p, const GemmMember& out,
+                                             int count, int row, int first_column) {
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   const bool f16 = p.raw_type == Dtype::f16;
   const auto x_at = [&](int m, int column, int piece) -> uint32_t {
@@ -86,7 +108,7 @@ __device__ __forceinline__ void add_outliers(float (&value)[Tiles][4], const Par
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int at = base + i / 2 * 8 + 2 * t + i % 2;
-      column[i] = at < count ? p.outlier_list[at] : -1;
+      column[i] = at < count ? p.outliers.list[at] : -1;
     }
     const int pieces = p.raw_type == Dtype::f32 ? 3 : 1;
     uint32_t x[3][4];
@@ -101,56 +123,59 @@ __device__ __forceinline__ void add_outliers(float (&value)[Tiles][4], const Par
       }
     }
 #pragma unroll
-    for (int j = 0; j < Tiles; ++j) {
+    for (int j = 0; j < kPart / 8; ++j) {
       const int n = first_column + j * 8 + g;
-      const int8_t* const w = p.weight + static_cast<int64_t>(n) * p.k_pitch;
+      const int8_t* const w = out.weight + static_cast<int64_t>(n) * p.k_pitch;
       uint32_t bits[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) bits[i] = column[i] >= 0 && n < p.n ? encode16(w[column[i]], f16) : 0;
+      for (int i = 0; i < 4; ++i) bits[i] = column[i] >= 0 && n < out.n ? encode16(w[column[i]], f16) : 0;
       const uint32_t b0 = bits[0] | bits[1] << 16, b1 = bits[2] | bits[3] << 16;
 #pragma unroll
       for (int piece = 0; piece < 3; ++piece) {
         if (piece < pieces) {
           if (f16)
-            ptx::mma_f16(value[j], x[piece], b0, b1);
+            ptx::mma_f16(four(value, j), x[piece], b0, b1);
           else
-            ptx::mma_bf16(value[j], x[piece], b0, b1);
+            ptx::mma_bf16(four(value, j), x[piece], b0, b1);
         }
       }
     }
   }
 }
 
-template <class C, bool kOutliers>
+template <class C, bool kWide, bool kExtras>
 __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) uint8_t memory[];
   const uint32_t base = ptx::shared_address(memory);
-  const uint32_t staging = base + C::kStages * C::kStageBytes, columns = base + C::kColumns,
-                 barriers = base + C::kBarriers;
+  const uint32_t columns = base + C::kColumns, types = base + C::kTypes, barriers = base + C::kBarriers;
   const auto full = [&](int stage) { return barriers + stage * 16; };
   const auto empty = [&](int stage) { return barriers + stage * 16 + 8; };
+  const uint32_t columns_full = barriers + C::kStages * 16, columns_empty = columns_full + 8;
+  const auto work_entry = [&](int step) { return base + C::kWork + step % 2 * 16; };
+  const auto work_full = [&](int step) { return columns_full + 16 + step % 2 * 16; };
+  const auto work_empty = [&](int step) { return columns_full + 24 + step % 2 * 16; };
   const uint32_t rank = ptx::cluster_rank();
-  const int warpgroup = static_cast<int>(threadIdx.x) / 128;
+  const int warpgroup = static_cast<int>(threadIdx.x) / 128, lane = static_cast<int>(threadIdx.x) % 32;
 
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < C::kStages; ++stage) {
       ptx::barrier_init(full(stage), 1);
       ptx::barrier_init(empty(stage), kCluster * kWarpgroups);
     }
+    ptx::barrier_init(columns_full, 1);
+    ptx::barrier_init(columns_empty, kWarpgroups * 4);
+    for (int i = 0; i < 2; ++i) {
+      ptx::barrier_init(work_full(i), 1);
+      ptx::barrier_init(work_empty(i), kWarpgroups * 4);
+    }
     ptx::barrier_init_fence();
   }
+  if (threadIdx.x < 8) ptx::store_shared(base + C::kZeros + threadIdx.x * 4, 0.f);
+  __syncthreads();
   ptx::cluster_sync();
 
-  const int tiles = p.pairs_m * p.tiles_n, blocks = p.k_blocks + p.rank_blocks;
-  const int cluster = static_cast<int>(blockIdx.x) / kCluster, clusters = static_cast<int>(gridDim.x) / kCluster;
-  // Tile of this block: first row, first column.
-  const auto place = [&](int tile) {
-    const int group = tile / (kRasterPairs * p.tiles_n), within = tile - group * kRasterPairs * p.tiles_n;
-    const int pairs = min(kRasterPairs, p.pairs_m - group * kRasterPairs);
-    const int pair = group * kRasterPairs + within % pairs;
-    return int2{(pair * kCluster + static_cast<int>(rank)) * kBlockM, within / pairs * C::kBlockN};
-  };
+  const int cluster = static_cast<int>(blockIdx.x) / kCluster;
   int stage = 0;
   uint32_t phase = 0;
   const auto step_stage = [&] {
@@ -163,177 +188,395 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
   if (warpgroup == kWarpgroups) {
     ptx::registers_fewer<40>();
     if (threadIdx.x == kWarpgroups * 128) {
-      for (const CUtensorMap* map : {&p.q, &p.w, &p.h, &p.b}) ptx::prefetch_map(map);
-      for (int tile = cluster; tile < tiles; tile += clusters) {
-        const int2 at = place(tile);
-        for (int block = 0; block < blocks; ++block) {
-          ptx::barrier_wait(empty(stage), phase ^ 1);
-          ptx::barrier_expect_bytes(full(stage), C::kStageBytes);
-          const bool low_rank = block >= p.k_blocks;
-          const int byte = (low_rank ? block - p.k_blocks : block) * 128;
-          const uint32_t x_tile = base + stage * C::kStageBytes, w_tile = x_tile + kBlockM * 128;
-          const int part = static_cast<int>(rank) * (C::kBlockN / kCluster);
-          ptx::tensor_load(x_tile, low_rank ? &p.h : &p.q, byte, at.x, full(stage));
-          ptx::tensor_load_multicast(w_tile + part * 128, low_rank ? &p.b : &p.w, byte, at.y + part, full(stage),
-                                     (1 << kCluster) - 1);
-          step_stage();
+      const int clusters = static_cast<int>(gridDim.x) / kCluster;
+      const int tiles = p.pairs_m * p.tiles_n;
+      const auto place = [&](int tile) {
+        const int group = tile / (kRasterPairs * p.tiles_n), within = tile - group * kRasterPairs * p.tiles_n;
+        const int pairs = min(kRasterPairs, p.pairs_m - group * kRasterPairs);
+        const int pair = group * kRasterPairs + within % pairs, tile_n = within / pairs;
+        int member = 0;
+        while (member + 1 < p.members && tile_n >= p.member[member + 1].first_tile_n) ++member;
+        return Tile{(pair * kCluster + static_cast<int>(rank)) * kBlockM,
+                    (tile_n - p.member[member].first_tile_n) * C::kBlockN, member};
+      };
+
+      ptx::prefetch_map(&p.q);
+      ptx::prefetch_map(&p.member[0].w);
+      constexpr uint32_t kXBytes = kBlockM * 128;
+      const auto x_tile = [&] { return base + stage * C::kStageBytes; };
+      const auto load_w = [&](const CUtensorMap& map, int byte, int row, int rows) {
+        const int part = static_cast<int>(rank) * (rows / kCluster);
+        ptx::tensor_load_multicast(x_tile() + kXBytes + part * 128, &map, byte, row + part, full(stage),
+                                   (1 << kCluster) - 1);
+      };
+      const auto begin_stage = [&](int rows) {
+        ptx::barrier_wait(empty(stage), phase ^ 1);
+        ptx::barrier_expect_bytes(full(stage), kXBytes + rows * 128);
+      };
+
+      Tile tile = place(cluster);
+      // Weights do not depend on the kernel before: the first of them come while it ends.
+      const int early = min(C::kStages, p.k_blocks);
+      for (int block = 0; block < early; ++block) {
+        begin_stage(C::kBlockN);
+        load_w(p.member[tile.member].w, block * 128, tile.column, C::kBlockN);
+        step_stage();
+      }
+      ptx::dependency_wait();
+      stage = 0;
+      for (int block = 0; block < early; ++block) {
+        ptx::tensor_load(x_tile(), &p.q, block * 128, tile.row, full(stage));
+        step_stage();
+      }
+      phase = early == C::kStages;
+      const auto tell = [&](int step, uint4 entry) {
+        ptx::barrier_wait(work_empty(step), (step / 2 & 1) ^ 1);
+        ptx::store_shared(work_entry(step), entry);
+        ptx::barrier_arrive(work_full(step));
+      };
+      int step = 0;
+      for (int next = cluster; next < tiles; next += clusters, ++step) {
+        if (step > 0) tile = place(next);
+        const Member& member = p.member[tile.member];
+        tell(step, {static_cast<uint32_t>(tile.row), static_cast<uint32_t>(tile.column),
+                    static_cast<uint32_t>(tile.member), 1});
+        for (int block = 0; block < p.k_blocks; ++block) {
+          if (step > 0 || block >= early) {
+            begin_stage(C::kBlockN);
+            load_w(member.w, block * 128, tile.column, C::kBlockN);
+            ptx::tensor_load(x_tile(), &p.q, block * 128, tile.row, full(stage));
+            step_stage();
+          }
+          // Once the consumers are in this tile for sure, where there are enough blocks.
+          if (block == min(C::kStages, p.k_blocks - 1)) {
+            ptx::barrier_wait(columns_empty, step & 1 ^ 1);
+            const uint32_t bytes = static_cast<uint32_t>(min(C::kBlockN, member.out.n - tile.column)) * 4;
+            ptx::barrier_expect_bytes(columns_full, member.out.bias ? 2 * bytes : bytes);
+            ptx::bulk_load(columns, member.out.scale + tile.column, bytes, columns_full);
+            if (member.out.bias)
+              ptx::bulk_load(columns + C::kBlockN * 4, member.out.bias + tile.column, bytes, columns_full);
+          }
+        }
+        const bool streams = kWide && member.streams_ranks;
+        const int rows = streams ? kPart : C::kBlockN;
+        for (int part = 0; part < (streams ? C::kParts : 1); ++part) {
+          for (int block = 0; block < member.rank_blocks; ++block) {
+            begin_stage(rows);
+            load_w(member.b, block * 128, tile.column + part * kPart, rows);
+            ptx::tensor_load(x_tile(), &member.h, block * 128, tile.row, full(stage));
+            step_stage();
+          }
         }
       }
+      tell(step, {0, 0, 0, 0});
     }
   } else {
     ptx::registers_more<232>();
     constexpr int kRegisters = C::kBlockN / 2;
-    const int warp = static_cast<int>(threadIdx.x) / 32 % 4, lane = static_cast<int>(threadIdx.x) % 32;
+    const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
     const int g = lane / 4, t = lane % 4;
-    const bool leader = threadIdx.x % 128 == 0;
-    uint32_t store = 0;  // counts, so that the two staging buffers take turns from tile to tile too
     const auto release = [&](int which) {
       if (threadIdx.x % 128 < kCluster) ptx::barrier_arrive_cluster(empty(which), threadIdx.x % 128);
     };
-    const auto x_operand = [&] { return ptx::wgmma_descriptor(base + stage * C::kStageBytes + warpgroup * 64 * 128); };
-    const auto w_operand = [&] { return ptx::wgmma_descriptor(base + stage * C::kStageBytes + kBlockM * 128); };
+    const auto before_stage = [&] { return (stage ? stage : C::kStages) - 1; };
+    const auto x_operand = [&](int which) {
+      return ptx::wgmma_descriptor(base + which * C::kStageBytes + warpgroup * 64 * 128);
+    };
+    const auto w_operand = [&](int which) {
+      return ptx::wgmma_descriptor(base + which * C::kStageBytes + kBlockM * 128);
+    };
+    const auto meet = [&] { ptx::named_sync(2 + warpgroup, 128); };  // of the warpgroup
+    ptx::dependency_wait();
+    // Which steps of 16 ranks are fp16: 32 of them a warp at a time. Slots change between launches, not during one.
+    for (int i = 0; i < p.members; ++i) {
+      const Member& member = p.member[i];
+      for (int step = static_cast<int>(threadIdx.x); step < member.steps; step += kWarpgroups * 128) {
+        const bool f16 = step * kChunkRank < member.up_columns &&
+                         member.out.adapters.chunks[step * kChunkRank / member.chunk_columns].b_f16;
+        const uint32_t bits = __ballot_sync(~0u, f16);
+        if (lane == 0) ptx::store_shared(types + (member.first_step + step) / 8, __uint_as_float(bits));
+      }
+    }
+    ptx::named_sync(1, kWarpgroups * 128);
 
-    // Bit i: the 16 ranks of k-step i are fp16, for the first 32 steps.
-    const auto step_f16 = [&](int step) { return p.chunks[step * kChunkRank / p.chunk_columns].b_f16 != 0; };
-    const uint32_t f16_steps = __ballot_sync(~0u, lane * kChunkRank < p.up_columns && step_f16(lane));
+    Tile tile{};
+    // What waits to be stored: the place of its tile and the parts that are in registers. At first nothing, in a row
+    // that does not exist.
+    int waiting_row = p.args.m, waiting_column = 0, waiting_member = 0;
+    constexpr int kInRegisters = kExtras || C::kParts <= C::kHeld ? 0 : C::kParts - C::kHeld;
+    uint32_t packed[kInRegisters ? kInRegisters * 16 : 1] = {};
+    const uint32_t my_staging = base + C::kStaging + (warpgroup * 4 + warp) * C::kHeld * kPartBytes;
+    // Fragments of a part into the warp's staging buffer, rows of 128 bytes with their 16-byte pieces swizzled.
+    const auto stage_part = [&](int part, const uint32_t* bits) {
+#pragma unroll
+      for (int pair = 0; pair < kPart / 16; ++pair) {
+        // Matrix i of the four: rows 8 (i % 2).., columns 8 (i / 2)..; a lane gives the address of one row.
+        const int row = lane % 16, piece = pair * 2 + lane / 16;
+        ptx::store_matrix_x4(my_staging + part % C::kHeld * kPartBytes + row * 128 + ((piece ^ row % 8) * 16),
+                             bits[4 * pair], bits[4 * pair + 1], bits[4 * pair + 2], bits[4 * pair + 3]);
+      }
+      __syncwarp();
+    };
+    // y of a part with the residual, which comes in whole rows of 16 bytes a lane and goes through the staging buffer,
+    // into that buffer.
+    [[maybe_unused]] const auto stage_with_residual = [&](const GemmMember& out, int part, float(&v)[kPart / 2]) {
+      const bool f16 = p.args.y_type == Dtype::f16;
+      if (out.residual) {
+        const int row = tile.row + warpgroup * 64 + warp * 16 + lane / 8;
+        const int column = tile.column + part * kPart + lane % 8 * 8;
+        const auto* const from =
+            static_cast<const uint16_t*>(out.residual) + static_cast<int64_t>(row) * out.n + column;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          uint4 piece{0, 0, 0, 0};
+          if (row + i * 4 < p.args.m && column < out.n)
+            piece = *reinterpret_cast<const uint4*>(from + static_cast<int64_t>(i) * 4 * out.n);
+          const int of = i * 4 + lane / 8;
+          ptx::store_shared(my_staging + part % C::kHeld * kPartBytes + of * 128 + ((lane % 8 ^ of % 8) * 16), piece);
+        }
+        __syncwarp();
+      }
+#pragma unroll
+      for (int pair = 0; pair < kPart / 16; ++pair) {
+        const int row = lane % 16, piece = pair * 2 + lane / 16;
+        const uint32_t at = my_staging + part % C::kHeld * kPartBytes + row * 128 + ((piece ^ row % 8) * 16);
+        uint32_t bits[4] = {};
+        if (out.residual) ptx::load_matrix_x4(bits, at);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float& low = v[8 * pair + 2 * i];
+          float& high = v[8 * pair + 2 * i + 1];
+          if (out.residual) {
+            const float2 more = decode16x2(bits[i], f16);
+            low += more.x;
+            high += more.y;
+          }
+          bits[i] = f16 ? pack_f16x2(low, high) : pack_bf16x2(low, high);
+        }
+        ptx::store_matrix_x4(at, bits[0], bits[1], bits[2], bits[3]);
+      }
+      __syncwarp();
+    };
+    const auto store_part = [&](int part) {
+      if constexpr (kInRegisters > 0) {
+        if (part >= C::kHeld) stage_part(part, packed + (part >= C::kHeld ? part - C::kHeld : 0) * 16);
+      }
+      const GemmMember& out = p.member[waiting_member].out;
+      const int row = waiting_row + lane / 8, column = waiting_column + part * kPart + lane % 8 * 8;
+      uint16_t* const to = static_cast<uint16_t*>(out.y) + static_cast<int64_t>(row) * out.n + column;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int of = i * 4 + lane / 8;
+        const uint4 bits =
+            ptx::load_shared_16(my_staging + part % C::kHeld * kPartBytes + of * 128 + ((lane % 8 ^ of % 8) * 16));
+        if (row + i * 4 < p.args.m && column < out.n)
+          *reinterpret_cast<uint4*>(to + static_cast<int64_t>(i) * 4 * out.n) = bits;
+      }
+      __syncwarp();
+    };
 
-    for (int tile = cluster; tile < tiles; tile += clusters) {
-      const int2 at = place(tile);
-      const int first_row = at.x + warpgroup * 64 + warp * 16 + g;
+    for (int step = 0;; ++step) {
+      ptx::barrier_wait(work_full(step), step / 2 & 1);
+      const uint4 entry = ptx::load_shared_16(work_entry(step));
+      __syncwarp();
+      if (lane == 0) ptx::barrier_arrive(work_empty(step));
+      if (entry.w == 0) break;
+      tile = {static_cast<int>(entry.x), static_cast<int>(entry.y), static_cast<int>(entry.z)};
+      const Member& member = p.member[tile.member];
+      const int first_row = tile.row + warpgroup * 64 + warp * 16 + g;
       RowScale rows[2];
       for (int i = 0; i < 2; ++i) {
-        rows[i] = first_row + 8 * i < p.m ? p.rows[first_row + 8 * i] : RowScale{1.f, 1.f};
-        if (!kOutliers) rows[i].scale /= rows[i].power;  // outliers join before the division
+        rows[i] = first_row + 8 * i < p.args.m ? p.args.rows[first_row + 8 * i] : RowScale{1.f, 1.f};
+      }
+      if (kExtras && member.out.residual) {  // into L2 while the main loop runs
+        constexpr int kLines = C::kBlockN / 64;
+        for (int i = lane; i < 16 * kLines; i += 32) {
+          const int row = tile.row + warpgroup * 64 + warp * 16 + i / kLines, column = tile.column + i % kLines * 64;
+          if (row < p.args.m && column < member.out.n) {
+            ptx::prefetch_l2(static_cast<const uint16_t*>(member.out.residual) +
+                             static_cast<int64_t>(row) * member.out.n + column);
+          }
+        }
       }
 
-      const int my_column = at.y + static_cast<int>(threadIdx.x);
-      const bool my_column_exists = threadIdx.x < C::kBlockN && my_column < p.n;
-      const float my_scale = my_column_exists ? p.scale[my_column] : 0.f;
-      const float my_bias = my_column_exists && p.bias ? p.bias[my_column] : 0.f;
-
       int32_t sum[kRegisters];
-      int previous = 0;
       for (int block = 0; block < p.k_blocks; ++block) {
         ptx::barrier_wait(full(stage), phase);
-        const uint64_t x = x_operand(), w = w_operand();
+        const uint64_t x = x_operand(stage), w = w_operand(stage);
         ptx::wgmma_fence();
 #pragma unroll
         for (int k = 0; k < 4; ++k) ptx::wgmma_s8(sum, x + 2 * k, w + 2 * k, block > 0 || k > 0);
         ptx::wgmma_commit();
         if (block > 0) {
           ptx::wgmma_wait<1>();
-          release(previous);
+          release(before_stage());
         }
-        previous = stage;
+        if constexpr (!kExtras) {
+          // One part every other block: the writes spread over time.
+#pragma unroll
+          for (int part = 0; part < C::kParts; ++part) {
+            if (block == 1 + 2 * part) store_part(part);
+          }
+        }
         step_stage();
       }
-      // While the last block multiplies: the columns' numbers, once both warpgroups are done with the tile before.
-      ptx::named_sync<1>(kWarpgroups * 128);
-      if (threadIdx.x < C::kBlockN) {
-        ptx::store_shared(columns + threadIdx.x * 4, my_scale);
-        ptx::store_shared(columns + (C::kBlockN + threadIdx.x) * 4, my_bias);
-      }
-      ptx::named_sync<1>(kWarpgroups * 128);
-      const uint32_t my_scales = columns + t * 8, my_biases = my_scales + C::kBlockN * 4;
       ptx::wgmma_wait<0>();
-      release(previous);
-
-      // The sums and the floats are two sets of registers to the compiler, which is why BlockN stops at 192: twice 128
-      // of them do not fit a thread.
-      constexpr int kQuarters = C::kBlockN / kStoreColumns;
-      float value[kQuarters][32];
-      if constexpr (kOutliers) {
-        const int count = *p.outlier_count;
-        float tile[kRegisters / 4][4];
+      release(before_stage());
+      if constexpr (!kExtras) {
 #pragma unroll
-        for (int i = 0; i < kRegisters; ++i) tile[i / 4][i % 4] = static_cast<float>(sum[i]) * rows[i / 2 % 2].scale;
-        add_outliers(tile, p, count, first_row, at.y);
-#pragma unroll
-        for (int i = 0; i < kRegisters; ++i) sum[i] = __float_as_int(tile[i / 4][i % 4]);
-      }
-#pragma unroll
-      for (int quarter = 0; quarter < kQuarters; ++quarter) {
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          const float2 scale = ptx::load_shared_pair(my_scales + (quarter * 8 + j) * 32);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const int32_t bits = sum[quarter * 32 + 4 * j + i];
-            const float base =
-                kOutliers ? __int_as_float(bits) / rows[i / 2].power : static_cast<float>(bits) * rows[i / 2].scale;
-            value[quarter][4 * j + i] = base * (i % 2 ? scale.y : scale.x);
-          }
+        for (int part = 0; part < C::kParts; ++part) {
+          if (p.k_blocks <= 1 + 2 * part) store_part(part);
         }
       }
+      // 1 / p of a power of two. The empty statement keeps the compiler from computing this before the main loop,
+      // where it would wait for the rows' numbers.
+      float inverse[2];
+      for (int i = 0; i < 2; ++i) {
+        asm volatile("" : "+f"(rows[i].power));
+        inverse[i] = __uint_as_float((254u << 23) - __float_as_uint(rows[i].power));
+        if (!kExtras) rows[i].scale *= inverse[i];  // outliers join before the division
+      }
+      waiting_row = tile.row + warpgroup * 64 + warp * 16;
+      waiting_column = tile.column;
+      waiting_member = tile.member;
+      ptx::barrier_wait(columns_full, step & 1);
+      const uint32_t my_scales = columns + t * 8;
+      const uint32_t my_biases = member.out.bias ? my_scales + C::kBlockN * 4 : base + C::kZeros + t * 8;
+      const int bias_step = member.out.bias ? 32 : 0;
+      const bool streams = kWide && member.streams_ranks;
 
-      for (int block = 0; block < p.rank_blocks; ++block) {
-        ptx::barrier_wait(full(stage), phase);
-        const uint64_t x = x_operand(), b = w_operand();
+      // The sums as floats in units of p, with the low-rank update.
+      const auto begin_part = [&](int part, float(&v)[kPart / 2]) {
 #pragma unroll
-        for (int quarter = 0; quarter < kQuarters; ++quarter) {
-          ptx::wgmma_fence();
-          for (int k = 0; k < 4 && block * kBlockRank + k * 16 < p.up_columns; ++k) {
-            const uint64_t x_step = x + 2 * k, b_step = b + quarter * (kStoreColumns * 128 >> 4) + 2 * k;
-            const int step = block * 4 + k;
-            if (step < 32 ? f16_steps >> step & 1 : step_f16(step)) {
-              ptx::wgmma_f16(value[quarter], x_step, b_step, true);
-            } else {
-              ptx::wgmma_bf16(value[quarter], x_step, b_step, true);
+        for (int j = 0; j < kPart / 8; ++j) {
+          const int32_t* const total = sum + part * 32 + 4 * j;
+          if constexpr (kExtras) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) v[4 * j + i] = static_cast<float>(total[i]) * rows[i / 2].scale;
+          } else {
+            const float2 scale = ptx::load_shared_pair(my_scales + (part * kPart / 8 + j) * 32);
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+              v[4 * j + i] = static_cast<float>(total[i]) * rows[i / 2].scale * (i % 2 ? scale.y : scale.x);
+          }
+        }
+        if constexpr (kExtras) {
+          if (p.args.outliers.list)
+            add_outliers(v, p.args, member.out, *p.args.outliers.count, first_row, tile.column + part * kPart);
+#pragma unroll
+          for (int j = 0; j < kPart / 8; ++j) {
+            const float2 scale = ptx::load_shared_pair(my_scales + (part * kPart / 8 + j) * 32);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) v[4 * j + i] = v[4 * j + i] * inverse[i / 2] * (i % 2 ? scale.y : scale.x);
+          }
+        }
+        if constexpr (kWide) {
+          int from = stage;
+          uint32_t from_phase = phase;
+          for (int block = 0; block < member.rank_blocks; ++block) {
+            if (part == 0 || streams) ptx::barrier_wait(full(from), from_phase);
+            const uint64_t x = x_operand(from);
+            const uint64_t b = w_operand(from) + (streams ? 0 : part * (kPart * 128 >> 4));
+            const int steps = min(4, member.up_columns / kChunkRank - block * 4);
+            const uint32_t f16 = ptx::load_shared(types + (member.first_step / 8 + block / 8 * 4)) >> block % 8 * 4;
+            ptx::wgmma_fence();
+            for (int k = 0; k < steps; ++k) {
+              if (f16 >> k & 1)
+                ptx::wgmma_f16(v, x + 2 * k, b + 2 * k, true);
+              else
+                ptx::wgmma_bf16(v, x + 2 * k, b + 2 * k, true);
+            }
+            ptx::wgmma_commit();
+            ptx::wgmma_wait<0>();
+            if (streams) release(from);
+            if (++from == C::kStages) {
+              from = 0;
+              from_phase ^= 1;
             }
           }
-          ptx::wgmma_commit();
-          ptx::wgmma_wait<0>();
-        }
-        release(stage);
-        step_stage();
-      }
-
-      // Through two staging buffers of 64 x 64, in the swizzle of the copy engine.
+          if (streams) {
+            stage = from;
+            phase = from_phase;
+          }
+        } else if (member.rank_blocks) {
+          if (part == 0) ptx::barrier_wait(full(stage), phase);
+          const uint32_t h_tile = base + stage * C::kStageBytes + (warpgroup * 64 + warp * 16) * 128;
+          const uint32_t b_tile = base + stage * C::kStageBytes + (kBlockM + part * kPart) * 128;
+          const int h_row = lane % 16, b_row = lane / 16 * 8 + lane % 8;
+          const uint32_t f16 = ptx::load_shared(types + member.first_step / 8);
+          for (int k = 0; k * kChunkRank < member.up_columns; ++k) {
+            uint32_t h[4];
+            ptx::load_matrix_x4(h, h_tile + h_row * 128 + (((k * 2 + lane / 16) ^ h_row % 8) * 16));
+            const uint32_t b_at = b_tile + b_row * 128 + (((k * 2 + lane / 8 % 2) ^ b_row % 8) * 16);
+            const auto multiply = [&](auto&& mma) {
 #pragma unroll
-      for (int part = 0; part < kQuarters; ++part, ++store) {
-        const uint32_t buffer = staging + (warpgroup * 2 + store % 2) * kStoreBytes;
-        if (leader) ptx::store_wait_read<1>();
-        if (warpgroup == 0)
-          ptx::named_sync<2>(128);
-        else
-          ptx::named_sync<3>(128);
-#pragma unroll
-        for (int pair = 0; pair < kStoreColumns / 16; ++pair) {
-          uint32_t packed[4];
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const int j = pair * 2 + half;
-            const float2 bias = ptx::load_shared_pair(my_biases + (part * 8 + j) * 32);
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              const float low = value[part][4 * j + 2 * i] * rows[i].power + bias.x;
-              const float high = value[part][4 * j + 2 * i + 1] * rows[i].power + bias.y;
-              if (p.y_f16) {
-                const __half2 both = __floats2half2_rn(low, high);
-                packed[half * 2 + i] = *reinterpret_cast<const uint32_t*>(&both);
-              } else {
-                const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-                packed[half * 2 + i] = *reinterpret_cast<const uint32_t*>(&both);
+              for (int pair = 0; pair < kPart / 16; ++pair) {
+                uint32_t b[4];
+                ptx::load_matrix_x4(b, b_at + pair * 16 * 128);
+                mma(four(v, 2 * pair), h, b[0], b[1]);
+                mma(four(v, 2 * pair + 1), h, b[2], b[3]);
               }
-            }
+            };
+            using Registers = const uint32_t(&)[4];
+            if (f16 >> k & 1)
+              multiply([](float(&c)[4], Registers x, uint32_t b0, uint32_t b1) { ptx::mma_f16(c, x, b0, b1); });
+            else
+              multiply([](float(&c)[4], Registers x, uint32_t b0, uint32_t b1) { ptx::mma_bf16(c, x, b0, b1); });
           }
-          // Matrix i of the four: rows 8 (i % 2).., columns 8 (i / 2)..; a lane gives the address of one row.
-          const int row = warp * 16 + lane % 16, chunk = pair * 2 + lane / 16;
-          ptx::store_matrix_x4(buffer + row * 128 + ((chunk ^ row % 8) * 16), packed[0], packed[1], packed[2],
-                               packed[3]);
         }
-        ptx::fence_async_shared();
-        if (warpgroup == 0)
-          ptx::named_sync<2>(128);
-        else
-          ptx::named_sync<3>(128);
-        if (leader) {
-          ptx::tensor_store(&p.y, (at.y + part * kStoreColumns) * 2, at.x + warpgroup * 64, buffer);
-          ptx::store_commit();
+      };
+      // Out of units of p, finished and rounded.
+      const auto end_part = [&](int part, float(&v)[kPart / 2]) {
+        uint32_t bits[kPart / 4];
+#pragma unroll
+        for (int j = 0; j < kPart / 8; ++j) {
+          const float2 bias = ptx::load_shared_pair(my_biases + (part * kPart / 8 + j) * bias_step);
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            v[4 * j + 2 * i] = v[4 * j + 2 * i] * rows[i].power + bias.x;
+            v[4 * j + 2 * i + 1] = v[4 * j + 2 * i + 1] * rows[i].power + bias.y;
+          }
         }
+        if constexpr (kExtras) {
+          finish_fragments(p.args, member.out, v, first_row, tile.column + part * kPart + 2 * t);
+          stage_with_residual(member.out, part, v);
+          store_part(part);
+          return;
+        }
+        if (p.args.y_type == Dtype::f16) {
+#pragma unroll
+          for (int i = 0; i < kPart / 4; ++i) bits[i] = pack_f16x2(v[2 * i], v[2 * i + 1]);
+        } else {
+#pragma unroll
+          for (int i = 0; i < kPart / 4; ++i) bits[i] = pack_bf16x2(v[2 * i], v[2 * i + 1]);
+        }
+        if (part < C::kHeld) {
+          stage_part(part, bits);
+        } else if constexpr (kInRegisters > 0) {
+#pragma unroll
+          for (int i = 0; i < kPart / 4; ++i) packed[(part - C::kHeld) * 16 + i] = bits[i];
+        }
+      };
+#pragma unroll
+      for (int part = 0; part < C::kParts; ++part) {
+        float v[kPart / 2];
+        begin_part(part, v);
+        if (part + 1 == C::kParts && !streams) {
+          if (!kWide && member.rank_blocks) meet();  // ldmatrix of all warps is done
+          for (int block = 0; block < member.rank_blocks; ++block) {
+            release(stage);
+            step_stage();
+          }
+        }
+        end_part(part, v);
       }
+      __syncwarp();
+      if (lane == 0) ptx::barrier_arrive(columns_empty);
     }
-    if (leader) ptx::store_wait<0>();
+    if constexpr (!kExtras) {
+#pragma unroll
+      for (int part = 0; part < C::kParts; ++part) store_part(part);
+    }
   }
   ptx::cluster_sync();  // no block leaves while its peer may still write to it
 #endif
@@ -373,61 +616,63 @@ CUtensorMap map_of(const void* matrix, int64_t width, int64_t rows, int64_t pitc
   return map;
 }
 
-template <class C, bool kOutliers>
-void launch(const GemmArgs& args, const GemmMember& out, const Limits& limits, cudaStream_t stream) {
+template <class C>
+Params params_of(const GemmArgs& args) {
   Params p{};
-  const int up = out.adapters.up_columns;
+  p.args = args;
   p.q = map_of(args.x, args.k_pitch, args.m, args.x_pitch, kBlockM);
-  p.w = map_of(out.weight, args.k_pitch, out.n, args.k_pitch, C::kBlockN / kCluster);
-  if (up) {
-    p.h = map_of(out.h, up * 2, args.m, up * 2, kBlockM);
-    p.b = map_of(out.adapters.b, up * 2, out.n, up * 2, C::kBlockN / kCluster);
-  } else {
-    p.h = p.q;
-    p.b = p.w;
-  }
-  p.y = map_of(out.y, static_cast<int64_t>(out.n) * 2, args.m, static_cast<int64_t>(out.n) * 2, 64);
-  p.rows = args.rows;
-  p.scale = out.scale;
-  p.bias = out.bias;
-  p.chunks = out.adapters.chunks;
-  p.m = args.m;
-  p.n = out.n;
   p.k_blocks = (args.k + kBlockK - 1) / kBlockK;
-  p.rank_blocks = (up + kBlockRank - 1) / kBlockRank;
-  p.up_columns = up;
-  p.chunk_columns = out.adapters.chunk_count ? up / out.adapters.chunk_count : kChunkRank;
   p.pairs_m = (args.m + kBlockM * kCluster - 1) / (kBlockM * kCluster);
-  p.tiles_n = (out.n + C::kBlockN - 1) / C::kBlockN;
-  p.y_f16 = args.y_type == Dtype::f16;
-  p.outlier_list = args.outliers.list;
-  p.outlier_count = args.outliers.count;
-  p.raw_x = args.raw_x;
-  p.raw_type = args.raw_type;
-  p.weight = out.weight;
-  p.k = args.k;
-  p.k_pitch = args.k_pitch;
+  p.members = args.member_count;
+  int steps = 0;
+  for (int i = 0; i < p.members; ++i) {
+    Member& to = p.member[i];
+    to.out = args.member[i];
+    const int up = to.out.adapters.up_columns;
+    to.rank_blocks = (up + kBlockRank - 1) / kBlockRank;
+    to.streams_ranks = to.rank_blocks > kResidentRankBlocks;
+    to.w = map_of(to.out.weight, args.k_pitch, to.out.n, args.k_pitch, C::kBlockN / kCluster);
+    if (up) {
+      to.h = map_of(to.out.h, up * 2, args.m, up * 2, kBlockM);
+      to.b = map_of(to.out.adapters.b, up * 2, to.out.n, up * 2, (to.streams_ranks ? kPart : C::kBlockN) / kCluster);
+    }
+    to.up_columns = up;
+    to.chunk_columns = up ? up / to.out.adapters.chunk_count : kChunkRank;
+    to.first_step = steps;
+    to.steps = round_up(up / kChunkRank, 32);
+    steps += to.steps;
+    to.first_tile_n = p.tiles_n;
+    to.tiles_n = (to.out.n + C::kBlockN - 1) / C::kBlockN;
+    p.tiles_n += to.tiles_n;
+  }
+  return p;
+}
 
+template <class C, bool kWide, bool kExtras>
+void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+  const Params p = params_of<C>(args);
   const int clusters = std::min(p.pairs_m * p.tiles_n, limits.multiprocessors / kCluster);
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(clusters * kCluster));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = C::kSharedBytes;
   config.stream = stream;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = kCluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  OCTOLORA_CUDA(cudaLaunchKernelEx(&config, gemm<C, kOutliers>, p),
-                "sm_90 gemm tile %dx%d: M = %d, N = %d, K = %d, up columns = %d", kBlockM, C::kBlockN, args.m, out.n,
-                args.k, up);
+  cudaLaunchAttribute attributes[2];
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim.x = kCluster;
+  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = attributes;
+  config.numAttrs = 2;
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&config, gemm<C, kWide, kExtras>, p),
+                "sm_90 gemm tile %dx%d: M = %d, K = %d, %d outputs, N = %d, up columns = %d", kBlockM, C::kBlockN,
+                args.m, args.k, args.member_count, args.member[0].n, args.member[0].adapters.up_columns);
 }
 
-template <class C>
+template <class C, bool kExtras>
 void set_up() {
-  for (const auto kernel : {gemm<C, false>, gemm<C, true>}) {
+  for (const auto kernel : {gemm<C, false, kExtras>, gemm<C, true, kExtras>}) {
     OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                        cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes),
                   "sm_90 gemm tile %dx%d: %d bytes of shared memory", kBlockM, C::kBlockN, C::kSharedBytes);
@@ -437,8 +682,11 @@ void set_up() {
 void set_up_all(const Limits& limits) {
   if (limits.capability != 90) return;
   encoder();  // a driver without it fails here, not in a forward
-  set_up<Config<192>>();
-  set_up<Config<128>>();
+  set_up<Config<256>, false>();
+  set_up<Config<192>, false>();
+  set_up<Config<128>, false>();
+  set_up<Config<192>, true>();
+  set_up<Config<128>, true>();
 }
 
 const char* refuses(const GemmArgs& args, const Limits& limits) {
@@ -446,53 +694,87 @@ const char* refuses(const GemmArgs& args, const Limits& limits) {
   if (args.m <= 64) return "M <= 64";
   if (args.y_type == Dtype::f32) return "y is fp32";
   if (args.store_sums) return "the sums are asked for";
+  int steps = 0;
   for (int i = 0; i < args.member_count; ++i) {
     const GemmMember& out = args.member[i];
     if (out.n % 8 || reinterpret_cast<uintptr_t>(out.y) % 16) return "rows of y are not of whole 16 bytes";
-    if (out.activation != Activation::none || out.gate || out.residual) return "activation, gate or residual";
-    if (args.row_slot && out.adapters.slot_count) return "rows have slots of their own";
+    if (reinterpret_cast<uintptr_t>(out.residual) % 16 || reinterpret_cast<uintptr_t>(out.gate) % 4)
+      return "the residual or the gate is not aligned to 16 and 4 bytes";
+    steps += round_up(out.adapters.up_columns / kChunkRank, 32);
   }
-  return nullptr;
+  return steps > kMaxSteps ? "more than 16384 columns of h" : nullptr;
 }
 
-int64_t tiles_of(int m, int n, int block_n) {  // of two blocks
-  return static_cast<int64_t>((m + 2 * kBlockM - 1) / (2 * kBlockM)) * ((n + block_n - 1) / block_n);
+bool is_wide(const GemmArgs& args) {
+  for (int i = 0; i < args.member_count; ++i) {
+    if (args.member[i].adapters.up_columns > kMmaColumns) return true;
+  }
+  return false;
 }
 
-// The width whose tiles fill the last wave best, weighed by what each reaches in its main loop.
-int choose_width(int m, int n, const Limits& limits) {
-  const auto cost = [&](int block_n, double efficiency) {
-    const int clusters = limits.multiprocessors / kCluster;
-    return static_cast<double>((tiles_of(m, n, block_n) + clusters - 1) / clusters) * block_n / efficiency;
-  };
-  return cost(192, 1.0) <= cost(128, 0.9) ? 192 : 128;
+// Outliers or something between the sum and the rounding. They need the registers that 256 columns take.
+bool has_extras(const GemmArgs& args) {
+  if (args.outliers.list) return true;
+  for (int i = 0; i < args.member_count; ++i) {
+    if (has_epilogue(args, args.member[i])) return true;
+  }
+  return false;
 }
 
-template <bool kOutliers>
-void launch_widest(const GemmArgs& args, const GemmMember& out, const Limits& limits, cudaStream_t stream) {
-  if (choose_width(args.m, out.n, limits) == 192)
-    launch<Config<192>, kOutliers>(args, out, limits, stream);
-  else
-    launch<Config<128>, kOutliers>(args, out, limits, stream);
+struct Choice {
+  int width;
+  double waves;
+};
+
+// The width whose whole waves take the least time, weighed by what a tile's main loop reaches of the tensor cores: the
+// narrower it is, the more it asks of shared memory.
+Choice choose(const GemmArgs& args, const Limits& limits) {
+  constexpr struct {
+    int width;
+    double speed;
+  } kWidths[] = {{256, 1.}, {192, 0.97}, {128, 0.85}};
+  Choice best{};
+  double best_cost = 0;
+  for (const auto& [width, speed] : kWidths) {
+    if (width == 256 && has_extras(args)) continue;
+    int64_t tiles = 0;
+    for (int i = 0; i < args.member_count; ++i) tiles += (args.member[i].n + width - 1) / width;
+    tiles *= (args.m + kBlockM * kCluster - 1) / (kBlockM * kCluster);
+    const double waves = static_cast<double>(tiles) / (limits.multiprocessors / kCluster);
+    const double cost = std::ceil(waves) * width / speed;
+    if (best.width == 0 || cost < best_cost) {
+      best = {width, waves};
+      best_cost = cost;
+    }
+  }
+  return best;
+}
+
+template <class C, bool kExtras>
+void launch_config(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+  (is_wide(args) ? launch<C, true, kExtras> : launch<C, false, kExtras>)(args, limits, stream);
 }
 
 void launch_all(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
-  for (int i = 0; i < args.member_count; ++i) {
-    if (args.outliers.list)
-      launch_widest<true>(args, args.member[i], limits, stream);
-    else
-      launch_widest<false>(args, args.member[i], limits, stream);
-  }
+  const int width = choose(args, limits).width;
+  const auto launch_chosen = has_extras(args)
+                                 ? (width == 192 ? launch_config<Config<192>, true> : launch_config<Config<128>, true>)
+                             : width == 256 ? launch_config<Config<256>, false>
+                             : width == 192 ? launch_config<Config<192>, false>
+                                            : launch_config<Config<128>, false>;
+  launch_chosen(args, limits, stream);
 }
 
 void describe(const GemmArgs& args, const Limits& limits, Explanation& to) {
-  for (int i = 0; i < args.member_count; ++i) {
-    const int n = args.member[i].n, width = choose_width(args.m, n, limits);
-    const double waves = static_cast<double>(tiles_of(args.m, n, width)) / (limits.multiprocessors / kCluster);
-    to.launch("%s, N = %d: tile %dx%d, clusters of %d, %d stages, %.2f waves; %s", kGemmSm90.name, n, kBlockM, width,
-              kCluster, width == 192 ? Config<192>::kStages : Config<128>::kStages, waves,
-              width == 192 ? "the widest tile" : "128 columns leave less of the last wave empty than 192");
-  }
+  const Choice choice = choose(args, limits);
+  int n = 0;
+  for (int i = 0; i < args.member_count; ++i) n += args.member[i].n;
+  to.launch(
+      "%s, %d output%s, N = %d: tile %dx%d, whose %.2f waves take the least time, clusters of %d, %d stages; "
+      "low-rank update by %s%s",
+      kGemmSm90.name, args.member_count, args.member_count == 1 ? "" : "s", n, kBlockM, choice.width, choice.waves,
+      kCluster, choice.width == 128 ? Config<128>::kStages : Config<256>::kStages, is_wide(args) ? "wgmma" : "mma.sync",
+      has_extras(args) ? "; outliers or epilogue before the store" : "");
 }
 
 }  // namespace

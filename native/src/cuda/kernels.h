@@ -72,6 +72,9 @@ struct OutlierView {
 };
 constexpr int kOutlierRowChunks = 128;  // bands of rows, enough blocks to fill a device
 
+constexpr int kSlotRows = 128;  // rows that share the answer to which slots they need
+__host__ __device__ constexpr int needed_words(int up_columns) { return (up_columns / kChunkRank + 31) / 32; }
+
 constexpr int kMaxMembers = OCTOLORA_MAX_OUTPUTS;
 
 // What one output of a forward needs beside the quantized x that all of them share.
@@ -94,8 +97,7 @@ struct PrepareArgs {
   int8_t* q = nullptr;         // W8A8
   uint16_t* planes = nullptr;  // W8A16, where x is not read in place
   RowScale* rows = nullptr;
-  // [M]: the one slot that a row uses, h is zero in the columns of all others; null: a row uses every slot. See
-  // row_slots.cuh for what may be left out.
+  // [M]: the one slot that a row uses, h is zero in the columns of all others; null: a row uses every slot.
   const int32_t* row_slot = nullptr;
   int member_count = 0;
   PrepareMember member[kMaxMembers];
@@ -111,6 +113,9 @@ struct GemmMember {
   const float* bias = nullptr;
   AdapterView adapters;
   const uint16_t* h = nullptr;
+  // With row_slot: bit s % 32 of word [m / kSlotRows][s / 32] (needed_words of them a tile of rows) says whether the
+  // tile's rows need columns 16 s .. of h and b; null: all are needed.
+  uint32_t* needed_steps = nullptr;
   void* y = nullptr;
   Activation activation = Activation::none;
   const void* residual = nullptr;  // [M,N] of y's type, y itself or null
@@ -122,6 +127,7 @@ struct GemmArgs {
   int64_t x_pitch = 0;      // elements
   int planes = 1;           // W8A16: planes of x, each multiplied by all of W
   bool x_f16 = false;       // W8A16: fp16, else bf16
+  bool x_in_place = false;  // x is the caller's, nothing that prepare makes
   int m = 0, k = 0, k_pitch = 0;
   const RowScale* rows = nullptr;     // null: W8A16 without adapters, scale 1 and power 1
   const int32_t* row_slot = nullptr;  // [M] or null, see PrepareArgs
@@ -160,10 +166,14 @@ struct GemmFamily {
   // A line for each launch, with what decided.
   void (*describe)(const GemmArgs& args, const Limits& limits, Explanation& to);
 };
-extern const GemmFamily kGemmSm90;   // gemm_sm90.cu: W8A8 on Hopper
-extern const GemmFamily kGemmW8a8;   // gemm_w8a8.cu: everywhere
-extern const GemmFamily kGemmW8a16;  // gemm_w8a16.cu: everywhere
+extern const GemmFamily kGemmSm90;       // gemm_sm90.cu: W8A8 on Hopper
+extern const GemmFamily kGemmW8a16Sm90;  // gemm_w8a16_sm90.cu: W8A16 on Hopper
+extern const GemmFamily kGemmW8a8;       // gemm_w8a8.cu: everywhere
+extern const GemmFamily kGemmW8a16;      // gemm_w8a16.cu: everywhere
 
+// row_slots.cu: fills needed_steps of all members, before a GEMM that reads them
+void launch_find_needed_steps(const GemmArgs& args, cudaStream_t stream);
+void describe_find_needed_steps(Explanation& to);
 // decode.cu: all of a forward with few rows on Hopper
 struct DecodeTuning {
   int splits = 0;

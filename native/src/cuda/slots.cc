@@ -233,7 +233,7 @@ void CudaDevice::fill(const SlotFill* fills, int count, octolora_stream stream_)
   PackBatch batch;
   int first = 0;  // of the fills in the batch
   const auto flush = [&](int end) {
-    if (batch.count) launch_pack(batch, stream);
+    if (batch.count) launch_pack(batch, limits, stream);
     batch.count = 0;
     for (int i = first; i < end; ++i) {
       static_cast<CudaSlots*>(fills[i].slots)->compose(fills[i].slot, fills[i].slot + 1, stream);

@@ -27,7 +27,7 @@
 //     v s(t)        s(t) = 1 / (1 + exp(-t)): SiLU with t = v, GELU by tanh with t = 2 sqrt(2/pi) (v + 0.044715 v^3).
 //                   t in a few roundings, exp in about four, their effect on s, and the sum, quotient and product:
 //                                                                ((8 |t| + 8) (1 - s) + 4) u(f32) |f|
-//                   where exp overflows, s < 2^-127 becomes 0:   2^-127 |v|
+//                   where s < 2^-126, subnormal, it may be 0:    2^-126 |v|
 //     v (1 + erf)/2 the argument and erf in a few roundings:     4 u(f32) |v| + 2 u(f32) |f|
 //   gate g          the product:                                 |g| e + u(f32) |g f| + 2^-149
 //   residual r      the addition:                                d (|g f| + |r|)
@@ -234,7 +234,7 @@ void finish(const Problem& p, int m, int n, const Arithmetic& arithmetic, double
       spread = std::max(spread, std::fabs(activate(p.activation, z).value - f.value));
     const double size = std::fabs(f.value) + spread;
     y = f.value;
-    error = spread + 0x1p-127 * std::fabs(v);
+    error = spread + 0x1p-126 * std::fabs(v);
     if (p.activation == OCTOLORA_ACTIVATION_GELU_ERF)
       error += 4 * kSingle * std::fabs(v) + 2 * kSingle * size;
     else

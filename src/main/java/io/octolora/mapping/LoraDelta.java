@@ -5,9 +5,9 @@ import java.util.Objects;
 import org.jetbrains.annotations.Nullable;
 
 /**
- * What an adapter adds to one module: {@code y += scale · ((x · Aᵀ) · Bᵀ + bias)}; with a magnitude (DoRA) what it makes
- * of the module: {@code y = g · (W·x + scale · (x · Aᵀ) · Bᵀ)} before the module's own bias, g the magnitude by the length
- * of the row of {@code W + scale · B · A}.
+ * What an adapter adds to one module: {@code y += scale · ((x · Aᵀ) · Bᵀ + bias)}. With a magnitude (DoRA) what it makes
+ * of the module: {@code y = g · (W·x + scale · (x · Aᵀ) · Bᵀ)} before the module's own bias, g the magnitude by the
+ * length of the row of {@code W + scale · B · A}.
  *
  * @param module the base checkpoint's name
  * @param a [rank, k], k the module's input features
@@ -25,8 +25,8 @@ public record LoraDelta(String module, Factor a, Factor b, double scale, @Nullab
           b.rows(), b.columns(), bias == null ? "" : ", bias is " + bias.rows() + " x " + bias.columns()));
     }
     if (magnitude != null && (magnitude.rows() != b.rows() || magnitude.columns() != 1 || bias != null)) {
-      throw new IllegalArgumentException("%s: B is %d x %d, magnitude %d x %d%s".formatted(module, b.rows(), b.columns(),
-          magnitude.rows(), magnitude.columns(), bias == null ? "" : " beside a bias"));
+      throw new IllegalArgumentException("%s: B is %d x %d, magnitude %d x %d%s".formatted(module, b.rows(),
+          b.columns(), magnitude.rows(), magnitude.columns(), bias == null ? "" : " beside a bias"));
     }
     if (!Double.isFinite(scale)) {
       throw new IllegalArgumentException("%s: scale = %s, expected a finite number".formatted(module, scale));

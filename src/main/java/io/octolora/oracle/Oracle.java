@@ -54,10 +54,10 @@ import java.util.stream.IntStream;
  *   <li>up-projection: {@code sum (e(H)(|B| + d(B)) + |H| d(B)) + (r d + 6 u) sum (|H| + e(H)) (|B| + d(B))}, which
  *       includes c, the division and multiplication by s_x and the product in fp32; all times {@code |c|}
  *   <li>(t) an adapter's bias may be stored in 16 bits and c as two numbers: {@code (u_h + 2^-16) |c beta|}
- *   <li>with magnitudes: what is lost of A and B in storage and {@code (r + 4) u} of the magnitudes added are an error of
- *       each element of a row, whose length by the length of the row is one of g, as are {@code (K + 8) u} for the sum
- *       of its squares. Errors of factors add up. (t) F B is kept in B's 16-bit type: its unit roundoff and half an fp16
- *       subnormal, {@code 2^-25 max(1, max|B|)}
+ *   <li>with magnitudes: what is lost of A and B in storage and {@code (r + 4) u} of the magnitudes added are an error
+ *       of each element of a row, whose length by the length of the row is one of g, as are {@code (K + 8) u} for the
+ *       sum of its squares. Errors of factors add up. (t) F B is kept in B's 16-bit type: its unit roundoff and half an
+ *       fp16 subnormal, {@code 2^-25 max(1, max|B|)}
  *   <li>adding the parts in fp32: {@code (3 + 2 adapters) d} times the sum of their magnitudes
  *   <li>the store: {@code u_y (|y| + what came before)} and half of the smallest subnormal
  * </ol>

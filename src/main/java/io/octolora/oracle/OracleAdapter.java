@@ -5,7 +5,8 @@ import org.jetbrains.annotations.Nullable;
 
 /**
  * One low-rank update as the oracle reads it: {@code y += scale * ((x A^T) B^T + bias)}; with a magnitude (DoRA)
- * {@code y = g * (y + scale * (x A^T) B^T)} with {@code g = magnitude / |row of W + scale * B A|}, before the layer's bias.
+ * {@code y = g * (y + scale * (x A^T) B^T)} with {@code g = magnitude / |row of W + scale * B A|}, before the
+ * layer's bias.
  *
  * @param a {@code [rank,k]}, row-major
  * @param aFormat type of A in the file

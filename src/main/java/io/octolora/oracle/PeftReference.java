@@ -38,10 +38,10 @@ import org.jetbrains.annotations.Nullable;
  * sum|x||A| + rd(T)}; times {@code B^T} (+ bias): the former through |B|, {@code (r + 2) u sum|H||B| + rd(T)}; times
  * the scaling: {@code rd(T)}; cast to X where T differs: {@code rd(X)}; added to the result: {@code rd(X)}.
  *
- * <p><b>DoRA</b> in PEFT, with z = result - bias in X, {@code rd(X)}: {@code result + (g - 1) z + g s B(A(x))} in fp32 or
- * T, {@code rd(T)} each, cast to X: {@code rd(X)}. g = magnitude / norm of the row of W + s B A, all in T: of each element
- * {@code rd(T)} of |W| and four of s |B||A|, and {@code (r + 2) u}; their length by the norm, and {@code (K + 8) u + 4
- * rd(T)} beside them, are the relative error of g.
+ * <p><b>DoRA</b> in PEFT, with z = result - bias in X, {@code rd(X)}: {@code result + (g - 1) z + g s B(A(x))} in fp32
+ * or T, {@code rd(T)} for each of four results, cast to X: {@code rd(X)}. g = magnitude / norm of the row of W + s B A,
+ * all in T: of each element {@code 2 rd(T)} of |W| and five of s |B||A|, and {@code (r + 4) u}; their length by the norm,
+ * and {@code (K + 8) u + 4 rd(T)} beside them, are the relative error of g.
  */
 public final class PeftReference {
   private static final double U = Math.scalb(1.0, -24);
@@ -272,8 +272,8 @@ public final class PeftReference {
   }
 
   /** g and its relative error, of every channel. */
-  private static void factors(Weight weight, OracleAdapter adapter, float[] a, float[] b, FloatFormat type, int n, int k,
-      double[] g, double[] error) {
+  private static void factors(Weight weight, OracleAdapter adapter, float[] a, float[] b, FloatFormat type, int n,
+      int k, double[] g, double[] error) {
     int rank = adapter.rank();
     double unit = type == FloatFormat.FLOAT32 ? 0 : type.unitRoundoff();
     IntStream.range(0, n).parallel().forEach(channel -> {

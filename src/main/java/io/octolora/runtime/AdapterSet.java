@@ -315,8 +315,8 @@ public final class AdapterSet implements AutoCloseable {
           if (factors != null && factors.magnitude() != null) {
             magnitudes = true;
             if (choice.forRows) {
-              throw new OctoloraException(Status.UNSUPPORTED, ("adapter %s has magnitudes (DoRA) on %s: they change the "
-                  + "base of all rows, so no row can take it alone").formatted(here.get(i).name, layer.name));
+              throw new OctoloraException(Status.UNSUPPORTED, ("adapter %s has magnitudes (DoRA) on %s: they change "
+                  + "the base of all rows, so no row can take it alone").formatted(here.get(i).name, layer.name));
             }
           }
         }

@@ -46,6 +46,8 @@ public final class AdapterSlots extends Forward {
 
   /**
    * Fills a slot in the precision that the slots were made for: {@code y += weight · delta.scale · ((x·Aᵀ)·Bᵀ + bias)}.
+   * With a magnitude (DoRA), in slots that were made for them, it applies to what the slots before it made of the base,
+   * and a weight of 0 leaves the rows of W at its lengths; {@link #clear} takes it away.
    */
   public void set(int slot, LoraDelta delta, float weight, long stream) {
     set(slot, HostAdapter.of(delta, name, n, k), weight, stream);
@@ -75,6 +77,32 @@ public final class AdapterSlots extends Forward {
         throw new IllegalStateException("%s: slot %d is empty".formatted(name, slot));
       }
       NativeLibrary.check(NativeOctolora.slotsSetScale(slots, slot, (float) (weight * scale[slot]), stream), name);
+    } finally {
+      handle.release();
+    }
+  }
+
+  /**
+   * The device address of the slots' scales, [{@link #count}] fp32: weight times the adapter's own. The caller's
+   * kernels may write them, on a stream, in place of {@link #setWeight}; a forward reads them when it runs. Valid until
+   * {@link #close}. Slots with magnitudes need {@link #refresh} after that.
+   */
+  public long scales() {
+    long slots = handle.acquire();
+    try {
+      long[] scales = new long[1];
+      NativeLibrary.check(NativeOctolora.slotsScales(slots, scales), name);
+      return scales[0];
+    } finally {
+      handle.release();
+    }
+  }
+
+  /** Brings what depends on the scales up to date, after {@link #scales} were written: of use with magnitudes alone. */
+  public void refresh(long stream) {
+    long slots = handle.acquire();
+    try {
+      NativeLibrary.check(NativeOctolora.slotsRefresh(slots, stream), name);
     } finally {
       handle.release();
     }

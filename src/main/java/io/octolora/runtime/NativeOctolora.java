@@ -100,6 +100,10 @@ final class NativeOctolora {
   @Name("octolora_slots_set_scale")
   static native int slotsSetScale(@Cast("octolora_slots*") long slots, int slot, float scale,
       @Cast("CUstream_st*") long stream);
+  @Name("octolora_slots_scales")
+  static native int slotsScales(@Cast("octolora_slots*") long slots, @Cast("float**") long[] scales);
+  @Name("octolora_slots_refresh")
+  static native int slotsRefresh(@Cast("octolora_slots*") long slots, @Cast("CUstream_st*") long stream);
   @Name("octolora_slots_clear")
   static native int slotsClear(@Cast("octolora_slots*") long slots, int slot, @Cast("CUstream_st*") long stream);
 

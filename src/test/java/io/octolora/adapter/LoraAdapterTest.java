@@ -395,7 +395,8 @@ class LoraAdapterTest {
   }
 
   @ParameterizedTest
-  @CsvSource({".dora_scale, DoRA magnitude of B's 5 rows", ".hada_w1_a, LoHa", ".hada_t2, LoHa", ".lokr_w1, LoKr", ".lokr_w2_b, LoKr", ".oft_blocks, OFT", ".oft_diag, OFT",
+  @CsvSource({".dora_scale, DoRA magnitude of B's 5 rows", ".hada_w1_a, LoHa", ".hada_t2, LoHa",
+      ".lokr_w1, LoKr", ".lokr_w2_b, LoKr", ".oft_blocks, OFT", ".oft_diag, OFT",
       ".diff, full weight difference", ".diff_b, bias difference", ".set_weight, replacement", ".w_norm, norm weights",
       ".b_norm, norm biases", ".reshape_weight, new shape", ".lora_mid.weight, Tucker", ".lora_embedding_A, embedding",
       ".base_layer.bias, base bias", ".weight, replacement of the base module's weight",

@@ -278,6 +278,50 @@ class AdapterFamiliesTest {
     }
   }
 
+  /** Lengths of rows: each row of a joined matrix has one, or none has. */
+  @Test
+  void magnitudesOfJoinedPairs() throws IOException {
+    SafetensorsWriter both = new SafetensorsWriter();
+    for (String module : List.of("m.gate_proj", "m.up_proj")) {
+      pair(both, module, ".lora_A.weight", ".lora_B.weight", 2, 6, 5);
+      both.ramp(module + ".dora_scale", module.equals("m.up_proj") ? 2 : 1, 5, 1)
+          .floats(module + ".alpha", new long[0], module.equals("m.up_proj") ? 6 : 3); // so that B is scaled
+    }
+    SafetensorsWriter one = new SafetensorsWriter();
+    pair(one, "m.up_proj", ".lora_A.weight", ".lora_B.weight", 2, 6, 5);
+    one.ramp("m.up_proj.dora_scale", 1, 5, 1);
+    try (Checkpoint base = checkpoint(new SafetensorsWriter().bitsandbytes("m.gate_up_proj", 10, 6));
+        LoraAdapter adapter = adapter(both)) {
+      assertArrayEquals(new float[] {0, 1, 2, 3, 4, 0, 2, 4, 6, 8},
+          ModuleMap.of(base, adapter).delta("m.gate_up_proj").magnitude().toFloats());
+    }
+    try (Checkpoint base = checkpoint(new SafetensorsWriter().bitsandbytes("m.gate_up_proj", 10, 6));
+        LoraAdapter adapter = adapter(one)) {
+      MappingException refused = assertThrows(MappingException.class, () -> ModuleMap.of(base, adapter));
+      assertTrue(refused.getMessage().contains("a DoRA magnitude is needed for all 10 rows of m.gate_up_proj or for none:"
+          + " 1 of 1 pairs have one, for 5 rows in all"), refused.getMessage());
+    }
+  }
+
+  /** FLUX's fused qkv with one length a row, on the parts. */
+  @Test
+  void magnitudesOfAFusedPair() throws IOException {
+    SafetensorsWriter fused = new SafetensorsWriter();
+    pair(fused, "double_blocks.0.img_attn.qkv", ".lora_A.weight", ".lora_B.weight", 2, 6, 12);
+    fused.ramp("double_blocks.0.img_attn.qkv.dora_scale", 1, 12, 1);
+    SafetensorsWriter parts = new SafetensorsWriter();
+    for (String part : List.of("q", "k", "v")) {
+      parts.bitsandbytes("transformer_blocks.0.attn.to_" + part, 4, 6);
+    }
+    try (Checkpoint base = checkpoint(parts); LoraAdapter adapter = adapter(fused)) {
+      ModuleMap map = ModuleMap.of(base, adapter);
+      assertArrayEquals(new float[] {4, 5, 6, 7},
+          map.delta("transformer_blocks.0.attn.to_k").magnitude().toFloats());
+      assertArrayEquals(new float[] {8, 9, 10, 11},
+          map.delta("transformer_blocks.0.attn.to_v").magnitude().toFloats());
+    }
+  }
+
   @Test
   void oneSharedAStaysOne() throws IOException {
     float[] a = numbers(2 * 6);

@@ -354,8 +354,8 @@ class ModuleMapTest {
     SafetensorsWriter writer = pair(new SafetensorsWriter(), "transformer.proj_out", 2, 128, 16);
     pair(writer, "transformer.transformer_blocks.0.attn.to_qq", 2, 128, 128);
     pair(writer, "text_encoder.text_model.encoder.layers.0.mlp.fc1", 2, 8, 8);
-    writer.ramp("transformer.x_embedder.lora_A.weight", 1, 2, 16).ramp("transformer.x_embedder.lora_B.weight", 1, 128, 2)
-        .ramp("transformer.x_embedder.dora_scale", 1, 1, 16);
+    writer.ramp("transformer.x_embedder.lora_A.weight", 1, 2, 16)
+        .ramp("transformer.x_embedder.lora_B.weight", 1, 128, 2).ramp("transformer.x_embedder.dora_scale", 1, 1, 16);
     try (LoraAdapter adapter = adapter(writer)) {
       MappingException e = assertThrows(MappingException.class, () -> ModuleMap.of(flux, adapter));
       assertEquals(Status.INVALID_ARGUMENT, e.status());

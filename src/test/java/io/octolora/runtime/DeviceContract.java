@@ -135,6 +135,14 @@ abstract class DeviceContract {
       slots.setWeight(1, -1, 0);
       layer.adapters.set(1, new RandomLayer.Adapter(second.rank(), second.a(), second.b(), -1));
       assertNull(layer.judge(x, ROWS, slots.forward(x, ROWS)));
+      try (DeviceMemory scale = device.allocate(4)) {
+        scale.copyFrom(new float[] {0.25f}, null);
+        device.copy(slots.scales() + 4, scale.address(), 4, 0);
+        slots.refresh(0);
+        device.synchronize(0);
+      }
+      layer.adapters.set(1, new RandomLayer.Adapter(second.rank(), second.a(), second.b(), 0.25f));
+      assertNull(layer.judge(x, ROWS, slots.forward(x, ROWS)), "a scale written on the device");
       slots.clear(0, 0);
       layer.adapters.remove(0);
       assertNull(layer.judge(x, ROWS, slots.forward(x, ROWS)));

@@ -1,0 +1,646 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// W8A16 for Hopper: int8 weights widen in registers on their way into wgmma, x stays in 16 bits, and the low-rank
+// update joins the same accumulators.
+//
+//   v[m,n] = p[m] * ( s_w[n] / p[m] * sum_k x[m,k] W[n,k]  +  sum_r h[m,r] B[n,r] ) + bias[n]
+//   y[m,n] = residual[m,n] + gate[n] * activation(v[m,n])
+//
+//   x [M,K] bf16 or fp16   W [N,k_pitch] int8, in the order of kernels.h   h [M,R], B [N,R] 16-bit
+//   y [M,N] bf16 or fp16, rows of whole 16 bytes; several outputs of one x are one launch
+//
+// wgmma takes its first operand from registers and its second from shared memory. So the weights are the first: a
+// warpgroup owns 64 rows of W and all tokens of the tile, and its accumulators are y^T. A stage of the pipeline is 64
+// values of K: the tokens' rows of x, 128 bytes each, and 128 rows of W, 64 bytes each. While the four k-steps of one
+// stage multiply, the warpgroup widens the next stage into a second set of registers, so the tensor cores never wait.
+// For the low-rank update a stage holds 64 ranks of h, and B goes from memory to registers as it is.
+//
+// Two consumer warpgroups share a tile of 128 x kTokens, and a cluster of two blocks shares the tokens of two tiles:
+// each loads half of x (or h) and multicasts it to both. Blocks stay and walk over tiles. A finished tile leaves
+// through shared memory of its own, which the copy engine empties while the next tile multiplies. Where x is read in
+// place, the main loop needs nothing that prepare makes, and the kernel starts while prepare still runs.
+//
+// Barriers a stage: `full` (the bytes of the stage, one producer arrival) in each block; `empty`, with an arrival from
+// each consumer warp of both blocks, since a producer writes into both.
+#include <cuda.h>
+
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+
+#include "check.h"
+#include "convert.cuh"
+#include "epilogue.cuh"
+#include "explanation.h"
+#include "kernels.h"
+#include "ptx.cuh"
+#include "wgmma.cuh"
+#include "wgmma_rs.cuh"
+
+namespace octolora::cuda {
+namespace {
+
+constexpr int kBlockN = 128, kBlockK = 64, kBlockRank = 64;
+constexpr int kWarpgroups = 2, kThreads = 128 * (kWarpgroups + 1);
+constexpr int kCluster = 2;
+constexpr int kWeightBytes = kBlockN * kBlockK;
+constexpr int kMaxShared = 232448;                // what a block may have on sm_90
+[[maybe_unused]] constexpr int kRasterTiles = 6;  // tiles along the tokens that a wave walks together
+
+// Tokens of a tile, and those that are stored together.
+template <int Tokens, int StoreTokens>
+struct Config {
+  static constexpr int kTokens = Tokens, kStoreTokens = StoreTokens, kParts = kTokens / kStoreTokens;
+  // Rows that one block of the cluster loads. Where half of the tile is no whole number of swizzle groups, the two
+  // blocks load some rows twice.
+  static constexpr int kBoxTokens = round_up(kTokens / kCluster, 8);
+  static constexpr int kTokenBytes = kTokens * 128;
+  static constexpr int kStageBytes = kTokenBytes + kWeightBytes;
+  static constexpr int kStoreBytes = kTokens * 128;  // 64 columns of y in 16 bits, a warpgroup's own
+  static constexpr int kPowers = kTokens * 4;        // p of the tile, a warpgroup's own
+  static constexpr int kFixedBytes = kWarpgroups * (kStoreBytes + kPowers);
+  static constexpr int kStages = std::min((kMaxShared - kFixedBytes) / (kStageBytes + 16), 8);
+  static constexpr int kStaging = kStages * kStageBytes;
+  static constexpr int kPowersAt = kStaging + kWarpgroups * kStoreBytes;
+  static constexpr int kBarriers = kPowersAt + kWarpgroups * kPowers;
+  static constexpr int kSharedBytes = kBarriers + kStages * 16;
+  static_assert(kSharedBytes <= kMaxShared && kStages >= 4);
+  static_assert(kTokenBytes % 1024 == 0 && kBoxTokens % 8 == 0, "whole swizzle groups");
+  static_assert(kTokens % kStoreTokens == 0 && kStoreTokens % 8 == 0 && kStoreTokens * 2 <= kTokens);
+  static_assert(kTokens * 8 <= kWeightBytes, "rows of the tile lie where the weights of a stage do");
+};
+
+struct Output {
+  CUtensorMap w, h, y;
+  int first_pair;  // of all pairs of tiles along the columns of all outputs
+  int rank_blocks, chunk_columns;
+};
+
+struct Params {
+  CUtensorMap x;
+  Output output[kMaxMembers];
+  GemmArgs args;
+  int k_blocks, tiles_m, pairs;
+};
+
+__device__ __forceinline__ uint32_t load_shared_u32(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared.u32 %0, [%1];\n" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+
+// Bytes from memory to shared memory, both at multiples of 16.
+__device__ __forceinline__ void bulk_load(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to),
+               "l"(from), "r"(bytes), "r"(barrier)
+               : "memory");
+}
+
+__device__ __forceinline__ void store_matrix_x4_transposed(uint32_t address, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(address), "r"(r[0]),
+               "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+__device__ __forceinline__ void store_matrix_x2_transposed(uint32_t address, uint32_t a, uint32_t b) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};\n" ::"r"(address), "r"(a), "r"(b)
+               : "memory");
+}
+
+// Volatile: to be issued where it is written, long before its use.
+template <class T>
+__device__ __forceinline__ T load_early(const T* from) {
+  static_assert(sizeof(T) == 4);
+  uint32_t bits;
+  asm volatile("ld.global.b32 %0, [%1];\n" : "=r"(bits) : "l"(from) : "memory");
+  return *reinterpret_cast<T*>(&bits);
+}
+
+// Until the kernel before in the stream has finished, where this one was allowed to start early.
+__device__ __forceinline__ void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;\n" ::: "memory"); }
+
+// Keeps the compiler from moving uses of accumulators to before this point.
+template <int Count>
+__device__ __forceinline__ void pin(float (&d)[Count]) {
+#pragma unroll
+  for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// Four int8 in the order of kernels.h to two registers of two 16-bit values.
+template <bool kF16>
+__device__ __forceinline__ void widen(uint32_t bytes, uint32_t& low, uint32_t& high) {
+  // A byte b below the upper byte of a 16-bit value that leaves 2^7 (bf16) or 2^10 (fp16) to the units of its mantissa.
+  const auto widen_pair = [](uint32_t pair) {
+    if constexpr (kF16) {
+      // 1024 + (b ^ 0x80), less 1152
+      const uint32_t biased = pair ^ 0x00800080u;
+      const __half2 value = __hsub2(*reinterpret_cast<const __half2*>(&biased), __half2half2(__ushort_as_half(0x6480)));
+      return *reinterpret_cast<const uint32_t*>(&value);
+    } else {
+      // 128 + (b & 0x7f), less 128 or, where the sign bit of b makes that the exponent, 256: exact.
+      const uint32_t magnitude = pair & 0xff7fff7fu, sign = pair & 0xff80ff80u;
+      const __nv_bfloat162 value = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&magnitude),
+                                           *reinterpret_cast<const __nv_bfloat162*>(&sign));
+      return *reinterpret_cast<const uint32_t*>(&value);
+    }
+  };
+  constexpr uint32_t kUpper = kF16 ? 0x64 : 0x43;
+  low = widen_pair(__byte_perm(bytes, kUpper, 0x4140));
+  high = widen_pair(__byte_perm(bytes, kUpper, 0x4342));
+}
+
+template <class C, bool kF16, bool kEpilogue>
+__global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Params p) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ __align__(1024) uint8_t memory[];
+  const uint32_t base = ptx::shared_address(memory);
+  const auto full = [&](int stage) { return base + C::kBarriers + stage * 16; };
+  const auto empty = [&](int stage) { return base + C::kBarriers + stage * 16 + 8; };
+  const uint32_t rank = ptx::cluster_rank();
+  const int warpgroup = static_cast<int>(threadIdx.x) / 128;
+
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < C::kStages; ++stage) {
+      ptx::barrier_init(full(stage), 1);
+      ptx::barrier_init(empty(stage), kCluster * kWarpgroups * 4);
+    }
+    ptx::barrier_init_fence();
+  }
+  ptx::cluster_sync();
+
+  const GemmArgs& args = p.args;
+  const int tiles = p.tiles_m * p.pairs;
+  const int cluster = static_cast<int>(blockIdx.x) / kCluster, clusters = static_cast<int>(gridDim.x) / kCluster;
+  // Tile of this block: first token, first column of an output.
+  struct Place {
+    int m, n, output;
+  };
+  const auto place = [&](int tile) {
+    const int group = tile / (kRasterTiles * p.pairs), within = tile - group * kRasterTiles * p.pairs;
+    const int rows = min(kRasterTiles, p.tiles_m - group * kRasterTiles);
+    const int pair = within / rows;
+    int output = 0;
+    while (output + 1 < args.member_count && pair >= p.output[output + 1].first_pair) ++output;
+    return Place{(group * kRasterTiles + within % rows) * C::kTokens,
+                 ((pair - p.output[output].first_pair) * kCluster + static_cast<int>(rank)) * kBlockN, output};
+  };
+  int stage = 0;
+  uint32_t phase = 0;
+  const auto step_stage = [&] {
+    if (++stage == C::kStages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  };
+
+  if (warpgroup == kWarpgroups) {
+    ptx::registers_fewer<40>();
+    if (threadIdx.x == kWarpgroups * 128) {
+      if (!args.x_in_place) wait_for_previous_kernel();
+      ptx::prefetch_map(&p.x);
+      const int part = static_cast<int>(rank) * (C::kTokens - C::kBoxTokens);
+      bool waited = !args.x_in_place;
+      for (int tile = cluster; tile < tiles; tile += clusters) {
+        const Place at = place(tile);
+        const Output& output = p.output[at.output];
+        const auto load_tokens = [&](const CUtensorMap* map, int byte) {
+          ptx::tensor_load_multicast(base + stage * C::kStageBytes + part * 128, map, byte, at.m + part, full(stage),
+                                     (1 << kCluster) - 1);
+        };
+        for (int block = 0; block < p.k_blocks; ++block) {
+          ptx::barrier_wait(empty(stage), phase ^ 1);
+          ptx::barrier_expect_bytes(full(stage), kCluster * C::kBoxTokens * 128 + kWeightBytes);
+          load_tokens(&p.x, block * 128);
+          ptx::tensor_load(base + stage * C::kStageBytes + C::kTokenBytes, &output.w, block * kBlockK, at.n,
+                           full(stage));
+          step_stage();
+        }
+        if (output.rank_blocks && !waited) {
+          wait_for_previous_kernel();
+          waited = true;
+        }
+        for (int block = 0; block < output.rank_blocks; ++block) {
+          ptx::barrier_wait(empty(stage), phase ^ 1);
+          const int tile_rows = min(C::kTokens, args.m - at.m);
+          const uint32_t row_bytes = block ? 0 : (tile_rows * 8 + 15) / 16 * 16;  // the workspace goes on behind rows
+          ptx::barrier_expect_bytes(full(stage), kCluster * C::kBoxTokens * 128 + row_bytes);
+          load_tokens(&output.h, block * 128);
+          if (row_bytes)
+            bulk_load(base + stage * C::kStageBytes + C::kTokenBytes, args.rows + at.m, row_bytes, full(stage));
+          step_stage();
+        }
+      }
+    }
+  } else {
+    ptx::registers_more<232>();
+    constexpr int kRegisters = C::kTokens / 2;
+    const int warp = static_cast<int>(threadIdx.x) / 32 % 4, lane = static_cast<int>(threadIdx.x) % 32;
+    const int g = lane / 4, t = lane % 4;
+    const int thread = static_cast<int>(threadIdx.x) % 128;  // of the warpgroup
+    const bool leader = thread == 0;
+    const int row = warpgroup * 64 + warp * 16 + g;  // of the tile's 128 columns of y; the other is row + 8
+    const auto sync_warpgroup = [&] {
+      if (warpgroup == 0)
+        ptx::named_sync(2, 128);
+      else
+        ptx::named_sync(3, 128);
+    };
+    const auto release = [&](int which) {
+      if (lane < kCluster) ptx::barrier_arrive_cluster(empty(which), lane);
+    };
+    const auto tokens = [&] { return ptx::wgmma_descriptor(base + stage * C::kStageBytes); };
+    const auto multiply = [&](float(&d)[kRegisters], const uint32_t(&a)[4], uint64_t b, bool f16, bool accumulate) {
+      if (f16)
+        ptx::wgmma_rs_f16(d, a, b, accumulate);
+      else
+        ptx::wgmma_rs_bf16(d, a, b, accumulate);
+    };
+    // Chunk c of 16 bytes of a row of 64 lies at c ^ (row / 2 % 4).
+    const uint32_t my_weights = base + C::kTokenBytes + row * 64 + t * 4, swizzle = row / 2 % 4;
+    const auto widen_stage = [&](uint32_t(&a)[4][4]) {
+      ptx::barrier_wait(full(stage), phase);
+      const uint32_t at = my_weights + stage * C::kStageBytes;
+      uint32_t bytes[4][2];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        bytes[k][0] = load_shared_u32(at + ((k ^ swizzle) * 16));
+        bytes[k][1] = load_shared_u32(at + ((k ^ swizzle) * 16) + 8 * 64);
+      }
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        widen<kF16>(bytes[k][0], a[k][0], a[k][2]);
+        widen<kF16>(bytes[k][1], a[k][1], a[k][3]);
+      }
+    };
+
+    const uint32_t staging = base + C::kStaging + warpgroup * C::kStoreBytes;
+    const uint32_t powers = base + C::kPowersAt + warpgroup * C::kPowers;
+    bool ready = !args.rows;  // prepare is done, or there is none
+
+    for (int tile = cluster; tile < tiles; tile += clusters) {
+      const Place at = place(tile);
+      const Output& output = p.output[at.output];
+      const GemmMember& out = args.member[at.output];
+      float value[kRegisters];
+      uint32_t a[2][4][4];
+      int previous = -1;
+      // Starts stage's four k-steps, and waits until those of the stage before have read their operands.
+      const auto multiply_stage = [&](const uint32_t(&from)[4][4], bool first) {
+        const uint64_t x = tokens();
+        ptx::wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < 4; ++k) multiply(value, from[k], x + 2 * k, kF16, !first || k > 0);
+        ptx::wgmma_commit();
+        ptx::wgmma_wait<1>();
+        if (!first) release(previous);
+        previous = stage;
+        step_stage();
+      };
+      widen_stage(a[0]);
+      multiply_stage(a[0], true);
+
+      // What the end of the tile needs, except for what prepare makes.
+      const int up_columns = out.adapters.up_columns;
+      bool exists[2];
+      float scale[2], bias[2];
+      const uint16_t* b_row[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int column = at.n + row + 8 * i;
+        exists[i] = column < out.n;
+        scale[i] = exists[i] ? load_early(out.scale + column) : 0.f;
+        b_row[i] = out.adapters.b + static_cast<int64_t>(exists[i] ? column : 0) * up_columns + 2 * t;
+      }
+      const auto load_bias = [&] {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) bias[i] = exists[i] && out.bias ? load_early(out.bias + at.n + row + 8 * i) : 0.f;
+      };
+      if (ready) load_bias();
+      uint32_t b[2][4];
+      const auto load_b = [&](uint32_t(&to)[4], int step) {
+        if (step * 16 >= up_columns) return;
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          to[i] = load_early(reinterpret_cast<const uint32_t*>(b_row[i % 2] + step * 16 + i / 2 * 8));
+      };
+      load_b(b[0], 0);
+      // Bit i: the 16 ranks of k-step i are fp16, for the first 32 steps.
+      const auto step_f16 = [&](int step) {
+        return out.adapters.chunks[step * kChunkRank / output.chunk_columns].b_f16 != 0;
+      };
+      const uint32_t f16_steps = __ballot_sync(~0u, lane * kChunkRank < up_columns && step_f16(lane));
+      for (int block = 1; block < p.k_blocks; block += 2) {
+        widen_stage(a[1]);
+        multiply_stage(a[1], false);
+        if (block + 1 == p.k_blocks) break;
+        widen_stage(a[0]);
+        multiply_stage(a[0], false);
+      }
+
+      // While the last stage multiplies.
+      if (!ready) {
+        wait_for_previous_kernel();
+        ready = true;
+        load_bias();
+      }
+      if (output.rank_blocks) {
+        ptx::barrier_wait(full(stage), phase);
+        const uint32_t rows = base + stage * C::kStageBytes + C::kTokenBytes;
+        for (int i = thread; i < C::kTokens; i += 128) {
+          ptx::store_shared(powers + i * 4, __uint_as_float(load_shared_u32(rows + i * 8 + 4)));
+        }
+      }
+      if (leader) ptx::store_wait_read<0>();  // of the tile before
+      sync_warpgroup();
+      ptx::wgmma_wait<0>();
+      pin(value);
+      release(previous);
+
+      if (output.rank_blocks) {
+#pragma unroll
+        for (int j = 0; j < C::kTokens / 8; ++j) {
+          const float2 power = ptx::load_shared_pair(powers + (j * 8 + 2 * t) * 4);
+          // 1 / p: the exponent fields of a power of two and its inverse add up to 254.
+          const float inverse[2] = {__uint_as_float(0x7f000000u - __float_as_uint(power.x)),
+                                    __uint_as_float(0x7f000000u - __float_as_uint(power.y))};
+#pragma unroll
+          for (int i = 0; i < 4; ++i) value[4 * j + i] = value[4 * j + i] * inverse[i % 2] * scale[i / 2];
+        }
+        for (int block = 0; block < output.rank_blocks; ++block) {
+          if (block) ptx::barrier_wait(full(stage), phase);
+          const uint64_t h = tokens();
+          // A step at a time: ptxas serializes every wgmma of the kernel if one with its operand in registers is
+          // skipped or chosen by a branch within a group.
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            const int step = block * 4 + k;
+            if (step * 16 >= up_columns) break;
+            load_b(b[(k + 1) % 2], step + 1);
+            pin(value);
+            if (step < 32 ? f16_steps >> step & 1 : step_f16(step)) {
+              ptx::wgmma_fence();
+              ptx::wgmma_rs_f16(value, b[k % 2], h + 2 * k, true);
+              ptx::wgmma_commit();
+              ptx::wgmma_wait<0>();
+            } else {
+              ptx::wgmma_fence();
+              ptx::wgmma_rs_bf16(value, b[k % 2], h + 2 * k, true);
+              ptx::wgmma_commit();
+              ptx::wgmma_wait<0>();
+            }
+            pin(value);
+          }
+          release(stage);
+          step_stage();
+        }
+      }
+
+      // Through shared memory: rows of 64 columns, in the swizzle of the copy engine.
+      const auto finished = [&](int first, int i) {  // tokens first + 2t, + 1; column row + 8 i
+        float2 both = {value[first / 2 + 2 * i], value[first / 2 + 2 * i + 1]};
+        if (output.rank_blocks) {
+          const float2 power = ptx::load_shared_pair(powers + (first + 2 * t) * 4);
+          both.x = both.x * power.x + bias[i];
+          both.y = both.y * power.y + bias[i];
+        } else {
+          // Rounded twice, as above: a row that no adapter touches has the same bits with and without slots.
+          both.x = __fmul_rn(both.x, scale[i]) + bias[i];
+          both.y = __fmul_rn(both.y, scale[i]) + bias[i];
+        }
+        return both;
+      };
+      const bool y_f16 = args.y_type == Dtype::f16;
+      const auto pack = [&](float2 both) {
+        if (y_f16) {
+          const __half2 rounded = __floats2half2_rn(both.x, both.y);
+          return *reinterpret_cast<const uint32_t*>(&rounded);
+        }
+        const __nv_bfloat162 rounded = __floats2bfloat162_rn(both.x, both.y);
+        return *reinterpret_cast<const uint32_t*>(&rounded);
+      };
+      const int first_column = at.n + warpgroup * 64;
+      if (kEpilogue && has_epilogue(args, out)) {
+        // As fp32, a part at a time; 8 values from column 8c of token i lie at 8 (c ^ (i / 2 % 4)).
+#pragma unroll 1
+        for (int part = 0; part < C::kParts; ++part) {
+#pragma unroll
+          for (int q = 0; q < C::kParts; ++q) {
+            if (q != part) continue;
+#pragma unroll
+            for (int j = 0; j < C::kStoreTokens / 8; ++j) {
+#pragma unroll
+              for (int i = 0; i < 2; ++i) {
+                const float2 both = finished(q * C::kStoreTokens + j * 8, i);
+                const int column = warp * 16 + g + 8 * i;
+                const uint32_t to = staging + (j * 8 + 2 * t) * 256 + (column ^ t * 8) * 4;
+                ptx::store_shared(to, both.x);
+                ptx::store_shared(to + 256, both.y);
+              }
+            }
+          }
+          sync_warpgroup();
+          for (int i = thread; i < C::kStoreTokens * 8; i += 128) {
+            const int token = i / 8, c = i % 8, m = at.m + part * C::kStoreTokens + token, n = first_column + c * 8;
+            if (m >= args.m || n >= out.n) continue;
+            const uint8_t* const from = memory + (staging - base) + token * 256 + ((c ^ token / 2 % 4) * 32);
+            finish_eight(args, out, reinterpret_cast<const float*>(from), m, n);
+          }
+          sync_warpgroup();
+        }
+        continue;
+      }
+      constexpr int kEights = C::kStoreTokens / 8;
+#pragma unroll
+      for (int part = 0; part < C::kParts; ++part) {
+        const uint32_t buffer = staging + part * C::kStoreTokens * 128;
+        uint32_t packed[4];
+#pragma unroll
+        for (int j = 0; j < kEights; ++j) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) packed[j % 2 * 2 + i] = pack(finished(part * C::kStoreTokens + j * 8, i));
+          // Matrix i of the four: columns 8 (i % 2).. of y, tokens 8 (i / 2)..; a lane gives the address of a token.
+          const int chunk = warp * 2 + lane / 8 % 2;
+          if (j % 2) {
+            const int token = (j - 1) * 8 + lane / 16 * 8 + lane % 8;
+            store_matrix_x4_transposed(buffer + token * 128 + ((chunk ^ lane % 8) * 16), packed);
+          } else if (j == kEights - 1) {
+            const int token = j * 8 + lane % 8;
+            store_matrix_x2_transposed(buffer + token * 128 + ((chunk ^ lane % 8) * 16), packed[0], packed[1]);
+          }
+        }
+        ptx::fence_async_shared();
+        sync_warpgroup();
+        if (leader) {
+          ptx::tensor_store(&output.y, first_column * 2, at.m + part * C::kStoreTokens, buffer);
+          ptx::store_commit();
+        }
+      }
+    }
+    if (leader) ptx::store_wait<0>();
+  }
+  ptx::cluster_sync();  // no block leaves while its peer may still write to it
+#endif
+}
+
+using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
+                            const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
+                            CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+Encode encoder() {
+  static const Encode encode = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found;
+    OCTOLORA_CUDA(
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found),
+        "tensor maps");
+    return reinterpret_cast<Encode>(function);
+  }();
+  return encode;
+}
+
+// A matrix of bytes [rows, width] in boxes of `box_rows` x `box_bytes`; what lies outside reads as zero and is not
+// written.
+CUtensorMap map_of(const void* matrix, int64_t width, int64_t rows, int64_t pitch, int box_rows, int box_bytes) {
+  CUtensorMap map;
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(width), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(pitch)};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_bytes), static_cast<cuuint32_t>(box_rows)}, steps[2] = {1, 1};
+  const CUresult result =
+      encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(matrix), sizes, strides, box, steps,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, box_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) {
+    throw Error(OCTOLORA_CUDA_ERROR, "cuTensorMapEncodeTiled: error %d for %lld rows of %lld bytes, pitch %lld, at %p",
+                static_cast<int>(result), static_cast<long long>(rows), static_cast<long long>(width),
+                static_cast<long long>(pitch), matrix);
+  }
+  return map;
+}
+
+int pairs_of(const GemmMember& out) { return (out.n + kBlockN * kCluster - 1) / (kBlockN * kCluster); }
+
+template <class C, bool kEpilogue>
+void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+  Params p{};
+  p.args = args;
+  p.x = map_of(args.x, static_cast<int64_t>(args.k) * 2, args.m, args.x_pitch * 2, C::kBoxTokens, 128);
+  p.k_blocks = (args.k + kBlockK - 1) / kBlockK;
+  p.tiles_m = (args.m + C::kTokens - 1) / C::kTokens;
+  for (int i = 0; i < args.member_count; ++i) {
+    const GemmMember& out = args.member[i];
+    const int up = out.adapters.up_columns;
+    Output& output = p.output[i];
+    output.w = map_of(out.weight, args.k_pitch, out.n, args.k_pitch, kBlockN, kBlockK);
+    if (up) output.h = map_of(out.h, up * 2, args.m, up * 2, C::kBoxTokens, 128);
+    const int64_t y_bytes = static_cast<int64_t>(out.n) * 2;
+    output.y = map_of(out.y, y_bytes, args.m, y_bytes, C::kStoreTokens, 128);
+    output.first_pair = p.pairs;
+    output.rank_blocks = (up + kBlockRank - 1) / kBlockRank;
+    output.chunk_columns = out.adapters.chunk_count ? up / out.adapters.chunk_count : kChunkRank;
+    p.pairs += pairs_of(out);
+  }
+
+  const int clusters = std::min(p.tiles_m * p.pairs, limits.multiprocessors / kCluster);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(clusters * kCluster));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = C::kSharedBytes;
+  config.stream = stream;
+  cudaLaunchAttribute attributes[2];
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim.x = kCluster;
+  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = attributes;
+  config.numAttrs = args.rows ? 2 : 1;  // rows: prepare comes before
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&config, args.x_f16 ? gemm<C, true, kEpilogue> : gemm<C, false, kEpilogue>, p),
+                "sm_90 W8A16 gemm, %d tokens a tile: M = %d, N = %d, K = %d, %d outputs", C::kTokens, args.m,
+                args.member[0].n, args.k, args.member_count);
+}
+
+template <class C, bool kEpilogue>
+void set_up() {
+  for (const auto kernel : {gemm<C, false, kEpilogue>, gemm<C, true, kEpilogue>}) {
+    OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes),
+                  "sm_90 W8A16 gemm, %d tokens a tile: %d bytes of shared memory", C::kTokens, C::kSharedBytes);
+  }
+}
+
+// A tile, and what its main loop costs a token beside that of the widest.
+struct Tile {
+  int tokens, stages;
+  double weight;
+  bool epilogue;
+  void (*launch)(const GemmArgs&, const Limits&, cudaStream_t);
+  void (*set_up)();
+};
+template <class C, bool kEpilogue>
+constexpr Tile tile_of(double weight) {
+  return {C::kTokens, C::kStages, weight, kEpilogue, launch<C, kEpilogue>, set_up<C, kEpilogue>};
+}
+using Wide = Config<256, 64>;
+using Odd = Config<216, 72>;
+using Narrow = Config<128, 64>;
+constexpr Tile kTiles[] = {tile_of<Wide, false>(1.0), tile_of<Odd, false>(1.01), tile_of<Narrow, false>(1.4),
+                           tile_of<Odd, true>(1.01), tile_of<Narrow, true>(1.4)};
+
+int64_t tiles_of(const GemmArgs& args, int tokens) {
+  int64_t pairs = 0;
+  for (int i = 0; i < args.member_count; ++i) pairs += pairs_of(args.member[i]);
+  return (args.m + tokens - 1) / tokens * pairs;
+}
+
+bool any_epilogue(const GemmArgs& args) {
+  return std::any_of(args.member, args.member + args.member_count,
+                     [&](const GemmMember& out) { return has_epilogue(args, out); });
+}
+
+// The one whose tiles fill the last wave best.
+const Tile& choose_tile(const GemmArgs& args, const Limits& limits) {
+  const bool epilogue = any_epilogue(args);
+  const auto cost = [&](const Tile& tile) {
+    if (tile.epilogue != epilogue) return HUGE_VAL;
+    const int64_t tiles = tiles_of(args, tile.tokens), clusters = limits.multiprocessors / kCluster;
+    return static_cast<double>((tiles + clusters - 1) / clusters) * tile.tokens * tile.weight;
+  };
+  return *std::min_element(std::begin(kTiles), std::end(kTiles),
+                           [&](const Tile& a, const Tile& b) { return cost(a) < cost(b); });
+}
+
+void set_up_all(const Limits& limits) {
+  if (limits.capability != 90) return;
+  encoder();  // a driver without it fails here, not in a forward
+  for (const Tile& tile : kTiles) tile.set_up();
+}
+
+const char* refuses(const GemmArgs& args, const Limits& limits) {
+  if (limits.capability != 90) return "not compute capability 9.0";
+  if (args.m <= 64) return "M <= 64";
+  if (args.planes != 1) return "x is fp32";
+  if (args.y_type == Dtype::f32) return "y is fp32";
+  for (int i = 0; i < args.member_count; ++i) {
+    const GemmMember& out = args.member[i];
+    if (out.n % 8 || reinterpret_cast<uintptr_t>(out.y) % 16) return "rows of y are not of whole 16 bytes";
+  }
+  return nullptr;
+}
+
+void launch_best(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+  choose_tile(args, limits).launch(args, limits, stream);
+}
+
+void describe(const GemmArgs& args, const Limits& limits, Explanation& to) {
+  const Tile& tile = choose_tile(args, limits);
+  const double waves = static_cast<double>(tiles_of(args, tile.tokens)) / (limits.multiprocessors / kCluster);
+  to.launch("%s, %d output%s: tile of %d tokens x %d, clusters of %d, %d stages, %.2f waves; %s", kGemmW8a16Sm90.name,
+            args.member_count, args.member_count == 1 ? "" : "s", tile.tokens, kBlockN, kCluster, tile.stages, waves,
+            tile.tokens == kTiles->tokens ? "the widest tile" : "leaves less of the last wave empty than wider tiles");
+}
+
+}  // namespace
+
+const GemmFamily kGemmW8a16Sm90 = {"wgmma 16-bit, weights widened in registers", set_up_all, refuses, launch_best,
+                                   describe};
+
+}  // namespace octolora::cuda
