@@ -32,8 +32,6 @@
 
 namespace octolora::cuda {
 
-DecodeTuning decode_tuning;
-
 namespace {
 
 constexpr int kMaxTokens = kDecodeRows;
@@ -381,7 +379,7 @@ __global__ __launch_bounds__(kStreamThreads)
       gather_channels(p, member, first, channels, thread);
       if (member != encoded) encode_h(p, member, h, rows, thread);
       encoded = member;
-      ptx::named_arrive<kReady>(kConsumers + kHelpers);
+      ptx::named_arrive(kReady, kConsumers + kHelpers);
     }
   } else {
     const int warpgroup = warp / 4, warp_rows = warp % 4 * 16;
@@ -604,11 +602,15 @@ struct Plan {
   bool prepares;
 };
 
-// Tiles of 96 rows and more read x often enough from L2 to hide it; below, blocks that share the rows and divide K have
-// taller ones. us at rank 64, M = 1 and 64:
-//   SPLITS_TABLE
+// Where a block a tile gives tiles of fewer rows than this, blocks share the rows and divide K. Measured on an H200,
+// us, rank 64 (W8A8) and none (W8A16), M = 1 and 64, by the number of blocks that share:
+//   W8A8   N 8192,  K 28672   1: 62.4 70.4   2: 63.1 75.7   3: 64.5 75.4            (tiles of 64, 128, 216 rows)
+//          N 4096,  K 4096    1: 12.0 19.7   2: 12.4 20.7   3: 12.1 21.5   4: 12.1 22.6    (32, 64, 112, 144)
+//          N 14336, K 4096    1: 19.0 30.4   2: 20.7 31.8                                  (112, 224)
+//   W8A16  N 8192,  K 28672   1: 129 160     2: 69.1 83.2   3: 83.6 107
+//          N 4096,  K 4096    1: 21.6 25.5   2: 14.3 16.7   3: 12.0 14.6   4: 14.3 19.1
 constexpr int kShortTile = 96;
-constexpr int kFewStages = 4;
+constexpr int kFewStages = 4;  // that B leaves, or it is read where it is
 
 Plan plan_of(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits) {
   Plan plan{};
@@ -636,7 +638,6 @@ Plan plan_of(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& lim
     return rows <= kMaxTileRows ? static_cast<int>(rows) : 0;
   };
   for (const int splits : {1, 2, 3, 4, kMaxSplits}) {
-    if (decode_tuning.splits && splits != decode_tuning.splits) continue;
     const int rows = rows_for(splits, 1);
     if (!rows) break;
     plan.splits = splits;

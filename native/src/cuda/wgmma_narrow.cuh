@@ -28,12 +28,9 @@ __device__ __forceinline__ void bulk_load(uint32_t to, const void* from, int byt
                "l"(from), "r"(bytes), "r"(barrier)
                : "memory");
 }
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
-}
-template <int Number>
-__device__ __forceinline__ void named_arrive(int threads) {
-  asm volatile("bar.arrive %0, %1;\n" ::"n"(Number), "r"(threads) : "memory");
+// Arrives at a hardware barrier for `threads` threads without waiting for it.
+__device__ __forceinline__ void named_arrive(int number, int threads) {
+  asm volatile("bar.arrive %0, %1;\n" ::"r"(number), "r"(threads) : "memory");
 }
 __device__ __forceinline__ uint4 load_cluster_16(uint32_t address, uint32_t rank) {
   uint32_t remote;
