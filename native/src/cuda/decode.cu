@@ -32,8 +32,6 @@
 
 namespace octolora::cuda {
 
-DecodeTuning decode_tuning;
-
 namespace {
 
 constexpr int kMaxTokens = kDecodeRows;
@@ -63,42 +61,6 @@ struct Stream {
   int h_at, b_at, rows_at, channels_at, barriers_at;  // in shared memory; b_at 0: B is read where it is
 };
 
-__device__ __forceinline__ uint64_t evict_first() {
-  uint64_t policy;
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
-  return policy;
-}
-__device__ __forceinline__ void tensor_load_hinted(uint32_t to, const CUtensorMap* map, int x, int y, uint32_t barrier,
-                                                   uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, "
-      "%3}], [%4], %5;\n" ::"r"(to),
-      "l"(map), "r"(x), "r"(y), "r"(barrier), "l"(policy)
-      : "memory");
-}
-__device__ __forceinline__ void bulk_load(uint32_t to, const void* from, int bytes, uint32_t barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to),
-               "l"(from), "r"(bytes), "r"(barrier)
-               : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
-}
-template <int Number>
-__device__ __forceinline__ void named_arrive(int threads) {
-  asm volatile("bar.arrive %0, %1;\n" ::"n"(Number), "r"(threads) : "memory");
-}
-__device__ __forceinline__ uint4 load_cluster_16(uint32_t address, uint32_t rank) {
-  uint32_t remote;
-  uint4 v;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(address), "r"(rank));
-  asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];\n"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(remote)
-               : "memory");
-  return v;
-}
-
 // Four int8, in the order that kernels.h gives for W8A16, to two registers of two 16-bit floats; gemm.cuh has the idea.
 template <bool kF16>
 __device__ __forceinline__ void widen(uint32_t bytes, uint32_t& low, uint32_t& high) {
@@ -123,7 +85,8 @@ __device__ __forceinline__ void widen(uint32_t bytes, uint32_t& low, uint32_t& h
 
 // h of one member, in 16 bits, into shared memory [token][h_pitch bytes]; `rows` has {s_x / p, p}. A thread keeps four
 // ranks of a chunk and walks over the tokens.
-__device__ __forceinline__ void encode_h(const Stream& p, int member, uint8_t* h, const float2* rows, int thread) {
+[[maybe_unused]] __device__ __forceinline__ void encode_h(const Stream& p, int member, uint8_t* h, const float2* rows,
+                                                          int thread) {
   const AdapterView& ad = p.gemm.member[member].adapters;
   if (!ad.chunk_count) return;
   const int chunk_down = ad.down_columns / ad.chunk_count, quads = ad.chunk_count * 4;
@@ -169,7 +132,8 @@ __device__ __forceinline__ void encode_h(const Stream& p, int member, uint8_t* h
 }
 
 // {s_w, bias} of the channels of a tile.
-__device__ __forceinline__ void gather_channels(const Stream& p, int member, int first, float2* channels, int thread) {
+[[maybe_unused]] __device__ __forceinline__ void gather_channels(const Stream& p, int member, int first,
+                                                                 float2* channels, int thread) {
   const GemmMember& out = p.gemm.member[member];
   const AdapterView& ad = out.adapters;
   const int slots = p.gemm.row_slot ? 0 : ad.slot_count;
@@ -344,7 +308,7 @@ __global__ __launch_bounds__(kStreamThreads)
 
   if (warp == kConsumers / 32) {
     if (lane == 0) {
-      const uint64_t policy = evict_first();
+      const uint64_t policy = ptx::evict_first();
       // One of these walks over the stages with weights, the other with x.
       struct Walk {
         int tile, block, member, row;
@@ -362,8 +326,8 @@ __global__ __launch_bounds__(kStreamThreads)
       };
       const auto load_w = [&](const Walk& at, int stage) {
         ptx::barrier_expect_bytes(full(stage), p.tile_rows * 128 + kXBytes);
-        tensor_load_hinted(base + stage * p.stage_bytes, &p.w[at.member], (first_block + at.block) * 128, at.row,
-                           full(stage), policy);
+        ptx::tensor_load_hinted(base + stage * p.stage_bytes, &p.w[at.member], (first_block + at.block) * 128, at.row,
+                                full(stage), policy);
       };
       const auto load_x = [&](int block, int stage) {
 #pragma unroll
@@ -408,13 +372,14 @@ __global__ __launch_bounds__(kStreamThreads)
         const int pitch = out.adapters.up_columns * 2, bytes = min(p.tile_rows, out.n - first) * pitch;
         ptx::fence_async_shared();  // after the reads of the tile before
         ptx::barrier_expect_bytes(b_full, bytes);
-        bulk_load(base + p.b_at, reinterpret_cast<const uint8_t*>(out.adapters.b) + static_cast<int64_t>(first) * pitch,
-                  bytes, b_full);
+        ptx::bulk_load(base + p.b_at,
+                       reinterpret_cast<const uint8_t*>(out.adapters.b) + static_cast<int64_t>(first) * pitch, bytes,
+                       b_full);
       }
       gather_channels(p, member, first, channels, thread);
       if (member != encoded) encode_h(p, member, h, rows, thread);
       encoded = member;
-      named_arrive<kReady>(kConsumers + kHelpers);
+      ptx::named_arrive(kReady, kConsumers + kHelpers);
     }
   } else {
     const int warpgroup = warp / 4, warp_rows = warp % 4 * 16;
@@ -422,7 +387,7 @@ __global__ __launch_bounds__(kStreamThreads)
     int stage = 0;
     uint32_t phase = 0, b_phase = 0;
     const auto release = [&](int which) {
-      if (threadIdx.x % 128 == 0) barrier_arrive(empty(which));
+      if (threadIdx.x % 128 == 0) ptx::barrier_arrive(empty(which));
     };
     for (int tile = cluster; tile < tiles; tile += clusters) {
       const int member = member_of(tile), first = (tile - p.first_tile[member]) * p.tile_rows;
@@ -535,7 +500,7 @@ __global__ __launch_bounds__(kStreamThreads)
           std::conditional_t<kInt8, int32_t, float> total[4] = {};
 #pragma unroll 2
           for (int s = 0; s < p.splits; ++s) {
-            const uint4 bits = load_cluster_16(from, s);
+            const uint4 bits = ptx::load_cluster_16(from, s);
             std::conditional_t<kInt8, int32_t, float> piece[4];
             memcpy(piece, &bits, sizeof bits);
 #pragma unroll
@@ -637,11 +602,15 @@ struct Plan {
   bool prepares;
 };
 
-// Tiles of 96 rows and more read x often enough from L2 to hide it; below, blocks that share the rows and divide K have
-// taller ones. us at rank 64, M = 1 and 64:
-//   SPLITS_TABLE
+// Where a block a tile gives tiles of fewer rows than this, blocks share the rows and divide K. Measured on an H200,
+// us, rank 64 (W8A8) and none (W8A16), M = 1 and 64, by the number of blocks that share:
+//   W8A8   N 8192,  K 28672   1: 62.4 70.4   2: 63.1 75.7   3: 64.5 75.4            (tiles of 64, 128, 216 rows)
+//          N 4096,  K 4096    1: 12.0 19.7   2: 12.4 20.7   3: 12.1 21.5   4: 12.1 22.6    (32, 64, 112, 144)
+//          N 14336, K 4096    1: 19.0 30.4   2: 20.7 31.8                                  (112, 224)
+//   W8A16  N 8192,  K 28672   1: 129 160     2: 69.1 83.2   3: 83.6 107
+//          N 4096,  K 4096    1: 21.6 25.5   2: 14.3 16.7   3: 12.0 14.6   4: 14.3 19.1
 constexpr int kShortTile = 96;
-constexpr int kFewStages = 4;
+constexpr int kFewStages = 4;  // that B leaves, or it is read where it is
 
 Plan plan_of(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits) {
   Plan plan{};
@@ -669,7 +638,6 @@ Plan plan_of(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& lim
     return rows <= kMaxTileRows ? static_cast<int>(rows) : 0;
   };
   for (const int splits : {1, 2, 3, 4, kMaxSplits}) {
-    if (decode_tuning.splits && splits != decode_tuning.splits) continue;
     const int rows = rows_for(splits, 1);
     if (!rows) break;
     plan.splits = splits;

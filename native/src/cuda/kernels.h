@@ -181,10 +181,6 @@ extern const GemmFamily kGemmW8a16;      // gemm_w8a16.cu: everywhere
 void launch_find_needed_steps(const GemmArgs& args, cudaStream_t stream);
 void describe_find_needed_steps(Explanation& to);
 // decode.cu: all of a forward with few rows on Hopper
-struct DecodeTuning {
-  int splits = 0;
-};
-extern DecodeTuning decode_tuning;
 constexpr int kDecodeRows = 64;
 int decode_parts(int k);
 void launch_prepare_few(const PrepareArgs& args, cudaStream_t stream);

@@ -24,10 +24,11 @@
 namespace octolora::cuda {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kThreads = 256;
+[[maybe_unused]] constexpr int kWarps = kThreads / 32;
 constexpr int kSlices = 8;
-constexpr int kHeld = 4;  // vectors of a row that a thread keeps between the maximum and the codes
-constexpr int kPowerLimit = 126;
+[[maybe_unused]] constexpr int kHeld = 4;  // vectors of a row that a thread keeps between the maximum and the codes
+[[maybe_unused]] constexpr int kPowerLimit = 126;
 
 struct Pieces {
   int parts;
@@ -139,7 +140,7 @@ __device__ __forceinline__ void quantize_row(const PrepareArgs& args, int row) {
 }
 
 // 4x4 words across the four lanes of a quad: word j of lane t becomes word t of lane j.
-__device__ __forceinline__ uint4 transpose_quad(uint4 v, int t) {
+[[maybe_unused]] __device__ __forceinline__ uint4 transpose_quad(uint4 v, int t) {
   const bool odd = t & 1, high = t & 2;
   const uint32_t s0 = __shfl_xor_sync(~0u, odd ? v.x : v.y, 1), s1 = __shfl_xor_sync(~0u, odd ? v.z : v.w, 1);
   if (odd) {

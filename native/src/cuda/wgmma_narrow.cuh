@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// wgmma with few columns, for weights as the 64 rows and up to 64 tokens as the columns; accumulators, tiles and
-// descriptors are those of wgmma.cuh.
+// What decode.cu needs beside wgmma.cuh: wgmma with few columns, for weights as the 64 rows and up to 64 tokens as the
+// columns, with the accumulators, tiles and descriptors of wgmma.cuh; copies that pass through L2 without staying.
 //
 // With A in registers a warp holds its 16 rows as mma m16n8k16 does (ptx.cuh); they must stay until the wgmma is done.
 #pragma once
@@ -9,6 +9,39 @@
 #include "wgmma.cuh"
 
 namespace octolora::cuda::ptx {
+
+__device__ __forceinline__ uint64_t evict_first() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
+  return policy;
+}
+__device__ __forceinline__ void tensor_load_hinted(uint32_t to, const CUtensorMap* map, int x, int y, uint32_t barrier,
+                                                   uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, "
+      "%3}], [%4], %5;\n" ::"r"(to),
+      "l"(map), "r"(x), "r"(y), "r"(barrier), "l"(policy)
+      : "memory");
+}
+__device__ __forceinline__ void bulk_load(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to),
+               "l"(from), "r"(bytes), "r"(barrier)
+               : "memory");
+}
+// Arrives at a hardware barrier for `threads` threads without waiting for it.
+__device__ __forceinline__ void named_arrive(int number, int threads) {
+  asm volatile("bar.arrive %0, %1;\n" ::"r"(number), "r"(threads) : "memory");
+}
+__device__ __forceinline__ uint4 load_cluster_16(uint32_t address, uint32_t rank) {
+  uint32_t remote;
+  uint4 v;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(address), "r"(rank));
+  asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(remote)
+               : "memory");
+  return v;
+}
 
 #define OCTOLORA_D4(c, i) c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3])
 #define OCTOLORA_D8(c, i) OCTOLORA_D4(c, i), OCTOLORA_D4(c, i + 4)
