@@ -146,7 +146,7 @@ struct Limits {
   int multiprocessors;
   int shared_bytes;  // a block may have, opt-in
   int clusters[9];   // clusters of 1 to 8 blocks of decode.cu that run at once
-  int prepare_clusters[4];  // of 1, 2, 4 and 8 blocks of prepare_sm90.cu
+  int prepare_clusters[4] = {};  // of 1, 2, 4 and 8 blocks of prepare_sm90.cu
 };
 
 // prepare.cu
