@@ -144,8 +144,8 @@ struct GemmArgs {
 struct Limits {
   int capability;  // 90 for 9.0
   int multiprocessors;
-  int shared_bytes;  // a block may have, opt-in
-  int clusters[9];   // clusters of 1 to 8 blocks of decode.cu that run at once
+  int shared_bytes;              // a block may have, opt-in
+  int clusters[9] = {};          // clusters of 1 to 8 blocks of decode.cu that run at once
   int prepare_clusters[4] = {};  // of 1, 2, 4 and 8 blocks of prepare_sm90.cu
 };
 

@@ -698,14 +698,9 @@ void set_up_prepare_sm90(Limits& limits) {
   }
   limits.prepare_clusters[0] = limits.multiprocessors;
   for (int i = 1; i < 4; ++i) {
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = 1u << i;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(1u << i);
-    config.blockDim = dim3(kThreads);
-    config.dynamicSmemBytes = static_cast<size_t>(limits.shared_bytes);
+    const DependentLaunch launch(1 << i, kThreads, 1 << i, limits.shared_bytes, nullptr);
+    cudaLaunchConfig_t config = launch.config;  // of which the question takes the cluster's attribute alone
+    cudaLaunchAttribute cluster = launch.attributes[1];
     config.attrs = &cluster;
     config.numAttrs = 1;
     OCTOLORA_CUDA(
