@@ -50,7 +50,8 @@ constexpr int kMaxShared = 232448;                // what a block may have on sm
 // Tokens of a tile, and those that are stored together.
 template <int Tokens, int StoreTokens>
 struct Config {
-  static constexpr int kTokens = Tokens, kStoreTokens = StoreTokens, kParts = kTokens / kStoreTokens;
+  static constexpr int kTokens = Tokens, kStoreTokens = StoreTokens;
+  [[maybe_unused]] static constexpr int kParts = kTokens / kStoreTokens;
   // Rows that one block of the cluster loads. Where half of the tile is no whole number of swizzle groups, the two
   // blocks load some rows twice.
   static constexpr int kBoxTokens = round_up(kTokens / kCluster, 8);
@@ -83,25 +84,26 @@ struct Params {
   int k_blocks, tiles_m, pairs;
 };
 
-__device__ __forceinline__ uint32_t load_shared_u32(uint32_t address) {
+[[maybe_unused]] __device__ __forceinline__ uint32_t load_shared_u32(uint32_t address) {
   uint32_t value;
   asm volatile("ld.shared.u32 %0, [%1];\n" : "=r"(value) : "r"(address) : "memory");
   return value;
 }
 
 // Bytes from memory to shared memory, both at multiples of 16.
-__device__ __forceinline__ void bulk_load(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+[[maybe_unused]] __device__ __forceinline__ void bulk_load(uint32_t to, const void* from, uint32_t bytes,
+                                                           uint32_t barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to),
                "l"(from), "r"(bytes), "r"(barrier)
                : "memory");
 }
 
-__device__ __forceinline__ void store_matrix_x4_transposed(uint32_t address, const uint32_t (&r)[4]) {
+[[maybe_unused]] __device__ __forceinline__ void store_matrix_x4_transposed(uint32_t address, const uint32_t (&r)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(address), "r"(r[0]),
                "r"(r[1]), "r"(r[2]), "r"(r[3])
                : "memory");
 }
-__device__ __forceinline__ void store_matrix_x2_transposed(uint32_t address, uint32_t a, uint32_t b) {
+[[maybe_unused]] __device__ __forceinline__ void store_matrix_x2_transposed(uint32_t address, uint32_t a, uint32_t b) {
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};\n" ::"r"(address), "r"(a), "r"(b)
                : "memory");
 }
@@ -116,7 +118,9 @@ __device__ __forceinline__ T load_early(const T* from) {
 }
 
 // Until the kernel before in the stream has finished, where this one was allowed to start early.
-__device__ __forceinline__ void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;\n" ::: "memory"); }
+[[maybe_unused]] __device__ __forceinline__ void wait_for_previous_kernel() {
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+}
 
 // Keeps the compiler from moving uses of accumulators to before this point.
 template <int Count>
