@@ -418,6 +418,17 @@ std::vector<Spec> layer_specs(const Options& options) {
       layer(217, 8440, 64, w8a16, f16, bf16, {{16, f32, f32, 0.7f, true, true}}),
       layer(127, 1016, 1000, w8a16, bf16, bf16, {{130, f16, f16, 0.7f, false, false}}),
       layer(65, 8, 8, w8a16, bf16, bf16, {{16, bf16, bf16, 0.7f, false, false}}),
+      // The same for W8A8: 256, 224 and 192 columns, by mma.sync, by wgmma, and with more ranks than stay in stages.
+      layer(500, 8440, 200, w8a8, bf16, bf16, {{16, bf16, bf16, 0.7f, false, true}}),
+      layer(511, 7408, 1160, w8a8, f16, f16, {{70, f16, f16, 0.4f, false, false}, {16, bf16, bf16, 0.7f, false, true}}),
+      layer(385, 8448, 72, w8a8, bf16, f16, {{150, bf16, bf16, 0.4f, false, false}}),
+      layer(431, 7384, 136, w8a8, f16, bf16, {{32, f16, f16, 0.7f, false, false}}),
+      layer(257, 6344, 1040, w8a8, bf16, bf16,
+            {{70, bf16, bf16, 0.7f, false, true}, {16, f16, f16, 0.4f, false, false}}),
+      layer(390, 6352, 520, w8a8, bf16, bf16, {{150, f16, f16, 0.4f, false, true}}),
+      layer(500, 6328, 1160, w8a8, bf16, bf16, {}),
+      layer(300, 4240, 264, w8a8, f16, f16, {{16, f32, f32, 0.7f, true, true}}),
+      layer(511, 6104, 136, w8a8, bf16, f16, {{150, bf16, bf16, 0.7f, false, false}}),
       // More columns than one turn of the kernels for few rows covers, and ranks that leave B where it is.
       layer(5, 34000, 1032, w8a8, bf16, bf16, {{16, bf16, bf16, 1.f, false, true}}),
       layer(40, 34000, 1032, w8a16, f16, f16, {{16, f16, f16, 1.f, false, false}}),

@@ -1,19 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Programmatic dependent launch: a kernel that starts while the one before it in the stream still runs. It may read
-// what no kernel writes until it calls wait_for_primaries, which returns when all that was enqueued before is done and
-// visible. Kernels that are all launched this way and all wait are in order like any others.
+// Programmatic dependent launch, from sm_90 on: a kernel that starts while the one before it in the stream still runs.
+// It may read what no kernel writes until it calls wait_for_primaries, which returns when all that was enqueued before
+// is done and visible. Kernels that are all launched this way and all wait are in order like any others.
 #pragma once
 
 #include <cuda_runtime.h>
+
+#include "kernels.h"
 
 namespace octolora::cuda {
 
 // Lets the next kernel start once every block has called this or is done.
 __device__ __forceinline__ void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
 }
-__device__ __forceinline__ void wait_for_primaries() { asm volatile("griddepcontrol.wait;\n" ::: "memory"); }
+__device__ __forceinline__ void wait_for_primaries() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
 // Memory that another kernel may still write may be asked for, since L2 is coherent.
 __device__ __forceinline__ void prefetch_l2(const void* from) {
   asm volatile("prefetch.global.L2 [%0];\n" ::"l"(from));
@@ -37,6 +45,14 @@ struct DependentLaunch {
     config.attrs = attributes;
     config.numAttrs = cluster > 1 ? 2 : 1;
   }
+  // On any architecture; before sm_90 nothing starts early.
+  DependentLaunch(const Limits& limits, dim3 grid, int threads, int cluster, int shared_bytes, cudaStream_t stream)
+      : DependentLaunch(1, threads, cluster, shared_bytes, stream) {
+    config.gridDim = grid;
+    if (limits.capability < 90) config.numAttrs = 0;
+  }
+  DependentLaunch(const DependentLaunch&) = delete;
+  DependentLaunch& operator=(const DependentLaunch&) = delete;
 };
 
 }  // namespace octolora::cuda

@@ -332,7 +332,7 @@ void CudaDevice::forward(const ForwardArgs& f) const {
   const Plan plan = plan_of(f);
   if (!decode_refuses(plan.prepare, plan.gemm, limits)) return launch_decode(plan.prepare, plan.gemm, limits, stream);
   if (plan.gemm.row_slot && plan.adapters) launch_find_needed_steps(plan.gemm, stream);
-  if (plan.outliers) launch_find_outliers(plan.prepare, stream);
+  if (plan.outliers) launch_find_outliers(plan.prepare, limits, stream);
   if (plan.prepares) launch_prepare(plan.prepare, limits, stream);
   plan.family(limits).launch(plan.gemm, limits, stream);
 }
@@ -348,7 +348,7 @@ void CudaDevice::explain(const ForwardArgs& f, Explanation& to) const {
   if (!not_decode) return describe_decode(plan.prepare, plan.gemm, limits, to);
   if (f.rows <= kDecodeRows) to.note("not the kernels for few rows: %s", not_decode);
   if (plan.gemm.row_slot && plan.adapters) describe_find_needed_steps(to);
-  if (plan.outliers) describe_find_outliers(plan.prepare, to);
+  if (plan.outliers) describe_find_outliers(plan.prepare, limits, to);
   if (plan.prepares)
     describe_prepare(plan.prepare, limits, to);
   else
@@ -368,7 +368,7 @@ void CudaLinear::quantized(const QuantizedArgs& f) const {
   placed.workspace = f.workspace;
   const Workspace workspace = place(placed);
   const PrepareArgs prepare = prepare_args(f.x, f.x_type, f.rows, workspace);
-  if (spec.outlier_threshold > 0) launch_find_outliers(prepare, stream);
+  if (spec.outlier_threshold > 0) launch_find_outliers(prepare, device.limits, stream);
   launch_prepare(prepare, device.limits, stream);
   if (f.sums) {
     GemmArgs gemm = gemm_args(f.rows);

@@ -50,8 +50,9 @@ template <int BlockN_>
 struct Config {
   static constexpr int kBlockN = BlockN_;
   static constexpr int kStages = kBlockN == 128 ? 6 : 4;
-  static constexpr int kParts = kBlockN / kPart;
-  static constexpr int kHeld = 2;  // parts that wait in shared memory; the others wait in registers
+  static constexpr int kParts = (kBlockN + kPart - 1) / kPart;  // the last may be half of one
+  static constexpr int kHeld =
+      kBlockN == 192 || kBlockN == 224 ? 3 : 2;  // parts that wait in shared memory, the others in registers
   static constexpr int kStageBytes = (kBlockM + kBlockN) * 128;
   // Offsets in shared memory.
   static constexpr int kStaging = kStages * kStageBytes;
@@ -285,6 +286,8 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     const auto w_operand = [&](int which) {
       return ptx::wgmma_descriptor(base + which * C::kStageBytes + kBlockM * 128);
     };
+    // The last part of a tile may be half of one.
+    const auto exists = [](int part, int column) { return part * kPart + column < C::kBlockN; };
     const auto meet = [&] { ptx::named_sync(2 + warpgroup, 128); };  // of the warpgroup
     ptx::dependency_wait();
     // Which steps of 16 ranks are fp16: 32 of them a warp at a time. Slots change between launches, not during one.
@@ -303,43 +306,45 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     // What waits to be stored: the place of its tile and the parts that are in registers. At first nothing, in a row
     // that does not exist.
     int waiting_row = p.args.m, waiting_column = 0, waiting_member = 0;
-    constexpr int kInRegisters = kExtras || C::kParts <= C::kHeld ? 0 : C::kParts - C::kHeld;
+    constexpr int kInRegisters = C::kParts - C::kHeld;
+    static_assert(!kExtras || kInRegisters == 0, "the residual comes through the staging buffers");
     uint32_t packed[kInRegisters ? kInRegisters * 16 : 1] = {};
     const uint32_t my_staging = base + C::kStaging + (warpgroup * 4 + warp) * C::kHeld * kPartBytes;
-    // Fragments of a part into the warp's staging buffer, rows of 128 bytes with their 16-byte pieces swizzled.
+    // 16 bytes of a part of the warp's rows; they are swizzled.
+    const auto piece_at = [&](int part, int row, int piece) {
+      return my_staging + part % C::kHeld * kPartBytes + row * 128 + ((piece ^ row % 8) * 16);
+    };
     const auto stage_part = [&](int part, const uint32_t* bits) {
 #pragma unroll
       for (int pair = 0; pair < kPart / 16; ++pair) {
         // Matrix i of the four: rows 8 (i % 2).., columns 8 (i / 2)..; a lane gives the address of one row.
-        const int row = lane % 16, piece = pair * 2 + lane / 16;
-        ptx::store_matrix_x4(my_staging + part % C::kHeld * kPartBytes + row * 128 + ((piece ^ row % 8) * 16),
-                             bits[4 * pair], bits[4 * pair + 1], bits[4 * pair + 2], bits[4 * pair + 3]);
+        ptx::store_matrix_x4(piece_at(part, lane % 16, pair * 2 + lane / 16), bits[4 * pair], bits[4 * pair + 1],
+                             bits[4 * pair + 2], bits[4 * pair + 3]);
       }
       __syncwarp();
     };
-    // y of a part with the residual, which comes in whole rows of 16 bytes a lane and goes through the staging buffer,
-    // into that buffer.
-    [[maybe_unused]] const auto stage_with_residual = [&](const GemmMember& out, int part, float(&v)[kPart / 2]) {
-      const bool f16 = p.args.y_type == Dtype::f16;
-      if (out.residual) {
-        const int row = tile.row + warpgroup * 64 + warp * 16 + lane / 8;
-        const int column = tile.column + part * kPart + lane % 8 * 8;
-        const auto* const from =
-            static_cast<const uint16_t*>(out.residual) + static_cast<int64_t>(row) * out.n + column;
+    // The residual of the tile into the staging buffers, in whole rows of 16 bytes a lane, once they are free.
+    [[maybe_unused]] const auto fetch_residual = [&](const GemmMember& out) {
+      if (!out.residual) return;
+      const int row = tile.row + warpgroup * 64 + warp * 16 + lane / 8, column = tile.column + lane % 8 * 8;
+      const auto* const from = static_cast<const uint16_t*>(out.residual) + static_cast<int64_t>(row) * out.n + column;
+      for (int part = 0; part < C::kParts; ++part) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          uint4 piece{0, 0, 0, 0};
-          if (row + i * 4 < p.args.m && column < out.n)
-            piece = *reinterpret_cast<const uint4*>(from + static_cast<int64_t>(i) * 4 * out.n);
-          const int of = i * 4 + lane / 8;
-          ptx::store_shared(my_staging + part % C::kHeld * kPartBytes + of * 128 + ((lane % 8 ^ of % 8) * 16), piece);
+          const bool present = row + i * 4 < p.args.m && column + part * kPart < out.n;
+          ptx::copy_async_16(piece_at(part, i * 4 + lane / 8, lane % 8),
+                             present ? from + static_cast<int64_t>(i) * 4 * out.n + part * kPart : out.residual,
+                             present);
         }
-        __syncwarp();
       }
+      ptx::copy_async_commit();
+    };
+    // y of a part in place of its residual.
+    [[maybe_unused]] const auto stage_with_residual = [&](const GemmMember& out, int part, float(&v)[kPart / 2]) {
+      const bool f16 = p.args.y_type == Dtype::f16;
 #pragma unroll
       for (int pair = 0; pair < kPart / 16; ++pair) {
-        const int row = lane % 16, piece = pair * 2 + lane / 16;
-        const uint32_t at = my_staging + part % C::kHeld * kPartBytes + row * 128 + ((piece ^ row % 8) * 16);
+        const uint32_t at = piece_at(part, lane % 16, pair * 2 + lane / 16);
         uint32_t bits[4] = {};
         if (out.residual) ptx::load_matrix_x4(bits, at);
 #pragma unroll
@@ -366,10 +371,8 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       uint16_t* const to = static_cast<uint16_t*>(out.y) + static_cast<int64_t>(row) * out.n + column;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int of = i * 4 + lane / 8;
-        const uint4 bits =
-            ptx::load_shared_16(my_staging + part % C::kHeld * kPartBytes + of * 128 + ((lane % 8 ^ of % 8) * 16));
-        if (row + i * 4 < p.args.m && column < out.n)
+        const uint4 bits = ptx::load_shared_16(piece_at(part, i * 4 + lane / 8, lane % 8));
+        if (row + i * 4 < p.args.m && column < out.n && exists(part, lane % 8 * 8))
           *reinterpret_cast<uint4*>(to + static_cast<int64_t>(i) * 4 * out.n) = bits;
       }
       __syncwarp();
@@ -388,17 +391,6 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       for (int i = 0; i < 2; ++i) {
         rows[i] = first_row + 8 * i < p.args.m ? p.args.rows[first_row + 8 * i] : RowScale{1.f, 1.f};
       }
-      if (kExtras && member.out.residual) {  // into L2 while the main loop runs
-        constexpr int kLines = C::kBlockN / 64;
-        for (int i = lane; i < 16 * kLines; i += 32) {
-          const int row = tile.row + warpgroup * 64 + warp * 16 + i / kLines, column = tile.column + i % kLines * 64;
-          if (row < p.args.m && column < member.out.n) {
-            ptx::prefetch_l2(static_cast<const uint16_t*>(member.out.residual) +
-                             static_cast<int64_t>(row) * member.out.n + column);
-          }
-        }
-      }
-
       int32_t sum[kRegisters];
       for (int block = 0; block < p.k_blocks; ++block) {
         ptx::barrier_wait(full(stage), phase);
@@ -411,23 +403,21 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           ptx::wgmma_wait<1>();
           release(before_stage());
         }
-        if constexpr (!kExtras) {
-          // One part every other block: the writes spread over time.
+        // One part every other block: the writes spread over time.
 #pragma unroll
-          for (int part = 0; part < C::kParts; ++part) {
-            if (block == 1 + 2 * part) store_part(part);
-          }
+        for (int part = 0; part < C::kParts; ++part) {
+          if (block == 1 + 2 * part) store_part(part);
         }
+        if (kExtras && block == 2 * C::kParts) fetch_residual(member.out);
         step_stage();
       }
       ptx::wgmma_wait<0>();
       release(before_stage());
-      if constexpr (!kExtras) {
 #pragma unroll
-        for (int part = 0; part < C::kParts; ++part) {
-          if (p.k_blocks <= 1 + 2 * part) store_part(part);
-        }
+      for (int part = 0; part < C::kParts; ++part) {
+        if (p.k_blocks <= 1 + 2 * part) store_part(part);
       }
+      if (kExtras && p.k_blocks <= 2 * C::kParts) fetch_residual(member.out);
       // 1 / p of a power of two. The empty statement keeps the compiler from computing this before the main loop,
       // where it would wait for the rows' numbers.
       float inverse[2];
@@ -449,6 +439,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       const auto begin_part = [&](int part, float(&v)[kPart / 2]) {
 #pragma unroll
         for (int j = 0; j < kPart / 8; ++j) {
+          if (!exists(part, j * 8)) continue;
           const int32_t* const total = sum + part * 32 + 4 * j;
           if constexpr (kExtras) {
 #pragma unroll
@@ -481,10 +472,16 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
             const uint32_t f16 = ptx::load_shared(types + (member.first_step / 8 + block / 8 * 4)) >> block % 8 * 4;
             ptx::wgmma_fence();
             for (int k = 0; k < steps; ++k) {
-              if (f16 >> k & 1)
-                ptx::wgmma_f16(v, x + 2 * k, b + 2 * k, true);
+              const auto multiply = [&](auto& value) {
+                if (f16 >> k & 1)
+                  ptx::wgmma_f16(value, x + 2 * k, b + 2 * k, true);
+                else
+                  ptx::wgmma_bf16(value, x + 2 * k, b + 2 * k, true);
+              };
+              if (exists(part, kPart / 2))
+                multiply(v);
               else
-                ptx::wgmma_bf16(v, x + 2 * k, b + 2 * k, true);
+                multiply(reinterpret_cast<float(&)[kPart / 4]>(v));
             }
             ptx::wgmma_commit();
             ptx::wgmma_wait<0>();
@@ -511,6 +508,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
             const auto multiply = [&](auto&& mma) {
 #pragma unroll
               for (int pair = 0; pair < kPart / 16; ++pair) {
+                if (!exists(part, pair * 16)) continue;
                 uint32_t b[4];
                 ptx::load_matrix_x4(b, b_at + pair * 16 * 128);
                 mma(four(v, 2 * pair), h, b[0], b[1]);
@@ -530,6 +528,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         uint32_t bits[kPart / 4];
 #pragma unroll
         for (int j = 0; j < kPart / 8; ++j) {
+          if (!exists(part, j * 8)) continue;
           const float2 bias = ptx::load_shared_pair(my_biases + (part * kPart / 8 + j) * bias_step);
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
@@ -540,15 +539,16 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         if constexpr (kExtras) {
           finish_fragments(p.args, member.out, v, first_row, tile.column + part * kPart + 2 * t);
           stage_with_residual(member.out, part, v);
-          store_part(part);
           return;
         }
         if (p.args.y_type == Dtype::f16) {
 #pragma unroll
-          for (int i = 0; i < kPart / 4; ++i) bits[i] = pack_f16x2(v[2 * i], v[2 * i + 1]);
+          for (int i = 0; i < kPart / 4; ++i)
+            bits[i] = exists(part, i / 2 * 8) ? pack_f16x2(v[2 * i], v[2 * i + 1]) : 0;
         } else {
 #pragma unroll
-          for (int i = 0; i < kPart / 4; ++i) bits[i] = pack_bf16x2(v[2 * i], v[2 * i + 1]);
+          for (int i = 0; i < kPart / 4; ++i)
+            bits[i] = exists(part, i / 2 * 8) ? pack_bf16x2(v[2 * i], v[2 * i + 1]) : 0;
         }
         if (part < C::kHeld) {
           stage_part(part, bits);
@@ -557,6 +557,10 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           for (int i = 0; i < kPart / 4; ++i) packed[(part - C::kHeld) * 16 + i] = bits[i];
         }
       };
+      if (kExtras && member.out.residual) {
+        ptx::copy_async_wait<0>();
+        __syncwarp();
+      }
 #pragma unroll
       for (int part = 0; part < C::kParts; ++part) {
         float v[kPart / 2];
@@ -573,10 +577,8 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       __syncwarp();
       if (lane == 0) ptx::barrier_arrive(columns_empty);
     }
-    if constexpr (!kExtras) {
 #pragma unroll
-      for (int part = 0; part < C::kParts; ++part) store_part(part);
-    }
+    for (int part = 0; part < C::kParts; ++part) store_part(part);
   }
   ptx::cluster_sync();  // no block leaves while its peer may still write to it
 #endif
@@ -683,6 +685,7 @@ void set_up_all(const Limits& limits) {
   if (limits.capability != 90) return;
   encoder();  // a driver without it fails here, not in a forward
   set_up<Config<256>, false>();
+  set_up<Config<224>, false>();
   set_up<Config<192>, false>();
   set_up<Config<128>, false>();
   set_up<Config<192>, true>();
@@ -732,11 +735,11 @@ Choice choose(const GemmArgs& args, const Limits& limits) {
   constexpr struct {
     int width;
     double speed;
-  } kWidths[] = {{256, 1.}, {192, 0.97}, {128, 0.85}};
+  } kWidths[] = {{256, 1.}, {224, 0.99}, {192, 0.97}, {128, 0.85}};
   Choice best{};
   double best_cost = 0;
   for (const auto& [width, speed] : kWidths) {
-    if (width == 256 && has_extras(args)) continue;
+    if (width > 192 && has_extras(args)) continue;
     int64_t tiles = 0;
     for (int i = 0; i < args.member_count; ++i) tiles += (args.member[i].n + width - 1) / width;
     tiles *= (args.m + kBlockM * kCluster - 1) / (kBlockM * kCluster);
@@ -760,6 +763,7 @@ void launch_all(const GemmArgs& args, const Limits& limits, cudaStream_t stream)
   const auto launch_chosen = has_extras(args)
                                  ? (width == 192 ? launch_config<Config<192>, true> : launch_config<Config<128>, true>)
                              : width == 256 ? launch_config<Config<256>, false>
+                             : width == 224 ? launch_config<Config<224>, false>
                              : width == 192 ? launch_config<Config<192>, false>
                                             : launch_config<Config<128>, false>;
   launch_chosen(args, limits, stream);

@@ -144,17 +144,23 @@ struct GemmArgs {
 struct Limits {
   int capability;  // 90 for 9.0
   int multiprocessors;
-  int shared_bytes;  // a block may have, opt-in
-  int clusters[9];   // clusters of 1 to 8 blocks of decode.cu that run at once
+  int shared_bytes;              // a block may have, opt-in
+  int clusters[9] = {};          // clusters of 1 to 8 blocks of decode.cu that run at once
+  int prepare_clusters[4] = {};  // of 1, 2, 4 and 8 blocks of prepare_sm90.cu
 };
 
 // prepare.cu
-void set_up_prepare(const Limits& limits);
+void set_up_prepare(Limits& limits);  // fills in the clusters
 void launch_prepare(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
 void describe_prepare(const PrepareArgs& args, const Limits& limits, Explanation& to);
+// prepare_sm90.cu: 16-bit x with aligned rows on Hopper
+void set_up_prepare_sm90(Limits& limits);
+bool prepare_sm90_takes(const PrepareArgs& args, const Limits& limits);
+void launch_prepare_sm90(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
+void describe_prepare_sm90(const PrepareArgs& args, const Limits& limits, Explanation& to);
 // outliers.cu
-void launch_find_outliers(const PrepareArgs& args, cudaStream_t stream);
-void describe_find_outliers(const PrepareArgs& args, Explanation& to);
+void launch_find_outliers(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
+void describe_find_outliers(const PrepareArgs& args, const Limits& limits, Explanation& to);
 
 // Kernels that multiply. A call goes to the first family of its list that takes it.
 struct GemmFamily {

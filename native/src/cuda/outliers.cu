@@ -3,66 +3,123 @@
 // Outlier columns of x: every k with some |x[m,k]| >= threshold, over all M rows (LLM.int8(), arXiv 2208.07339).
 //
 // A property of whole columns needs a pass over x of its own before any row can be quantized. The first kernel leaves
-// one bit a column for each of kOutlierRowChunks bands of rows, so nothing has to be cleared and no atomics are needed;
-// the second joins the bands and writes the columns down in ascending order.
+// one bit a column for each band of rows, so nothing has to be cleared and no atomics on memory are needed; the second
+// joins the bands and writes the columns down in ascending order.
+#include <algorithm>
+
 #include "check.h"
-#include "convert.cuh"
-#include "kernels.h"
+#include "dependent_launch.cuh"
+#include "prepare.cuh"
 
 namespace octolora::cuda {
 namespace {
 
-constexpr int kMarkThreads = 128;
-constexpr int kCompactThreads = 1024;
+constexpr int kMarkThreads = 256;
+constexpr int kMarkWarps = kMarkThreads / 32;
+constexpr int kMarkBlocks = 1024 / kMarkThreads;  // resident on a multiprocessor
+constexpr int kRowsAhead = 8;                     // loads in flight a thread
+constexpr int kListThreads = 1024;
+constexpr int kListWarps = kListThreads / 32;
+constexpr int kMaxWords = (OCTOLORA_MAX_K + 31) / 32;
 
-// A thread looks at Columns neighbouring columns of a band, which it reads in one load: 16 bytes where rows are aligned
-// so.
+// Magnitudes of X in the halves of a word, or of a float. An outlier is a magnitude from limit to infinity: less limit,
+// modulo 2^16 or 2^32, these become the smallest numbers, and a minimum over the rows tells whether there was one.
+template <class X>
+__device__ __forceinline__ uint32_t shifted_minimum(uint32_t bits, uint32_t minus_limit, uint32_t minimum) {
+  if constexpr (sizeof(X) == 2)
+    return __viaddmin_u16x2(bits & 0x7fff7fffu, minus_limit, minimum);
+  else
+    return min((bits & 0x7fffffffu) + minus_limit, minimum);
+}
+
+// A lane looks at Columns neighbouring columns, the warps of a block at every kMarkWarps-th row of a band.
 template <class X, int Columns>
-__global__ __launch_bounds__(kMarkThreads) void mark(const PrepareArgs args) {
+__global__ __launch_bounds__(kMarkThreads, kMarkBlocks) void mark(const void* input, int rows, int k, uint32_t limit,
+                                                                  uint32_t* partial, int words) {
   static_assert(32 % Columns == 0, "32 / Columns lanes make a word");
+  constexpr int kRegisters = (Columns * sizeof(X) + 3) / 4;
+  constexpr int kInRegister = Columns / kRegisters;
+  using Magnitude = std::conditional_t<sizeof(X) == 2, uint16_t, uint32_t>;
   struct alignas(sizeof(X) * Columns) Vector {
     X x[Columns];
   };
-  const int column = (blockIdx.x * kMarkThreads + threadIdx.x) * Columns;
-  const int band = (args.m + kOutlierRowChunks - 1) / kOutlierRowChunks;
-  const int first = blockIdx.y * band, last = min(args.m, first + band);
-  const uint32_t limit = __float_as_uint(args.spec.outlier_threshold);
-  uint32_t found = 0;
-  if (column < args.k) {
-    const X* const x = static_cast<const X*>(args.x) + column;
-#pragma unroll 8
-    for (int m = first; m < last; ++m) {
-      const Vector values = *reinterpret_cast<const Vector*>(x + static_cast<int64_t>(m) * args.k);
+  __shared__ uint32_t words_of[kMarkWarps][Columns];
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = threadIdx.x % 32;
+  const int column = (static_cast<int>(blockIdx.x) * 32 + lane) * Columns;
+  const int first = static_cast<int>(static_cast<int64_t>(rows) * blockIdx.y / gridDim.y);
+  const int last = static_cast<int>(static_cast<int64_t>(rows) * (blockIdx.y + 1) / gridDim.y);
+  const auto minus_limit = static_cast<Magnitude>(-limit);
+  const uint32_t shift = sizeof(X) == 2 ? minus_limit * 0x10001u : minus_limit;
+  uint32_t minimum[kRegisters];
 #pragma unroll
-      for (int i = 0; i < Columns; ++i) {
-        const float value = to_float(values.x[i]);
-        const uint32_t magnitude = magnitude_bits(args.spec.round_x_to_f16 ? round_to_f16(value) : value);
-        found |= static_cast<uint32_t>(magnitude >= limit && magnitude <= kInfinityBits) << i;
+  for (int i = 0; i < kRegisters; ++i) minimum[i] = ~0u;
+  wait_for_primaries();
+  launch_dependents();
+  if (column < k) {
+    const X* const x = static_cast<const X*>(input) + column;
+    for (int m = first + warp; m < last; m += kMarkWarps * kRowsAhead) {
+      uint32_t bits[kRowsAhead][kRegisters] = {};
+#pragma unroll
+      for (int i = 0; i < kRowsAhead; ++i) {
+        if (m + i * kMarkWarps >= last) break;
+        *reinterpret_cast<Vector*>(bits[i]) =
+            *reinterpret_cast<const Vector*>(x + static_cast<int64_t>(m + i * kMarkWarps) * k);
+      }
+#pragma unroll
+      for (int i = 0; i < kRowsAhead; ++i) {
+#pragma unroll
+        for (int j = 0; j < kRegisters; ++j) minimum[j] = shifted_minimum<X>(bits[i][j], shift, minimum[j]);
       }
     }
   }
-  found <<= column % 32;
+  constexpr uint32_t kInfinity = sizeof(X) == 4 ? kInfinityBits : std::is_same_v<X, __half> ? 0x7c00 : 0x7f80;
+  uint32_t found = 0;
+#pragma unroll
+  for (int i = 0; i < Columns; ++i) {
+    const auto least = static_cast<Magnitude>(minimum[i / kInRegister] >> i % kInRegister * 16);
+    found |= static_cast<uint32_t>(least <= kInfinity - limit) << i;
+  }
+  found <<= lane * Columns % 32;
+#pragma unroll
   for (int lanes = 1; lanes < 32 / Columns; lanes *= 2) found |= __shfl_xor_sync(~0u, found, lanes);
-  if (column % 32 == 0 && column / 32 < args.outliers.words) {
-    args.outliers.partial[blockIdx.y * args.outliers.words + column / 32] = found;
+  if (lane % (32 / Columns) == 0) words_of[warp][lane / (32 / Columns)] = found;
+  __syncthreads();
+  const int word = static_cast<int>(blockIdx.x) * Columns + static_cast<int>(threadIdx.x);
+  if (threadIdx.x < Columns && word < words) {
+    uint32_t joined = 0;
+    for (int i = 0; i < kMarkWarps; ++i) joined |= words_of[i][threadIdx.x];
+    partial[static_cast<int64_t>(blockIdx.y) * words + word] = joined;
   }
 }
 
-__global__ __launch_bounds__(kCompactThreads) void compact(const OutlierView view) {
-  __shared__ int counts[kCompactThreads / 32];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  for (int word = warp; word < view.words; word += kCompactThreads / 32) {
+__global__ __launch_bounds__(kListThreads) void list(const OutlierView view, int bands) {
+  __shared__ uint32_t flags[kMaxWords];
+  __shared__ int counts[kListWarps];
+  const int lane = threadIdx.x % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  for (int word = threadIdx.x; word < view.words; word += kListThreads) flags[word] = 0;
+  __syncthreads();
+  wait_for_primaries();
+  launch_dependents();
+  // 32 words of every splits-th band are a warp's.
+  const int chunks = (view.words + 31) / 32, splits = max(1, min(bands, kListWarps / chunks));
+  for (int item = warp; item < chunks * splits; item += kListWarps) {
+    const int word = item % chunks * 32 + lane;
     uint32_t bits = 0;
-#pragma unroll
-    for (int band = 0; band < kOutlierRowChunks; band += 32) bits |= view.partial[(band + lane) * view.words + word];
-    bits = __reduce_or_sync(~0u, bits);
-    if (lane == 0) view.flags[word] = bits;
+    if (word < view.words) {
+#pragma unroll 8
+      for (int band = item / chunks; band < bands; band += splits)
+        bits |= view.partial[static_cast<int64_t>(band) * view.words + word];
+    }
+    if (bits) atomicOr(&flags[word], bits);
   }
   __syncthreads();
-  const int span = (view.words + kCompactThreads - 1) / kCompactThreads;
-  const int first = threadIdx.x * span, last = min(view.words, first + span);
+  const int span = (view.words + kListThreads - 1) / kListThreads;
+  const int first = static_cast<int>(threadIdx.x) * span, last = min(view.words, first + span);
   int count = 0;
-  for (int word = first; word < last; ++word) count += __popc(view.flags[word]);
+  for (int word = first; word < last; ++word) {
+    view.flags[word] = flags[word];
+    count += __popc(flags[word]);
+  }
   // Exclusive prefix sum over the block.
   int before = count;
   for (int offset = 1; offset < 32; offset *= 2) {
@@ -72,48 +129,53 @@ __global__ __launch_bounds__(kCompactThreads) void compact(const OutlierView vie
   if (lane == 31) counts[warp] = before;
   __syncthreads();
   for (int i = 0; i < warp; ++i) before += counts[i];
-  if (threadIdx.x == kCompactThreads - 1) *view.count = before;
+  if (threadIdx.x == kListThreads - 1) *view.count = before;
   int at = before - count;
   for (int word = first; word < last; ++word) {
-    for (uint32_t bits = view.flags[word]; bits; bits &= bits - 1) view.list[at++] = word * 32 + __ffs(bits) - 1;
+    for (uint32_t bits = flags[word]; bits; bits &= bits - 1) view.list[at++] = word * 32 + __ffs(bits) - 1;
   }
 }
 
-template <class X, int Columns>
-void launch_mark(const PrepareArgs& args, cudaStream_t stream) {
-  constexpr int kBlockColumns = kMarkThreads * Columns;
-  const dim3 grid((args.k + kBlockColumns - 1) / kBlockColumns, kOutlierRowChunks);
-  mark<X, Columns><<<grid, kMarkThreads, 0, stream>>>(args);
-  OCTOLORA_CUDA(cudaGetLastError(), "mark outliers: M = %d, K = %d", args.m, args.k);
+template <class X>
+int vector_columns(const PrepareArgs& args) {
+  constexpr int kVector = 16 / sizeof(X);
+  return reinterpret_cast<uintptr_t>(args.x) % 16 == 0 && args.k % kVector == 0 ? kVector : 1;
+}
+
+// Bands of rows, so that one wave of blocks fills the device.
+template <class X>
+dim3 mark_grid(const PrepareArgs& args, const Limits& limits) {
+  const int columns = 32 * vector_columns<X>(args), blocks = (args.k + columns - 1) / columns;
+  const int bands = std::clamp(limits.multiprocessors * kMarkBlocks / blocks, 1,
+                               std::min(kOutlierRowChunks, (args.m + kMarkWarps - 1) / kMarkWarps));
+  return dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(bands));
 }
 
 template <class X>
-void launch(const PrepareArgs& args, cudaStream_t stream) {
-  constexpr int kVector = 16 / sizeof(X);
-  if (reinterpret_cast<uintptr_t>(args.x) % 16 == 0 && args.k % kVector == 0)
-    launch_mark<X, kVector>(args, stream);
-  else
-    launch_mark<X, 1>(args, stream);
-  compact<<<1, kCompactThreads, 0, stream>>>(args.outliers);
-  OCTOLORA_CUDA(cudaGetLastError(), "list outliers: K = %d", args.k);
+void launch(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
+  const dim3 grid = mark_grid<X>(args, limits);
+  const auto kernel = vector_columns<X>(args) > 1 ? mark<X, 16 / sizeof(X)> : mark<X, 1>;
+  DependentLaunch first(limits, grid, kMarkThreads, 1, 0, stream);
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&first.config, kernel, args.x, args.m, args.k, outlier_limit<X>(args.spec),
+                                   args.outliers.partial, args.outliers.words),
+                "mark outliers: M = %d, K = %d", args.m, args.k);
+  DependentLaunch second(limits, dim3(1), kListThreads, 1, 0, stream);
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&second.config, list, args.outliers, static_cast<int>(grid.y)),
+                "list outliers: K = %d", args.k);
 }
 
 }  // namespace
 
-void launch_find_outliers(const PrepareArgs& args, cudaStream_t stream) {
-  switch (args.x_type) {
-    case Dtype::f32:
-      return launch<float>(args, stream);
-    case Dtype::f16:
-      return launch<__half>(args, stream);
-    case Dtype::bf16:
-      return launch<__nv_bfloat16>(args, stream);
-  }
+void launch_find_outliers(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
+  with_type(args.x_type, [&](auto x) { launch<decltype(x)>(args, limits, stream); });
 }
 
-void describe_find_outliers(const PrepareArgs& args, Explanation& to) {
-  to.launch("mark outliers: columns with an element of at least %g, in %d bands of rows",
-            static_cast<double>(args.spec.outlier_threshold), kOutlierRowChunks);
+void describe_find_outliers(const PrepareArgs& args, const Limits& limits, Explanation& to) {
+  with_type(args.x_type, [&](auto x) {
+    to.launch("mark outliers: columns with an element of at least %g, in %d bands of rows",
+              static_cast<double>(args.spec.outlier_threshold),
+              static_cast<int>(mark_grid<decltype(x)>(args, limits).y));
+  });
   to.launch("list outliers");
 }
 

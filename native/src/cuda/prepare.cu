@@ -8,6 +8,8 @@
 //
 //   x [M,K] bf16, fp16 or fp32   q int8 [M,k_pitch]   rows {s_x, p} [M]   h 16-bit [M,up_columns]
 //
+// This is the kernel for every type, alignment and architecture; prepare_sm90.cu takes what it can on Hopper.
+//
 // A cluster of blocks owns 16 rows and each of its blocks a slice of K, which stays in shared memory from the maximum
 // over the quantization to the down-projection: x is read from memory once. The blocks exchange maxima and partial sums
 // of x.A^T through distributed shared memory, in a fixed order, so the same input gives the same bits. Before sm_90
@@ -20,13 +22,10 @@
 // the GEMM multiplies it back in. x.A^T multiplies 16-bit by 16-bit exactly: in the common type where x and A share it,
 // else in tf32, which holds both; fp32 x goes in as a sum of two tf32 numbers. Sums are fp32.
 #include <algorithm>
-#include <cfloat>
-#include <climits>
 
 #include "check.h"
-#include "convert.cuh"
-#include "kernels.h"
-#include "ptx.cuh"
+#include "dependent_launch.cuh"
+#include "prepare.cuh"
 
 namespace octolora::cuda {
 namespace {
@@ -37,7 +36,6 @@ constexpr int kRows = 16;   // of x, a cluster's: one mma tile
 constexpr int kGroup = 32;  // columns of a that are multiplied at a time; high and low parts of 16 ranks come together
 constexpr int kColumns = kGroup / 8;
 constexpr int kMaxCluster = 8;
-constexpr int kPowerLimit = 126;  // of log2 p: p and 1/p are normal numbers
 
 struct Plan {
   int cluster;  // blocks that share kRows rows
@@ -54,16 +52,12 @@ struct Shared {
   float block[2][kRows * kGroup];  // the block's sums, read by the cluster; two, so that one sync a group is enough
   uint32_t below[kRows];           // magnitude bits: maximum that sets the scale
   uint32_t full[kRows];            // ... of all of the row
-  RowScale rows[kRows];
-  float factor[kRows];  // divisor / a
-  int power[kRows];     // log2 p
+  PreparedRow rows[kRows];
 };
 
-// kPlain: x is measured and quantized as it is, dynamically, to 127 at most and without outlier columns, or not at all.
 template <class X, bool kPlain>
-__global__ __launch_bounds__(kThreads,
-                             sizeof(X) == 2 && kPlain ? 3 : 2) void prepare(const __grid_constant__ PrepareArgs args,
-                                                                            const Plan plan, const bool vectors) {
+__global__ __launch_bounds__(kThreads, 2) void prepare(const __grid_constant__ PrepareArgs args, const Plan plan,
+                                                       const bool vectors) {
   constexpr int kVector = 16 / sizeof(X);
   extern __shared__ __align__(128) uint8_t memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
@@ -72,13 +66,12 @@ __global__ __launch_bounds__(kThreads,
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int rank = static_cast<int>(ptx::cluster_rank());
   const int first_row = static_cast<int>(blockIdx.x) / plan.cluster * kRows;
-  const X* const x = static_cast<const X*>(args.x);
-  const bool w8a16 = args.spec.mode == Mode::w8a16;
 
   const auto slice_start = [&](int pass) { return (pass * plan.cluster + rank) * plan.slice; };
 
   // Slice `pass` of K into the tile, zeros where there is no x.
   const auto load_slice = [&](int pass) {
+    const X* const x = static_cast<const X*>(args.x);
     const int start = slice_start(pass);
     __syncthreads();
     if (vectors) {
@@ -102,10 +95,6 @@ __global__ __launch_bounds__(kThreads,
     __syncthreads();
   };
 
-  const auto measured = [&](X value) {
-    return !kPlain && args.spec.round_x_to_f16 ? round_to_f16(to_float(value)) : to_float(value);
-  };
-
   const auto measure_slice = [&] {
     const float threshold = args.spec.outlier_threshold;
     const uint32_t limit = threshold > 0 ? __float_as_uint(threshold) : ~0u;
@@ -123,7 +112,7 @@ __global__ __launch_bounds__(kThreads,
         const X* values = reinterpret_cast<const X*>(&bits);
 #pragma unroll
         for (int i = 0; i < kVector; ++i) {
-          const uint32_t magnitude = magnitude_bits(measured(values[i]));
+          const uint32_t magnitude = magnitude_bits(measured<kPlain>(args.spec, to_float(values[i])));
           full = max(full, magnitude_bits(to_float(values[i])));
           if (magnitude < limit) below = max(below, magnitude);
         }
@@ -155,8 +144,7 @@ __global__ __launch_bounds__(kThreads,
       for (int i = 0; i < ad.chunk_count; ++i) {
         const Chunk& chunk = ad.chunks[i];
         const float scale = ad.scale[chunk.slot];
-        if (chunk.ranks && scale != 0 && applies(chunk.slot, r))
-          exponent = max(exponent, ilogbf(scale) + 1 + chunk.range);
+        if (applies(chunk.slot, r)) exponent = max(exponent, term_exponent(chunk, scale));
       }
     }
     return exponent;
@@ -170,27 +158,8 @@ __global__ __launch_bounds__(kThreads,
       below = max(below, ptx::load_cluster_u32(ptx::shared_address(&shared.below[r]), i));
       full = max(full, ptx::load_cluster_u32(ptx::shared_address(&shared.full[r]), i));
     }
-    float scale = 1.f, factor = 0.f;
-    if (args.spec.mode == Mode::dynamic) {
-      const float maximum = __uint_as_float(below);
-      scale = __fdiv_rn(maximum, args.spec.x_divisor);
-      factor = maximum > 0 ? __fdiv_rn(args.spec.x_divisor, maximum) : 0.f;
-      if (full > kInfinityBits) scale = __uint_as_float(full);  // NaN: no outlier, but its row
-    } else if (args.spec.mode == Mode::fixed) {
-      scale = full >= kInfinityBits ? __uint_as_float(0x7fc00000u) : args.spec.x_scale;
-    }
-    int power = adapter_exponent(r);
-    if (power == INT_MIN) {
-      power = 0;
-    } else {
-      const bool usable = full != 0 && full < kInfinityBits;
-      power += (usable ? static_cast<int>(full >> 23) - 127 : 0) + 1;
-      power = max(-kPowerLimit, min(kPowerLimit, power));
-    }
-    shared.factor[r] = factor;
-    shared.power[r] = power;
-    shared.rows[r] = {scale, scalbnf(1.f, power)};
-    if (rank == 0 && first_row + r < args.m && args.rows) args.rows[first_row + r] = shared.rows[r];
+    shared.rows[r] = prepare_row(args.spec, below, full, adapter_exponent(r));
+    if (rank == 0 && first_row + r < args.m && args.rows) args.rows[first_row + r] = shared.rows[r].out;
   };
 
   const auto quantize_slice = [&](int pass) {
@@ -205,23 +174,19 @@ __global__ __launch_bounds__(kThreads,
         bits[j] = reinterpret_cast<const uint4*>(tile + r * pitch + c * sizeof(X))[j];
       }
       const X* const values = reinterpret_cast<const X*>(bits);
-      const float factor = shared.factor[r];
+      const float factor = shared.rows[r].factor;
       uint32_t codes[4];
-      const auto encode = [&](auto&& code) {
+      const auto encode = [&](auto&& four) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const auto at = [&](int b) { return code(measured(values[4 * j + b])); };
-          codes[j] = ptx::pack_bytes(at(0), at(1), at(2), at(3));
+          const X* const v = values + 4 * j;
+          codes[j] = four(to_float(v[0]), to_float(v[1]), to_float(v[2]), to_float(v[3]));
         }
       };
-      if (!kPlain && args.spec.mode == Mode::fixed) {
-        encode([&](float value) { return ptx::round_to_s8(__fdiv_rn(value, args.spec.x_scale)); });
-      } else if (!kPlain || factor > FLT_MAX) {  // a row so small that the factor overflows saturates
-        encode([&](float value) { return ptx::round_to_s8(__fmul_rn(value, factor)); });
-      } else {
-        // |value * factor| stays below 127.5: 1.5 * 2^23 rounds it to nearest even and leaves it in the low byte.
-        encode([&](float value) { return __float_as_uint(__fadd_rn(__fmul_rn(value, factor), 12582912.f)); });
-      }
+      if (stays_in_range<kPlain>(args.spec, factor))
+        encode([&](auto... v) { return quantize_in_range<kPlain>(args.spec, factor, v...); });
+      else
+        encode([&](auto... v) { return quantize<kPlain>(args.spec, factor, v...); });
       if (!kPlain && args.outliers.flags) {
         const uint32_t outliers = args.outliers.flags[(start + c) / 32] >> ((start + c) % 32);
 #pragma unroll
@@ -276,7 +241,7 @@ __global__ __launch_bounds__(kThreads,
       const auto fetch = [&](uint4(&b)[kColumns], int step) {
 #pragma unroll
         for (int n = 0; n < kColumns; ++n) {
-          if (step < steps && (n < 2 || both)) b[n] = __ldg(a + (static_cast<int64_t>(n) * k_steps + step) * 32);
+          if (step < steps && (n < 2 || both)) b[n] = __ldg(a + (n * k_steps + step) * 32);
         }
       };
       uint4 b[kColumns], ahead[kColumns];
@@ -386,7 +351,7 @@ __global__ __launch_bounds__(kThreads,
       if (present) {
         value = total(r * kGroup + column);
         if (chunk.split) value += total(r * kGroup + column + kChunkRank);
-        value = scalbnf(value * ad.scale[chunk.slot], -chunk.exponent - shared.power[r]);
+        value = scalbnf(value * ad.scale[chunk.slot], -chunk.exponent - shared.rows[r].power);
       }
       const uint16_t high = encode16(value, chunk.b_f16);
       h[0] = high;
@@ -397,19 +362,10 @@ __global__ __launch_bounds__(kThreads,
     }
   };
 
-  const auto add_up_bias = [&](const PrepareMember& member) {
-    if (!member.total_bias) return;
-    const AdapterView& ad = member.adapters;
-    for (int i = static_cast<int>(blockIdx.x) * kThreads + threadIdx.x; i < member.n; i += gridDim.x * kThreads) {
-      float sum = member.bias ? member.bias[i] : 0.f;
-      for (int slot = 0; slot < ad.slot_count; ++slot) {
-        if (ad.has_bias[slot]) sum += ad.scale[slot] * ad.slot_bias[static_cast<int64_t>(slot) * member.n + i];
-      }
-      member.total_bias[i] = sum;
-    }
-  };
-
-  for (int i = 0; i < args.member_count; ++i) add_up_bias(args.member[i]);
+  wait_for_primaries();
+  launch_dependents();
+  add_up_bias(args, static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x),
+              static_cast<int>(gridDim.x) * kThreads);
   if (threadIdx.x < kRows) shared.below[threadIdx.x] = shared.full[threadIdx.x] = 0;
   for (int pass = 0; pass < plan.passes; ++pass) {
     load_slice(pass);
@@ -435,7 +391,7 @@ __global__ __launch_bounds__(kThreads,
       if (args.q || args.planes) {
         for (int pass = 0; pass < plan.passes; ++pass) {
           if (plan.passes > 1) load_slice(pass);
-          if (w8a16)
+          if (args.spec.mode == Mode::w8a16)
             copy_slice(pass);
           else
             quantize_slice(pass);
@@ -476,29 +432,20 @@ Plan plan_for(int m, int k, const Limits& limits) {
 }
 
 template <class X>
-void launch(const PrepareArgs& args, const Plan& plan, cudaStream_t stream) {
+void launch(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
+  const Plan plan = plan_for<X>(args.m, args.k, limits);
   const bool vectors =
       reinterpret_cast<uintptr_t>(args.x) % 16 == 0 && static_cast<int64_t>(args.k) * sizeof(X) % 16 == 0;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>((args.m + kRows - 1) / kRows * plan.cluster));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes<X>(plan.slice));
-  config.stream = stream;
-  cudaLaunchAttribute cluster;
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = static_cast<unsigned>(plan.cluster);
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  config.attrs = &cluster;
-  config.numAttrs = plan.cluster > 1 ? 1 : 0;
-  const bool plain =
-      args.spec.mode == Mode::w8a16 || (args.spec.mode == Mode::dynamic && !args.spec.round_x_to_f16 &&
-                                        !(args.spec.outlier_threshold > 0) && args.spec.x_divisor <= 127.f);
-  OCTOLORA_CUDA(cudaLaunchKernelEx(&config, plain ? prepare<X, true> : prepare<X, false>, args, plan, vectors),
-                "prepare: M = %d, K = %d, %d outputs", args.m, args.k, args.member_count);
+  DependentLaunch launch(limits, dim3(static_cast<unsigned>((args.m + kRows - 1) / kRows * plan.cluster)), kThreads,
+                         plan.cluster, shared_bytes<X>(plan.slice), stream);
+  const auto kernel = is_plain(args.spec) ? prepare<X, true> : prepare<X, false>;
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config, kernel, args, plan, vectors), "prepare: M = %d, K = %d, %d outputs",
+                args.m, args.k, args.member_count);
 }
 
 template <class X>
-void describe(const PrepareArgs& args, const Plan& plan, Explanation& to) {
+void describe(const PrepareArgs& args, const Limits& limits, Explanation& to) {
+  const Plan plan = plan_for<X>(args.m, args.k, limits);
   int columns = 0;
   for (int i = 0; i < args.member_count; ++i) columns += args.member[i].adapters.down_columns;
   to.launch("prepare: %s%s%d ranks of x.A^T; 16 rows for a cluster of %d, %d of K in each block%s",
@@ -517,32 +464,21 @@ void set_up(const Limits& limits) {
 
 }  // namespace
 
-void set_up_prepare(const Limits& limits) {
+void set_up_prepare(Limits& limits) {
   set_up<float>(limits);
   set_up<__half>(limits);
   set_up<__nv_bfloat16>(limits);
+  set_up_prepare_sm90(limits);
 }
 
 void launch_prepare(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
-  switch (args.x_type) {
-    case Dtype::f32:
-      return launch<float>(args, plan_for<float>(args.m, args.k, limits), stream);
-    case Dtype::f16:
-      return launch<__half>(args, plan_for<__half>(args.m, args.k, limits), stream);
-    case Dtype::bf16:
-      return launch<__nv_bfloat16>(args, plan_for<__nv_bfloat16>(args.m, args.k, limits), stream);
-  }
+  if (prepare_sm90_takes(args, limits)) return launch_prepare_sm90(args, limits, stream);
+  with_type(args.x_type, [&](auto x) { launch<decltype(x)>(args, limits, stream); });
 }
 
 void describe_prepare(const PrepareArgs& args, const Limits& limits, Explanation& to) {
-  switch (args.x_type) {
-    case Dtype::f32:
-      return describe<float>(args, plan_for<float>(args.m, args.k, limits), to);
-    case Dtype::f16:
-      return describe<__half>(args, plan_for<__half>(args.m, args.k, limits), to);
-    case Dtype::bf16:
-      return describe<__nv_bfloat16>(args, plan_for<__nv_bfloat16>(args.m, args.k, limits), to);
-  }
+  if (prepare_sm90_takes(args, limits)) return describe_prepare_sm90(args, limits, to);
+  with_type(args.x_type, [&](auto x) { describe<decltype(x)>(args, limits, to); });
 }
 
 }  // namespace octolora::cuda

@@ -56,10 +56,6 @@ __device__ __forceinline__ void named_sync(int number, int threads) {
 // Until the kernels before this one in the stream are done, where it was launched to begin before that.
 __device__ __forceinline__ void dependency_wait() { asm volatile("griddepcontrol.wait;\n" ::: "memory"); }
 
-__device__ __forceinline__ void prefetch_l2(const void* line) {
-  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(line) : "memory");
-}
-
 // Volatile: a compiler that gathers such loads ahead of their uses runs out of registers beside the accumulators.
 __device__ __forceinline__ float2 load_shared_pair(uint32_t address) {
   float2 value;
@@ -168,11 +164,14 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address) {
 #define OCTOLORA_TENS(a) \
   "%" #a "0, %" #a "1, %" #a "2, %" #a "3, %" #a "4, %" #a "5, %" #a "6, %" #a "7, %" #a "8, %" #a "9, "
 #define OCTOLORA_R10 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, "
+#define OCTOLORA_REGISTERS_16 OCTOLORA_R10 "%10, %11, %12, %13, %14, %15"
 #define OCTOLORA_REGISTERS_32 OCTOLORA_R10 OCTOLORA_TENS(1) OCTOLORA_TENS(2) "%30, %31"
 #define OCTOLORA_R60 OCTOLORA_R10 OCTOLORA_TENS(1) OCTOLORA_TENS(2) OCTOLORA_TENS(3) OCTOLORA_TENS(4) OCTOLORA_TENS(5)
 #define OCTOLORA_REGISTERS_64 OCTOLORA_R60 "%60, %61, %62, %63"
 #define OCTOLORA_REGISTERS_96 \
   OCTOLORA_R60 OCTOLORA_TENS(6) OCTOLORA_TENS(7) OCTOLORA_TENS(8) "%90, %91, %92, %93, %94, %95"
+#define OCTOLORA_REGISTERS_112 \
+  OCTOLORA_R60 OCTOLORA_TENS(6) OCTOLORA_TENS(7) OCTOLORA_TENS(8) OCTOLORA_TENS(9) OCTOLORA_TENS(10) "%110, %111"
 #define OCTOLORA_REGISTERS_128                                                                       \
   OCTOLORA_R60 OCTOLORA_TENS(6) OCTOLORA_TENS(7) OCTOLORA_TENS(8) OCTOLORA_TENS(9) OCTOLORA_TENS(10) \
       OCTOLORA_TENS(11) "%120, %121, %122, %123, %124, %125, %126, %127"
@@ -182,6 +181,8 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address) {
 #define OCTOLORA_OPERANDS_32(c) OCTOLORA_O32(c, 0)
 #define OCTOLORA_OPERANDS_64(c) OCTOLORA_O32(c, 0), OCTOLORA_O32(c, 32)
 #define OCTOLORA_OPERANDS_96(c) OCTOLORA_OPERANDS_64(c), OCTOLORA_O32(c, 64)
+#define OCTOLORA_OPERANDS_16(c) OCTOLORA_O8(c, 0), OCTOLORA_O8(c, 8)
+#define OCTOLORA_OPERANDS_112(c) OCTOLORA_OPERANDS_96(c), OCTOLORA_O8(c, 96), OCTOLORA_O8(c, 104)
 #define OCTOLORA_OPERANDS_128(c) OCTOLORA_OPERANDS_96(c), OCTOLORA_O32(c, 96)
 
 // d [64,N] += a [64,k] . b [N,k]^T; with accumulate false, d = a . b^T.
@@ -196,21 +197,28 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address) {
   }
 OCTOLORA_WGMMA(wgmma_s8, int32_t, "k32.s32.s8.s8", "+r", 128, 64, 64, 65, 66, "")
 OCTOLORA_WGMMA(wgmma_s8, int32_t, "k32.s32.s8.s8", "+r", 192, 96, 96, 97, 98, "")
+OCTOLORA_WGMMA(wgmma_s8, int32_t, "k32.s32.s8.s8", "+r", 224, 112, 112, 113, 114, "")
 OCTOLORA_WGMMA(wgmma_s8, int32_t, "k32.s32.s8.s8", "+r", 256, 128, 128, 129, 130, "")
+OCTOLORA_WGMMA(wgmma_bf16, float, "k16.f32.bf16.bf16", "+f", 32, 16, 16, 17, 18, ", 1, 1, 0, 0")
+OCTOLORA_WGMMA(wgmma_f16, float, "k16.f32.f16.f16", "+f", 32, 16, 16, 17, 18, ", 1, 1, 0, 0")
 OCTOLORA_WGMMA(wgmma_bf16, float, "k16.f32.bf16.bf16", "+f", 64, 32, 32, 33, 34, ", 1, 1, 0, 0")
 OCTOLORA_WGMMA(wgmma_f16, float, "k16.f32.f16.f16", "+f", 64, 32, 32, 33, 34, ", 1, 1, 0, 0")
 
 #undef OCTOLORA_WGMMA
 #undef OCTOLORA_OPERANDS_128
+#undef OCTOLORA_OPERANDS_112
 #undef OCTOLORA_OPERANDS_96
 #undef OCTOLORA_OPERANDS_64
 #undef OCTOLORA_OPERANDS_32
+#undef OCTOLORA_OPERANDS_16
 #undef OCTOLORA_O32
 #undef OCTOLORA_O8
 #undef OCTOLORA_REGISTERS_128
+#undef OCTOLORA_REGISTERS_112
 #undef OCTOLORA_REGISTERS_96
 #undef OCTOLORA_REGISTERS_64
 #undef OCTOLORA_REGISTERS_32
+#undef OCTOLORA_REGISTERS_16
 #undef OCTOLORA_R60
 #undef OCTOLORA_R10
 #undef OCTOLORA_TENS
