@@ -31,24 +31,21 @@ constexpr int kTeamWarps = 4;
 [[maybe_unused]] constexpr int kTeamThreads = kTeamWarps * 32;
 constexpr int kCopyWarps = 4;
 constexpr int kThreads = (kCopyWarps + kMultiplyWarps + kTeams * kTeamWarps) * 32;
-constexpr int kTile = 16;      // rows of an mma
-constexpr int kKeptSteps = 8;  // of 32 in K, that a warp keeps of A
-constexpr int kMaxTiles = 4;   // of a batch
+constexpr int kTile = 16;     // rows of an mma
+constexpr int kMaxTiles = 4;  // of a batch
 constexpr int kMaxBuffers = 16;
 constexpr int kMaxCluster = 8;
 constexpr int kBlock = kChunkRank;  // columns of A that share a description
 constexpr int kMaxBlocks = 64;      // two warps describe them
 
-enum class Place { memory, shared, registers };  // of a block's slice of A
-
 struct Plan {
   int cluster;  // blocks that share rows
   int clusters;
-  int batch_rows;  // at most tiles * kTile
-  int slice;       // of K in a block, a multiple of 32
-  int tiles;       // kTile rows of a batch: 1, 2, 4
-  int buffers;     // batches in shared memory
-  Place a;
+  int batch_rows;     // at most tiles * kTile
+  int slice;          // of K in a block, a multiple of 32
+  int tiles;          // kTile rows of a batch: 1, 2, 4
+  int buffers;        // batches in shared memory
+  bool a_resident;    // the slice of A is in shared memory
   int blocks;         // of kBlock columns
   int blocks_a_warp;  // 1 or 2 at a time
   int column_parts;   // warps that share 16 rows divide the columns in as many,
@@ -261,11 +258,11 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
       // What is multiplied first comes first.
       const int loaded = min(batches, plan.buffers);
       load(0, 0);
-      if (plan.a == Place::shared && steps) {
+      if (plan.a_resident && plan.blocks && steps) {
         const uint32_t full = barrier(shared.a_full);
         ptx::barrier_wait(barrier(shared.described), 0);
         int present = 0;
-        for (int i = 0; i < plan.blocks * 2; ++i) {  // tiles of 8 columns
+        for (int i = 0; i < plan.blocks * 2; ++i) {  // tiles of 8 plan.columns
           const uint4* const from = shared.block[i / 2].a;
           if (!from) continue;
           ++present;
@@ -290,205 +287,163 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
     const int k_part = part & (plan.k_parts - 1), column_part = part >> plan.k_parts_log;
     const int g = lane / 4, t = lane % 4;
     const uint32_t minus_limit = kPlain ? 0 : (0u - plan.limit & 0xffffu) * 0x10001u;
-    if (plan.a == Place::shared && steps) ptx::barrier_wait(barrier(shared.a_full), 0);
+    if (plan.a_resident && plan.blocks && steps) ptx::barrier_wait(barrier(shared.a_full), 0);
 
-    // kKeeps: the warp's part of A, 16 columns, stays in registers.
-    const auto multiply_batches = [&](auto keeps_constant) {
-      constexpr bool kKeeps = decltype(keeps_constant)::value;
-      uint4 kept[kKeeps ? kKeptSteps : 1][2] = {};
-      if constexpr (kKeeps) {
+    Ring at;
+    for (int batch = 0, turn = 0; batch < batches; ++batch, at.advance(1, plan.buffers)) {
+      const int buffer = at.buffer;
+      const bool used = tile * kTile < rows_of(batch);
+      const uint8_t* const x_tile = ring + buffer * plan.buffer_bytes + tile * kTile * plan.pitch;
+      const uint32_t x_lane = ptx::shared_address(x_tile) + lane % 16 * plan.pitch + lane / 16 * 16;
+      ptx::barrier_wait(barrier(shared.full[buffer]), at.phase);
+
+      uint32_t full[2] = {}, below[2] = {};  // rows g and g + 8, two magnitudes each
+      // Tiles of 8 plan.columns of A times the warp's part of the rows, which are measured on the way. kMixed: some
+      // plan.columns are of the other 16-bit type than x.
+      const auto multiply = [&](auto tiles_constant, auto mixed_constant, int first, bool measures) {
+        constexpr int kTiles = decltype(tiles_constant)::value;
+        constexpr bool kMixed = decltype(mixed_constant)::value;
+        constexpr int kSize = kTiles ? kTiles : 1;
+        float sum[kSize][4] = {};
+        const uint4* a[(kSize + 1) / 2] = {};
+        bool f16[kSize] = {};
 #pragma unroll
-        for (int i = 0; i < kKeptSteps * 2; ++i) {
-          const int step = k_part + i / 2 * plan.k_parts;
-          if (step < steps) kept[i / 2][i % 2] = __ldg(shared.block[0].a + (i % 2 * k_steps + step) * 32 + lane);
+        for (int n = 0; n < kTiles; ++n) {
+          const Block& block = shared.block[min(first + n / 2, plan.blocks - 1)];
+          f16[n] = kMixed ? block.a_f16 : x_f16;
+          a[n / 2] = (block.a ? block.a : shared.block[plan.blocks - 1].a) + lane;
         }
-      }
-      Ring at;
-      for (int batch = 0, turn = 0; batch < batches; ++batch, at.advance(1, plan.buffers)) {
-        const int buffer = at.buffer;
-        const bool used = tile * kTile < rows_of(batch);
-        const uint8_t* const x_tile = ring + buffer * plan.buffer_bytes + tile * kTile * plan.pitch;
-        const uint32_t x_lane = ptx::shared_address(x_tile) + lane % 16 * plan.pitch + lane / 16 * 16;
-        ptx::barrier_wait(barrier(shared.full[buffer]), at.phase);
-
-        uint32_t full[2] = {}, below[2] = {};  // rows g and g + 8, two magnitudes each
-        // Tiles of 8 columns of A times the warp's part of the rows, which are measured on the way. kMixed: some
-        // columns are of the other 16-bit type than x.
-        const auto multiply = [&](auto tiles_constant, auto mixed_constant, int first, bool measures) {
-          constexpr int kTiles = decltype(tiles_constant)::value;
-          constexpr bool kMixed = decltype(mixed_constant)::value;
-          constexpr int kSize = kTiles ? kTiles : 1;
-          float sum[kSize][4] = {};
-          const uint4* a[(kSize + 1) / 2] = {};
-          bool f16[kSize] = {};
+        const uint4* const a_shared =
+            reinterpret_cast<const uint4*>(a_tile) + min(first, plan.blocks - 1) * 2 * plan.slice + lane;
+        int until_measured = column_part;  // the warps that share K measure in turn
+        const auto multiply_steps = [&](auto count_constant, auto whole_constant, int step) {
+          constexpr int kSteps = decltype(count_constant)::value;
+          constexpr bool kWhole = decltype(whole_constant)::value;  // no part of a step is beyond K
+          uint32_t x[kSteps][2][4];
+          uint4 b[kSteps][kSize];
 #pragma unroll
-          for (int n = 0; n < kTiles; ++n) {
-            const Block& block = shared.block[min(first + n / 2, plan.blocks - 1)];
-            f16[n] = kMixed ? block.a_f16 : x_f16;
-            a[n / 2] = (block.a ? block.a : shared.block[plan.blocks - 1].a) + lane;
+          for (int i = 0; i < kSteps; ++i) {
+            const int s = step + i * plan.k_parts;
+            ptx::load_matrix_x4(x[i][0], x_lane + s * 64);
+            ptx::load_matrix_x4(x[i][1], x_lane + s * 64 + 32);
           }
-          const uint4* const a_shared =
-              reinterpret_cast<const uint4*>(a_tile) + min(first, plan.blocks - 1) * 2 * plan.slice + lane;
-          int until_measured = column_part;  // the warps that share K measure in turn
-          const auto multiply_steps = [&](auto count_constant, auto whole_constant, int step, int index) {
-            constexpr int kSteps = decltype(count_constant)::value;
-            constexpr bool kWhole = decltype(whole_constant)::value;  // no part of a step is beyond K
-            uint32_t x[kSteps][2][4];
-            uint4 b[kSteps][kSize];
-#pragma unroll
-            for (int i = 0; i < kSteps; ++i) {
-              const int s = step + i * plan.k_parts;
-              ptx::load_matrix_x4(x[i][0], x_lane + s * 64);
-              ptx::load_matrix_x4(x[i][1], x_lane + s * 64 + 32);
-            }
-            const auto operand_at = [&](int n, int s) {
-              return plan.a == Place::shared ? a_shared + n * plan.slice + s * 32
-                                             : a[n / 2] + (n % 2 * k_steps + s) * 32;
-            };
-            // With mixed types there are no registers for all operands at a time.
-            if constexpr (kKeeps) {
+          const auto operand_at = [&](int n, int s) {
+            return plan.a_resident ? a_shared + n * plan.slice + s * 32 : a[n / 2] + (n % 2 * k_steps + s) * 32;
+          };
+          // With mixed types there are no registers for all operands at a time.
+          if constexpr (!kMixed) {
+            if (plan.a_resident) {
 #pragma unroll
               for (int i = 0; i < kSteps * kTiles; ++i)
-                b[i / kSize][i % kSize] = kept[index + i / kSize][i % kSize % 2];
-            } else if constexpr (!kMixed) {
-              if (plan.a == Place::shared) {
-#pragma unroll
-                for (int i = 0; i < kSteps * kTiles; ++i)
-                  b[i / kSize][i % kSize] = a_shared[i % kSize * plan.slice + (step + i / kSize * plan.k_parts) * 32];
-              } else {
-#pragma unroll
-                for (int i = 0; i < kSteps * kTiles; ++i)
-                  b[i / kSize][i % kSize] = __ldg(operand_at(i % kSize, step + i / kSize * plan.k_parts));
-              }
-            }
-            if constexpr (!kWhole) {
-#pragma unroll
-              for (int i = 0; i < 4; ++i) {
-                if (step * 32 + i * 8 >= valid) x[0][i / 2][i % 2 * 2] = x[0][i / 2][i % 2 * 2 + 1] = 0;
-              }
-            }
-            if (measures && until_measured == 0) {
-#pragma unroll
-              for (int i = 0; i < kSteps * 8; ++i) {
-                const uint32_t magnitudes = x[i / 8][i / 4 % 2][i % 4] & 0x7fff7fffu;
-                full[i % 2] = __vmaxu2(full[i % 2], magnitudes);
-                if constexpr (!kPlain) below[i % 2] = __viaddmax_u16x2(magnitudes, minus_limit, below[i % 2]);
-              }
-            }
-            until_measured = until_measured ? until_measured - 1 : plan.column_parts - 1;
-#pragma unroll
-            for (int i = 0; i < kSteps * 2 * kTiles; ++i) {
-              const int n = i % kSize, half = i / kSize % 2, at_step = i / kSize / 2;
-              const uint4 operand = kMixed ? *operand_at(n, step) : b[at_step][n];
-              const auto& fragment = x[at_step][half];
-              const uint32_t b0 = half ? operand.z : operand.x, b1 = half ? operand.w : operand.y;
-              if (!kMixed || f16[n] == x_f16) {
-                if constexpr (x_f16)
-                  ptx::mma_f16(sum[n], fragment, b0, b1);
-                else
-                  ptx::mma_bf16(sum[n], fragment, b0, b1);
-              } else {
-                float2 f[4];
-#pragma unroll
-                for (int j = 0; j < 4; ++j) f[j] = decode16x2(fragment[j], x_f16);
-                const float2 low = decode16x2(b0, f16[n]), high = decode16x2(b1, f16[n]);
-                const float even[4] = {f[0].x, f[1].x, f[0].y, f[1].y}, odd[4] = {f[2].x, f[3].x, f[2].y, f[3].y};
-                ptx::mma_tf32(sum[n], even, low.x, low.y);
-                ptx::mma_tf32(sum[n], odd, high.x, high.y);
-              }
-            }
-          };
-          if (used) {
-            const int whole_steps = valid / 32;
-            constexpr auto kOne = std::integral_constant<int, 1>();
-            if constexpr (kKeeps) {
-#pragma unroll
-              for (int i = 0; i < kKeptSteps; i += 2) {
-                const int step = k_part + i * plan.k_parts, next = step + plan.k_parts;
-                if (next < whole_steps) {
-                  multiply_steps(std::integral_constant<int, 2>(), std::true_type(), step, i);
-                } else {
-                  if (step < steps) multiply_steps(kOne, std::false_type(), step, i);
-                  if (next < steps) multiply_steps(kOne, std::false_type(), next, i + 1);
-                }
-              }
+                b[i / kSize][i % kSize] = a_shared[i % kSize * plan.slice + (step + i / kSize * plan.k_parts) * 32];
             } else {
-              // As many as there are registers for.
-              constexpr int kAtOnce = kMixed || (!kPlain && kTiles == 4) ? 1 : kTiles == 4 ? 2 : 3;
-              int step = k_part;
-              if constexpr (kAtOnce > 1) {
-                for (; step + (kAtOnce - 1) * plan.k_parts < whole_steps; step += kAtOnce * plan.k_parts)
-                  multiply_steps(std::integral_constant<int, kAtOnce>(), std::true_type(), step, 0);
-              }
-              for (; step < steps; step += plan.k_parts) multiply_steps(kOne, std::false_type(), step, 0);
+#pragma unroll
+              for (int i = 0; i < kSteps * kTiles; ++i)
+                b[i / kSize][i % kSize] = __ldg(operand_at(i % kSize, step + i / kSize * plan.k_parts));
             }
           }
-          if (measures) {
-            uint32_t packed[2];
+          if constexpr (!kWhole) {
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              full[i] = max(full[i] & 0xffff, full[i] >> 16);
-              below[i] = max(below[i] & 0xffff, below[i] >> 16);
-              packed[i] = full[i] | below[i] << 16;
-              packed[i] = __vmaxu2(packed[i], __shfl_xor_sync(~0u, packed[i], 1));
-              packed[i] = __vmaxu2(packed[i], __shfl_xor_sync(~0u, packed[i], 2));
-            }
-            ptx::barrier_wait(barrier(shared.maxima_free[batch % kTeams]), (batch / kTeams & 1) ^ 1);
-            const int row = g + t % 2 * 8;
-            const uint32_t to = ptx::shared_address(&shared.maxima[batch % kTeams][rank][w][row]);
-            for (int i = t / 2; i < plan.cluster; i += 2) {
-              send(cluster_address(to, i), t % 2 ? packed[1] : packed[0],
-                   cluster_address(barrier(shared.maxima_full[batch % kTeams]), i));
+            for (int i = 0; i < 4; ++i) {
+              if (step * 32 + i * 8 >= valid) x[0][i / 2][i % 2 * 2] = x[0][i / 2][i % 2 * 2 + 1] = 0;
             }
           }
-          if constexpr (kTiles > 0) {
-            const int box = turn & 1;
-            ptx::barrier_wait(barrier(shared.sums_free[box]), (turn / 2 & 1) ^ 1);
-            ++turn;
+          if (measures && until_measured == 0) {
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-              const int row = tile * kTile + g + half * 8, owner = row & (plan.cluster - 1);
-              const int at =
-                  ((((rank << plan.k_parts_log) + k_part) * (capacity >> plan.cluster_log) + (row >> plan.cluster_log))
-                   << plan.columns_log) +
-                  column_part * kTiles * 8 + 2 * t;
-              const uint32_t to = cluster_address(ptx::shared_address(sums + box * plan.sums_bytes) + at * 4, owner);
-              const uint32_t full_box = cluster_address(barrier(shared.sums_full[box]), owner);
+            for (int i = 0; i < kSteps * 8; ++i) {
+              const uint32_t magnitudes = x[i / 8][i / 4 % 2][i % 4] & 0x7fff7fffu;
+              full[i % 2] = __vmaxu2(full[i % 2], magnitudes);
+              if constexpr (!kPlain) below[i % 2] = __viaddmax_u16x2(magnitudes, minus_limit, below[i % 2]);
+            }
+          }
+          until_measured = until_measured ? until_measured - 1 : plan.column_parts - 1;
 #pragma unroll
-              for (int n = 0; n < kTiles; ++n) send(to + n * 32, sum[n][half * 2], sum[n][half * 2 + 1], full_box);
+          for (int i = 0; i < kSteps * 2 * kTiles; ++i) {
+            const int n = i % kSize, half = i / kSize % 2, at_step = i / kSize / 2;
+            const uint4 operand = kMixed ? *operand_at(n, step) : b[at_step][n];
+            const auto& fragment = x[at_step][half];
+            const uint32_t b0 = half ? operand.z : operand.x, b1 = half ? operand.w : operand.y;
+            if (!kMixed || f16[n] == x_f16) {
+              if constexpr (x_f16)
+                ptx::mma_f16(sum[n], fragment, b0, b1);
+              else
+                ptx::mma_bf16(sum[n], fragment, b0, b1);
+            } else {
+              float2 f[4];
+#pragma unroll
+              for (int j = 0; j < 4; ++j) f[j] = decode16x2(fragment[j], x_f16);
+              const float2 low = decode16x2(b0, f16[n]), high = decode16x2(b1, f16[n]);
+              const float even[4] = {f[0].x, f[1].x, f[0].y, f[1].y}, odd[4] = {f[2].x, f[3].x, f[2].y, f[3].y};
+              ptx::mma_tf32(sum[n], even, low.x, low.y);
+              ptx::mma_tf32(sum[n], odd, high.x, high.y);
             }
           }
         };
-
-        const auto multiply_typed = [&](auto tiles_constant, int group) {
-          const int first = (group * plan.column_parts + column_part) * plan.blocks_a_warp;
-          if (!kKeeps && shared.mixed)
-            multiply(tiles_constant, std::true_type(), first, group == 0);
-          else
-            multiply(tiles_constant, std::false_type(), first, group == 0);
-        };
-        if constexpr (kKeeps) {
-          multiply_typed(std::integral_constant<int, 2>(), 0);
-        } else {
-          if (plan.groups == 0) multiply(std::integral_constant<int, 0>(), std::false_type(), 0, true);
-          for (int group = 0; group < plan.groups; ++group) {
-            if (plan.blocks_a_warp == 1)
-              multiply_typed(std::integral_constant<int, 2>(), group);
-            else
-              multiply_typed(std::integral_constant<int, 4>(), group);
+        if (used) {
+          // As many as there are registers for.
+          constexpr int kAtOnce = kMixed || (!kPlain && kTiles == 4) ? 1 : kTiles == 4 ? 2 : 3;
+          const int whole_steps = valid / 32;
+          int step = k_part;
+          if constexpr (kAtOnce > 1) {
+            for (; step + (kAtOnce - 1) * plan.k_parts < whole_steps; step += kAtOnce * plan.k_parts)
+              multiply_steps(std::integral_constant<int, kAtOnce>(), std::true_type(), step);
+          }
+          for (; step < steps; step += plan.k_parts)
+            multiply_steps(std::integral_constant<int, 1>(), std::false_type(), step);
+        }
+        if (measures) {
+          uint32_t packed[2];
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            full[i] = max(full[i] & 0xffff, full[i] >> 16);
+            below[i] = max(below[i] & 0xffff, below[i] >> 16);
+            packed[i] = full[i] | below[i] << 16;
+            packed[i] = __vmaxu2(packed[i], __shfl_xor_sync(~0u, packed[i], 1));
+            packed[i] = __vmaxu2(packed[i], __shfl_xor_sync(~0u, packed[i], 2));
+          }
+          ptx::barrier_wait(barrier(shared.maxima_free[batch % kTeams]), (batch / kTeams & 1) ^ 1);
+          const int row = g + t % 2 * 8;
+          const uint32_t to = ptx::shared_address(&shared.maxima[batch % kTeams][rank][w][row]);
+          for (int i = t / 2; i < plan.cluster; i += 2) {
+            send(cluster_address(to, i), t % 2 ? packed[1] : packed[0],
+                 cluster_address(barrier(shared.maxima_full[batch % kTeams]), i));
           }
         }
-        __syncwarp();
-        if (lane == 0) arrive(barrier(shared.empty[buffer]));
+        if constexpr (kTiles > 0) {
+          const int box = turn & 1;
+          ptx::barrier_wait(barrier(shared.sums_free[box]), (turn / 2 & 1) ^ 1);
+          ++turn;
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int row = tile * kTile + g + half * 8, owner = row & (plan.cluster - 1);
+            const int at =
+                ((((rank << plan.k_parts_log) + k_part) * (capacity >> plan.cluster_log) + (row >> plan.cluster_log))
+                 << plan.columns_log) +
+                column_part * kTiles * 8 + 2 * t;
+            const uint32_t to = cluster_address(ptx::shared_address(sums + box * plan.sums_bytes) + at * 4, owner);
+            const uint32_t full_box = cluster_address(barrier(shared.sums_full[box]), owner);
+#pragma unroll
+            for (int n = 0; n < kTiles; ++n) send(to + n * 32, sum[n][half * 2], sum[n][half * 2 + 1], full_box);
+          }
+        }
+      };
+
+      const auto multiply_typed = [&](auto tiles_constant, int group) {
+        const int first = (group * plan.column_parts + column_part) * plan.blocks_a_warp;
+        if (shared.mixed)
+          multiply(tiles_constant, std::true_type(), first, group == 0);
+        else
+          multiply(tiles_constant, std::false_type(), first, group == 0);
+      };
+      if (plan.groups == 0) multiply(std::integral_constant<int, 0>(), std::false_type(), 0, true);
+      for (int group = 0; group < plan.groups; ++group) {
+        if (plan.blocks_a_warp == 1)
+          multiply_typed(std::integral_constant<int, 2>(), group);
+        else
+          multiply_typed(std::integral_constant<int, 4>(), group);
       }
-    };
-    if constexpr (kPlain) {
-      if (plan.a == Place::registers && !shared.mixed)
-        multiply_batches(std::true_type());
-      else
-        multiply_batches(std::false_type());
-    } else {
-      multiply_batches(std::false_type());
+      __syncwarp();
+      if (lane == 0) arrive(barrier(shared.empty[buffer]));
     }
   } else {
     const int team = (warp - kCopyWarps - kMultiplyWarps) / kTeamWarps;
@@ -667,12 +622,12 @@ void spread(Plan& plan, int m, int clusters) {
   plan.batch_rows = (rows + batches - 1) / batches;
 }
 // A plan of this shape with as many buffers as fit; no buffers: it does not fit.
-Plan shape(int k, int blocks, int cluster, int tiles, Place a, const Limits& limits) {
+Plan shape(int k, int blocks, int cluster, int tiles, bool a_resident, const Limits& limits) {
   Plan plan{};
   plan.cluster = cluster;
   plan.slice = round_up((k + cluster - 1) / cluster, 32);
   plan.tiles = tiles;
-  plan.a = blocks ? a : Place::memory;
+  plan.a_resident = a_resident;
   plan.blocks = blocks;
   plan.blocks_a_warp = blocks <= 1 ? 1 : 2;
   plan.column_parts = 1;
@@ -689,11 +644,9 @@ Plan shape(int k, int blocks, int cluster, int tiles, Place a, const Limits& lim
   plan.pitch = plan.slice * 2 + 16;  // shifts banks by row
   plan.sums_bytes = blocks ? tiles * kTile * plan.columns * plan.k_parts * 4 : 0;
   plan.a_at = kHeaderBytes + 2 * plan.sums_bytes;
-  plan.a_bytes = plan.a == Place::shared ? blocks * plan.slice * kBlock * 2 : 0;
+  plan.a_bytes = a_resident ? blocks * plan.slice * kBlock * 2 : 0;
   plan.ring_at = plan.a_at + plan.a_bytes;
   plan.buffer_bytes = tiles * kTile * plan.pitch;
-  if (plan.a == Place::registers && (blocks > 1 || tiles > 1 || plan.slice > kKeptSteps * plan.k_parts * 32))
-    return plan;
   plan.buffers = std::clamp((limits.shared_bytes - plan.ring_at) / plan.buffer_bytes, 0, kMaxBuffers);
   return plan;
 }
@@ -710,12 +663,12 @@ Plan plan_for(const PrepareArgs& args, const Limits& limits) {
   constexpr int kEnough = 3;
   const int blocks = blocks_of(args), batches = (args.m + kTile - 1) / kTile;
   Plan plan{};
-  for (int i = 0; i < 4 && limits.prepare_clusters[i]; ++i) {
+  for (int i = 0; i < 4; ++i) {
     const int cluster = 1 << i;
-    const int held = shape(args.k, 0, cluster, 1, Place::memory, limits).buffers;
-    plan = shape(args.k, blocks, cluster, 1, is_plain(args.spec) ? Place::registers : Place::shared, limits);
-    if (!plan.buffers) plan = shape(args.k, blocks, cluster, 1, Place::shared, limits);
-    if (plan.buffers < std::min(kEnough, held)) plan = shape(args.k, blocks, cluster, 1, Place::memory, limits);
+    if (!limits.prepare_clusters[i]) continue;
+    const int held = shape(args.k, 0, cluster, 1, false, limits).buffers;
+    plan = shape(args.k, blocks, cluster, 1, true, limits);
+    if (plan.buffers < kEnough) plan = shape(args.k, blocks, cluster, 1, false, limits);
     if (plan.buffers) spread(plan, args.m, limits.prepare_clusters[i]);
     if (held >= kEnough && batches * cluster >= limits.multiprocessors) break;
   }
@@ -774,9 +727,7 @@ void describe_prepare_sm90(const PrepareArgs& args, const Limits& limits, Explan
   to.launch(
       "prepare_sm90: %s%d ranks of x.A^T; %d rows at a time for %d clusters of %d, %d of K in each block, A in %s",
       args.q ? "quantizes x, " : "", plan.blocks * kBlock, plan.batch_rows, plan.clusters, plan.cluster, plan.slice,
-      plan.a == Place::registers ? "registers"
-      : plan.a == Place::shared  ? "shared memory"
-                                 : "global memory");
+      plan.a_resident ? "shared memory" : "global memory");
 }
 
 }  // namespace octolora::cuda

@@ -13,6 +13,11 @@
 
 #include <cstdint>
 
+// Kernels on wgmma have bodies on sm_90a alone. Where they have none, what only they use is no oversight.
+#if !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#pragma nv_diag_suppress 177
+#endif
+
 namespace octolora::cuda::ptx {
 
 // ---- mbarrier ----
