@@ -447,6 +447,14 @@ std::vector<Spec> layer_specs(const Options& options) {
     specs.push_back(layer(m, 520 + turn, 4104, w8a16, x, y, turn % 2 ? one : two));
     ++turn;
   }
+  // The same without adapters, where the multiplication follows the quantization at once, and with tiles that leave a
+  // warpgroup without rows.
+  for (const int m : {1, 17, 64}) {
+    specs.push_back(layer(m, 4096, 4096, w8a8, bf16, f32, {}));
+    specs.push_back(layer(m, 1000, 8200, w8a8, f16, f32, {}));
+    specs.push_back(layer(m, 4096, 4096, w8a16, bf16, f32, {}));
+    specs.push_back(layer(m, 500, 4104, w8a8, bf16, f32, {{16, bf16, bf16, 1.f, false, false}}));
+  }
   return specs;
 }
 

@@ -604,11 +604,11 @@ struct Plan {
 
 // Where a block a tile gives tiles of fewer rows than this, blocks share the rows and divide K. Measured on an H200,
 // us, rank 64 (W8A8) and none (W8A16), M = 1 and 64, by the number of blocks that share:
-//   W8A8   N 8192,  K 28672   1: 62.4 70.4   2: 63.1 75.7   3: 64.5 75.4            (tiles of 64, 128, 216 rows)
-//          N 4096,  K 4096    1: 12.0 19.7   2: 12.4 20.7   3: 12.1 21.5   4: 12.1 22.6    (32, 64, 112, 144)
-//          N 14336, K 4096    1: 19.0 30.4   2: 20.7 31.8                                  (112, 224)
-//   W8A16  N 8192,  K 28672   1: 129 160     2: 69.1 83.2   3: 83.6 107
-//          N 4096,  K 4096    1: 21.6 25.5   2: 14.3 16.7   3: 12.0 14.6   4: 14.3 19.1
+//   W8A8   N 8192,  K 28672   1: 65.8 76.5   2: 67.0 81.5   3: 68.2 87.6            (tiles of 64, 128, 216 rows)
+//          N 4096,  K 4096    1: 12.8 22.6   2: 14.2 24.3   3: 12.8 25.4   4: 13.0 25.3    (32, 64, 112, 144)
+//          N 14336, K 4096    1: 21.1 35.8   2: 22.1 38.4                                  (112, 224)
+//   W8A16  N 8192,  K 28672   1: 132  173    2: 68.9 93.0   3: 88.3 110
+//          N 4096,  K 4096    1: 30.4 29.4   2: 15.3 19.3   3: 12.7 16.6   4: 15.4 19.5
 constexpr int kShortTile = 96;
 constexpr int kFewStages = 4;  // that B leaves, or it is read where it is
 
