@@ -28,6 +28,7 @@
 #include "epilogue.cuh"
 #include "kernels.h"
 #include "ptx.cuh"
+#include "tensor_map.h"
 #include "wgmma_narrow.cuh"
 
 namespace octolora::cuda {
@@ -528,38 +529,6 @@ __global__ __launch_bounds__(kStreamThreads)
 #endif
 }
 
-using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
-                            const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
-                            CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-Encode encoder() {
-  static const Encode encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    OCTOLORA_CUDA(
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found),
-        "tensor maps");
-    return reinterpret_cast<Encode>(function);
-  }();
-  return encode;
-}
-
-CUtensorMap map_of(const void* matrix, int64_t width, int64_t rows, int64_t pitch, int box_rows) {
-  CUtensorMap map;
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(width), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(pitch)};
-  const cuuint32_t box[2] = {128, static_cast<cuuint32_t>(box_rows)}, steps[2] = {1, 1};
-  const CUresult result = encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(matrix), sizes, strides,
-                                    box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS) {
-    throw Error(OCTOLORA_CUDA_ERROR, "cuTensorMapEncodeTiled: error %d for %lld rows of %lld bytes, pitch %lld, at %p",
-                static_cast<int>(result), static_cast<long long>(rows), static_cast<long long>(width),
-                static_cast<long long>(pitch), matrix);
-  }
-  return map;
-}
-
 using Kernel = void (*)(Stream);
 
 template <Kind kKind>
@@ -699,7 +668,7 @@ void set_up_kernels(const Limits& limits) {
 
 void set_up_decode(Limits& limits) {
   if (limits.capability != 90) return;
-  encoder();  // a driver without it fails here, not in a forward
+  tensor_map_encoder();  // a driver without it fails here, not in a forward
   set_up_kernels(limits);
   limits.clusters[1] = limits.multiprocessors;
   for (int blocks = 2; blocks <= kMaxSplits; ++blocks) {
@@ -736,12 +705,12 @@ void launch_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limit
     const GemmMember& member = gemm.member[i];
     s.down[i] = prepare.member[i].down;
     s.bias[i] = prepare.member[i].total_bias ? prepare.member[i].bias : member.bias;
-    s.w[i] = map_of(member.weight, gemm.k_pitch, member.n, gemm.k_pitch, plan.tile_rows);
+    s.w[i] = tensor_map(member.weight, gemm.k_pitch, member.n, gemm.k_pitch, plan.tile_rows);
     s.first_tile[i + 1] = s.first_tile[i] + (member.n + plan.tile_rows - 1) / plan.tile_rows;
   }
   const int x_bytes = plan.kind == Kind::s8 ? 1 : 2;
-  s.x = map_of(gemm.x, (plan.kind == Kind::s8 ? gemm.k_pitch : gemm.k) * static_cast<int64_t>(x_bytes), gemm.m,
-               gemm.x_pitch * x_bytes, plan.tokens);
+  s.x = tensor_map(gemm.x, (plan.kind == Kind::s8 ? gemm.k_pitch : gemm.k) * static_cast<int64_t>(x_bytes), gemm.m,
+                   gemm.x_pitch * x_bytes, plan.tokens);
   s.gemm = gemm;
   s.tile_rows = plan.tile_rows;
   s.splits = plan.splits;

@@ -27,9 +27,11 @@
 
 #include "check.h"
 #include "convert.cuh"
+#include "dependent_launch.cuh"
 #include "epilogue.cuh"
 #include "kernels.h"
 #include "ptx.cuh"
+#include "tensor_map.h"
 #include "wgmma.cuh"
 
 namespace octolora::cuda {
@@ -223,7 +225,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         load_w(p.member[tile.member].w, block * 128, tile.column, C::kBlockN);
         step_stage();
       }
-      ptx::dependency_wait();
+      wait_for_primaries();
       stage = 0;
       for (int block = 0; block < early; ++block) {
         ptx::tensor_load(x_tile(), &p.q, block * 128, tile.row, full(stage));
@@ -289,7 +291,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     // The last part of a tile may be half of one.
     const auto exists = [](int part, int column) { return part * kPart + column < C::kBlockN; };
     const auto meet = [&] { ptx::named_sync(2 + warpgroup, 128); };  // of the warpgroup
-    ptx::dependency_wait();
+    wait_for_primaries();
     // Which steps of 16 ranks are fp16: 32 of them a warp at a time. Slots change between launches, not during one.
     for (int i = 0; i < p.members; ++i) {
       const Member& member = p.member[i];
@@ -584,45 +586,11 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
 #endif
 }
 
-using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
-                            const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
-                            CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-Encode encoder() {
-  static const Encode encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    OCTOLORA_CUDA(
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found),
-        "tensor maps");
-    return reinterpret_cast<Encode>(function);
-  }();
-  return encode;
-}
-
-// A matrix of bytes [rows, width] in boxes of `box_rows` x 128 bytes; what lies outside reads as zero and is not
-// written.
-CUtensorMap map_of(const void* matrix, int64_t width, int64_t rows, int64_t pitch, int box_rows) {
-  CUtensorMap map;
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(width), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(pitch)};
-  const cuuint32_t box[2] = {128, static_cast<cuuint32_t>(box_rows)}, steps[2] = {1, 1};
-  const CUresult result = encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(matrix), sizes, strides,
-                                    box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS) {
-    throw Error(OCTOLORA_CUDA_ERROR, "cuTensorMapEncodeTiled: error %d for %lld rows of %lld bytes, pitch %lld, at %p",
-                static_cast<int>(result), static_cast<long long>(rows), static_cast<long long>(width),
-                static_cast<long long>(pitch), matrix);
-  }
-  return map;
-}
-
 template <class C>
 Params params_of(const GemmArgs& args) {
   Params p{};
   p.args = args;
-  p.q = map_of(args.x, args.k_pitch, args.m, args.x_pitch, kBlockM);
+  p.q = tensor_map(args.x, args.k_pitch, args.m, args.x_pitch, kBlockM);
   p.k_blocks = (args.k + kBlockK - 1) / kBlockK;
   p.pairs_m = (args.m + kBlockM * kCluster - 1) / (kBlockM * kCluster);
   p.members = args.member_count;
@@ -633,10 +601,11 @@ Params params_of(const GemmArgs& args) {
     const int up = to.out.adapters.up_columns;
     to.rank_blocks = (up + kBlockRank - 1) / kBlockRank;
     to.streams_ranks = to.rank_blocks > kResidentRankBlocks;
-    to.w = map_of(to.out.weight, args.k_pitch, to.out.n, args.k_pitch, C::kBlockN / kCluster);
+    to.w = tensor_map(to.out.weight, args.k_pitch, to.out.n, args.k_pitch, C::kBlockN / kCluster);
     if (up) {
-      to.h = map_of(to.out.h, up * 2, args.m, up * 2, kBlockM);
-      to.b = map_of(to.out.adapters.b, up * 2, to.out.n, up * 2, (to.streams_ranks ? kPart : C::kBlockN) / kCluster);
+      to.h = tensor_map(to.out.h, up * 2, args.m, up * 2, kBlockM);
+      to.b =
+          tensor_map(to.out.adapters.b, up * 2, to.out.n, up * 2, (to.streams_ranks ? kPart : C::kBlockN) / kCluster);
     }
     to.up_columns = up;
     to.chunk_columns = up ? up / to.out.adapters.chunk_count : kChunkRank;
@@ -654,20 +623,8 @@ template <class C, bool kWide, bool kExtras>
 void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
   const Params p = params_of<C>(args);
   const int clusters = std::min(p.pairs_m * p.tiles_n, limits.multiprocessors / kCluster);
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(clusters * kCluster));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = C::kSharedBytes;
-  config.stream = stream;
-  cudaLaunchAttribute attributes[2];
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim.x = kCluster;
-  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  OCTOLORA_CUDA(cudaLaunchKernelEx(&config, gemm<C, kWide, kExtras>, p),
+  const DependentLaunch launch(clusters * kCluster, kThreads, kCluster, C::kSharedBytes, stream);
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config, gemm<C, kWide, kExtras>, p),
                 "sm_90 gemm tile %dx%d: M = %d, K = %d, %d outputs, N = %d, up columns = %d", kBlockM, C::kBlockN,
                 args.m, args.k, args.member_count, args.member[0].n, args.member[0].adapters.up_columns);
 }
@@ -683,7 +640,7 @@ void set_up() {
 
 void set_up_all(const Limits& limits) {
   if (limits.capability != 90) return;
-  encoder();  // a driver without it fails here, not in a forward
+  tensor_map_encoder();  // a driver without it fails here, not in a forward
   set_up<Config<256>, false>();
   set_up<Config<224>, false>();
   set_up<Config<192>, false>();

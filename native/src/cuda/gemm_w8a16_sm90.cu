@@ -30,10 +30,12 @@
 
 #include "check.h"
 #include "convert.cuh"
+#include "dependent_launch.cuh"
 #include "epilogue.cuh"
 #include "explanation.h"
 #include "kernels.h"
 #include "ptx.cuh"
+#include "tensor_map.h"
 #include "wgmma.cuh"
 #include "wgmma_rs.cuh"
 
@@ -84,30 +86,6 @@ struct Params {
   int k_blocks, tiles_m, pairs;
 };
 
-[[maybe_unused]] __device__ __forceinline__ uint32_t load_shared_u32(uint32_t address) {
-  uint32_t value;
-  asm volatile("ld.shared.u32 %0, [%1];\n" : "=r"(value) : "r"(address) : "memory");
-  return value;
-}
-
-// Bytes from memory to shared memory, both at multiples of 16.
-[[maybe_unused]] __device__ __forceinline__ void bulk_load(uint32_t to, const void* from, uint32_t bytes,
-                                                           uint32_t barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to),
-               "l"(from), "r"(bytes), "r"(barrier)
-               : "memory");
-}
-
-[[maybe_unused]] __device__ __forceinline__ void store_matrix_x4_transposed(uint32_t address, const uint32_t (&r)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(address), "r"(r[0]),
-               "r"(r[1]), "r"(r[2]), "r"(r[3])
-               : "memory");
-}
-[[maybe_unused]] __device__ __forceinline__ void store_matrix_x2_transposed(uint32_t address, uint32_t a, uint32_t b) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};\n" ::"r"(address), "r"(a), "r"(b)
-               : "memory");
-}
-
 // Volatile: to be issued where it is written, long before its use.
 template <class T>
 __device__ __forceinline__ T load_early(const T* from) {
@@ -115,11 +93,6 @@ __device__ __forceinline__ T load_early(const T* from) {
   uint32_t bits;
   asm volatile("ld.global.b32 %0, [%1];\n" : "=r"(bits) : "l"(from) : "memory");
   return *reinterpret_cast<T*>(&bits);
-}
-
-// Until the kernel before in the stream has finished, where this one was allowed to start early.
-[[maybe_unused]] __device__ __forceinline__ void wait_for_previous_kernel() {
-  asm volatile("griddepcontrol.wait;\n" ::: "memory");
 }
 
 // Keeps the compiler from moving uses of accumulators to before this point.
@@ -199,7 +172,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
   if (warpgroup == kWarpgroups) {
     ptx::registers_fewer<40>();
     if (threadIdx.x == kWarpgroups * 128) {
-      if (!args.x_in_place) wait_for_previous_kernel();
+      if (!args.x_in_place) wait_for_primaries();
       ptx::prefetch_map(&p.x);
       const int part = static_cast<int>(rank) * (C::kTokens - C::kBoxTokens);
       bool waited = !args.x_in_place;
@@ -219,7 +192,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           step_stage();
         }
         if (output.rank_blocks && !waited) {
-          wait_for_previous_kernel();
+          wait_for_primaries();
           waited = true;
         }
         for (int block = 0; block < output.rank_blocks; ++block) {
@@ -229,7 +202,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           ptx::barrier_expect_bytes(full(stage), kCluster * C::kBoxTokens * 128 + row_bytes);
           load_tokens(&output.h, block * 128);
           if (row_bytes)
-            bulk_load(base + stage * C::kStageBytes + C::kTokenBytes, args.rows + at.m, row_bytes, full(stage));
+            ptx::bulk_load(base + stage * C::kStageBytes + C::kTokenBytes, args.rows + at.m, row_bytes, full(stage));
           step_stage();
         }
       }
@@ -266,8 +239,8 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       uint32_t bytes[4][2];
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        bytes[k][0] = load_shared_u32(at + ((k ^ swizzle) * 16));
-        bytes[k][1] = load_shared_u32(at + ((k ^ swizzle) * 16) + 8 * 64);
+        bytes[k][0] = ptx::load_shared(at + ((k ^ swizzle) * 16));
+        bytes[k][1] = ptx::load_shared(at + ((k ^ swizzle) * 16) + 8 * 64);
       }
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
@@ -342,7 +315,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
 
       // While the last stage multiplies.
       if (!ready) {
-        wait_for_previous_kernel();
+        wait_for_primaries();
         ready = true;
         load_bias();
       }
@@ -350,7 +323,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         ptx::barrier_wait(full(stage), phase);
         const uint32_t rows = base + stage * C::kStageBytes + C::kTokenBytes;
         for (int i = thread; i < C::kTokens; i += 128) {
-          ptx::store_shared(powers + i * 4, __uint_as_float(load_shared_u32(rows + i * 8 + 4)));
+          ptx::store_shared(powers + i * 4, __uint_as_float(ptx::load_shared(rows + i * 8 + 4)));
         }
       }
       if (leader) ptx::store_wait_read<0>();  // of the tile before
@@ -465,10 +438,10 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           const int chunk = warp * 2 + lane / 8 % 2;
           if (j % 2) {
             const int token = (j - 1) * 8 + lane / 16 * 8 + lane % 8;
-            store_matrix_x4_transposed(buffer + token * 128 + ((chunk ^ lane % 8) * 16), packed);
+            ptx::store_matrix_x4_transposed(buffer + token * 128 + ((chunk ^ lane % 8) * 16), packed);
           } else if (j == kEights - 1) {
             const int token = j * 8 + lane % 8;
-            store_matrix_x2_transposed(buffer + token * 128 + ((chunk ^ lane % 8) * 16), packed[0], packed[1]);
+            ptx::store_matrix_x2_transposed(buffer + token * 128 + ((chunk ^ lane % 8) * 16), packed[0], packed[1]);
           }
         }
         ptx::fence_async_shared();
@@ -485,58 +458,23 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
 #endif
 }
 
-using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
-                            const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
-                            CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-Encode encoder() {
-  static const Encode encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    OCTOLORA_CUDA(
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found),
-        "tensor maps");
-    return reinterpret_cast<Encode>(function);
-  }();
-  return encode;
-}
-
-// A matrix of bytes [rows, width] in boxes of `box_rows` x `box_bytes`; what lies outside reads as zero and is not
-// written.
-CUtensorMap map_of(const void* matrix, int64_t width, int64_t rows, int64_t pitch, int box_rows, int box_bytes) {
-  CUtensorMap map;
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(width), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(pitch)};
-  const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_bytes), static_cast<cuuint32_t>(box_rows)}, steps[2] = {1, 1};
-  const CUresult result =
-      encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(matrix), sizes, strides, box, steps,
-                CU_TENSOR_MAP_INTERLEAVE_NONE, box_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS) {
-    throw Error(OCTOLORA_CUDA_ERROR, "cuTensorMapEncodeTiled: error %d for %lld rows of %lld bytes, pitch %lld, at %p",
-                static_cast<int>(result), static_cast<long long>(rows), static_cast<long long>(width),
-                static_cast<long long>(pitch), matrix);
-  }
-  return map;
-}
-
 int pairs_of(const GemmMember& out) { return (out.n + kBlockN * kCluster - 1) / (kBlockN * kCluster); }
 
 template <class C, bool kEpilogue>
 void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
   Params p{};
   p.args = args;
-  p.x = map_of(args.x, static_cast<int64_t>(args.k) * 2, args.m, args.x_pitch * 2, C::kBoxTokens, 128);
+  p.x = tensor_map(args.x, static_cast<int64_t>(args.k) * 2, args.m, args.x_pitch * 2, C::kBoxTokens, 128);
   p.k_blocks = (args.k + kBlockK - 1) / kBlockK;
   p.tiles_m = (args.m + C::kTokens - 1) / C::kTokens;
   for (int i = 0; i < args.member_count; ++i) {
     const GemmMember& out = args.member[i];
     const int up = out.adapters.up_columns;
     Output& output = p.output[i];
-    output.w = map_of(out.weight, args.k_pitch, out.n, args.k_pitch, kBlockN, kBlockK);
-    if (up) output.h = map_of(out.h, up * 2, args.m, up * 2, C::kBoxTokens, 128);
+    output.w = tensor_map(out.weight, args.k_pitch, out.n, args.k_pitch, kBlockN, kBlockK);
+    if (up) output.h = tensor_map(out.h, up * 2, args.m, up * 2, C::kBoxTokens, 128);
     const int64_t y_bytes = static_cast<int64_t>(out.n) * 2;
-    output.y = map_of(out.y, y_bytes, args.m, y_bytes, C::kStoreTokens, 128);
+    output.y = tensor_map(out.y, y_bytes, args.m, y_bytes, C::kStoreTokens, 128);
     output.first_pair = p.pairs;
     output.rank_blocks = (up + kBlockRank - 1) / kBlockRank;
     output.chunk_columns = out.adapters.chunk_count ? up / out.adapters.chunk_count : kChunkRank;
@@ -614,7 +552,7 @@ const Tile& choose_tile(const GemmArgs& args, const Limits& limits) {
 
 void set_up_all(const Limits& limits) {
   if (limits.capability != 90) return;
-  encoder();  // a driver without it fails here, not in a forward
+  tensor_map_encoder();  // a driver without it fails here, not in a forward
   for (const Tile& tile : kTiles) tile.set_up();
 }
 
