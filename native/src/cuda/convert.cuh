@@ -53,4 +53,27 @@ __device__ __forceinline__ uint16_t bf16_piece(float value, int piece) {
   return __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }
 
+// Four int8, in the order that kernels.h gives for W8A16, to two registers of two 16-bit numbers, exactly. bf16: sign and
+// magnitude bits go into the mantissas of 128 or 256 and of 128, whose difference is the value.
+__device__ __forceinline__ void widen(uint32_t bytes, bool f16, uint32_t& low, uint32_t& high) {
+  const uint32_t pair[2] = {__byte_perm(bytes, 0, 0x4140), __byte_perm(bytes, 0, 0x4342)};
+  uint32_t out[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if (f16) {
+      // 1024 + (b ^ 0x80) as fp16, less 1152
+      const uint32_t biased = (pair[i] ^ 0x00800080u) | 0x64006400u;
+      const __half2 value = __hsub2(*reinterpret_cast<const __half2*>(&biased), __half2half2(__ushort_as_half(0x6480)));
+      out[i] = *reinterpret_cast<const uint32_t*>(&value);
+    } else {
+      const uint32_t magnitude = (pair[i] & 0x007f007fu) | 0x43004300u, sign = (pair[i] & 0x00800080u) | 0x43004300u;
+      const __nv_bfloat162 value = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&magnitude),
+                                           *reinterpret_cast<const __nv_bfloat162*>(&sign));
+      out[i] = *reinterpret_cast<const uint32_t*>(&value);
+    }
+  }
+  low = out[0];
+  high = out[1];
+}
+
 }  // namespace octolora::cuda

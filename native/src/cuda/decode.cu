@@ -62,28 +62,6 @@ struct Stream {
   int h_at, b_at, rows_at, channels_at, barriers_at;  // in shared memory; b_at 0: B is read where it is
 };
 
-// Four int8, in the order that kernels.h gives for W8A16, to two registers of two 16-bit floats; gemm.cuh has the idea.
-template <bool kF16>
-__device__ __forceinline__ void widen(uint32_t bytes, uint32_t& low, uint32_t& high) {
-  const uint32_t pair[2] = {__byte_perm(bytes, 0, 0x4140), __byte_perm(bytes, 0, 0x4342)};
-  uint32_t out[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    if constexpr (kF16) {
-      const uint32_t biased = (pair[i] ^ 0x00800080u) | 0x64006400u;
-      const __half2 value = __hsub2(*reinterpret_cast<const __half2*>(&biased), __half2half2(__ushort_as_half(0x6480)));
-      out[i] = *reinterpret_cast<const uint32_t*>(&value);
-    } else {
-      const uint32_t magnitude = (pair[i] & 0x007f007fu) | 0x43004300u, sign = (pair[i] & 0x00800080u) | 0x43004300u;
-      const __nv_bfloat162 value = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&magnitude),
-                                           *reinterpret_cast<const __nv_bfloat162*>(&sign));
-      out[i] = *reinterpret_cast<const uint32_t*>(&value);
-    }
-  }
-  low = out[0];
-  high = out[1];
-}
-
 // h of one member, in 16 bits, into shared memory [token][h_pitch bytes]; `rows` has {s_x / p, p}. A thread keeps four
 // ranks of a chunk and walks over the tokens.
 [[maybe_unused]] __device__ __forceinline__ void encode_h(const Stream& p, int member, uint8_t* h, const float2* rows,
@@ -435,8 +413,8 @@ __global__ __launch_bounds__(kStreamThreads)
                                                ((((half * 2 + step) * 2 + lane / 8 % 2) ^ lane % 8) * 16));
 #pragma unroll
                 for (int k = 0; k < 2; ++k) {
-                  widen<kF16>(bytes[k], operand[step * 2 + k][0], operand[step * 2 + k][2]);
-                  widen<kF16>(bytes[k + 2], operand[step * 2 + k][1], operand[step * 2 + k][3]);
+                  widen(bytes[k], kF16, operand[step * 2 + k][0], operand[step * 2 + k][2]);
+                  widen(bytes[k + 2], kF16, operand[step * 2 + k][1], operand[step * 2 + k][3]);
                 }
               }
               ptx::wgmma_fence();

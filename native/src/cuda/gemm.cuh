@@ -55,29 +55,6 @@ constexpr int kBlockK = 128;  // values of K a block of the pipeline
 constexpr int kBlockRank = 64;
 constexpr int kRasterRows = 12;  // tiles of M that are walked together, so that a wave shares its rows of W in L2
 
-// Four int8, in the order that kernels.h gives for W8A16, to two registers of two bf16: sign and magnitude bits go into
-// the mantissas of 128 or 256 and of 128, whose difference is the value, exactly.
-__device__ __forceinline__ void widen(uint32_t bytes, bool f16, uint32_t& low, uint32_t& high) {
-  const uint32_t pair[2] = {__byte_perm(bytes, 0, 0x4140), __byte_perm(bytes, 0, 0x4342)};
-  uint32_t out[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    if (f16) {
-      // 1024 + (b ^ 0x80) as fp16, less 1152
-      const uint32_t biased = (pair[i] ^ 0x00800080u) | 0x64006400u;
-      const __half2 value = __hsub2(*reinterpret_cast<const __half2*>(&biased), __half2half2(__ushort_as_half(0x6480)));
-      out[i] = *reinterpret_cast<const uint32_t*>(&value);
-    } else {
-      const uint32_t magnitude = (pair[i] & 0x007f007fu) | 0x43004300u, sign = (pair[i] & 0x00800080u) | 0x43004300u;
-      const __nv_bfloat162 value = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&magnitude),
-                                           *reinterpret_cast<const __nv_bfloat162*>(&sign));
-      out[i] = *reinterpret_cast<const uint32_t*>(&value);
-    }
-  }
-  low = out[0];
-  high = out[1];
-}
-
 // What a block may have where this is compiled for; a tile that needs more is not built there.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
 constexpr int kSharedLimit = 99 * 1024;
