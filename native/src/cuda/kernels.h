@@ -4,16 +4,14 @@
 // current device and throw Error when the launch is refused.
 //
 //   weight   int8 [N][k_pitch], k_pitch = K up to a multiple of 16, zero filled. For W8A16 the 16 values of each
-//   aligned
-//            group of K are stored as 0 1 8 9  2 3 10 11  4 5 12 13  6 7 14 15, so that four bytes widen to the two
-//            registers of an mma operand.
+//            aligned group of K are stored as 0 1 8 9  2 3 10 11  4 5 12 13  6 7 14 15, so that four bytes widen to
+//            the two registers of an mma operand.
 //   q        int8 [M][k_pitch], zero filled                                          (workspace)
 //   rows     {s_x, p} [M], p a power of two, see prepare.cu                          (workspace)
 //   h        16-bit [M][up_columns]: x.A^T of all slots, scaled                      (workspace)
 //   b        16-bit [N][up_columns]: the up-projections beside each other
 //   a        the down-projections as mma B fragments: [down_columns/8][ceil(K/32)][32 lanes][16 bytes]; lane (g, t)
-//   holds
-//            of rank g the k offsets 2t, 2t+1, 8+2t, 9+2t, 16+2t, 17+2t, 24+2t, 25+2t
+//            holds of rank g the k offsets 2t, 2t+1, 8+2t, 9+2t, 16+2t, 17+2t, 24+2t, 25+2t
 //   planes   x for W8A16 where it cannot be read in place: 16-bit [1 or 3][M][k_pitch] (workspace)
 #pragma once
 

@@ -5,14 +5,14 @@
 // Lane l of a warp is (g, t) = (l / 4, l % 4). One row of a shared tile is 128 bytes: 128 int8 of K, or 64 16-bit
 // values.
 //
-//   mma m16n8k32 s8    A [16,32] 4 registers of 4 int8     a0 (g, 4t..)  a1 (g+8, 4t..)  a2 (g, 16+4t..)  a3 (g+8,
-//   16+4t..)
-//                      B [32,8]  2 registers of 4 int8     b0 (k 4t.., n g)              b1 (k 16+4t.., n g)
-//   mma m16n8k16 16bit A [16,16] 4 registers of 2 values   a0 (g, 2t..)  a1 (g+8, 2t..)  a2 (g, 8+2t..)   a3 (g+8,
-//   8+2t..)
-//                      B [16,8]  2 registers of 2 values   b0 (k 2t.., n g)              b1 (k 8+2t.., n g)
-//   mma m16n8k8 tf32   A [16,8]  4 registers               a0 (g, t)     a1 (g+8, t)     a2 (g, t+4)      a3 (g+8, t+4)
-//                      B [8,8]   2 registers               b0 (k t, n g)                 b1 (k t+4, n g)
+//   mma m16n8k32 s8    A [16,32] 4 registers of 4 int8     a0 (g, 4t..)     a1 (g+8, 4t..)
+//                                                          a2 (g, 16+4t..)  a3 (g+8, 16+4t..)
+//                      B [32,8]  2 registers of 4 int8     b0 (k 4t.., n g) b1 (k 16+4t.., n g)
+//   mma m16n8k16 16bit A [16,16] 4 registers of 2 values   a0 (g, 2t..)     a1 (g+8, 2t..)
+//                                                          a2 (g, 8+2t..)   a3 (g+8, 8+2t..)
+//                      B [16,8]  2 registers of 2 values   b0 (k 2t.., n g) b1 (k 8+2t.., n g)
+//   mma m16n8k8 tf32   A [16,8]  4 registers               a0 (g, t)   a1 (g+8, t)   a2 (g, t+4)   a3 (g+8, t+4)
+//                      B [8,8]   2 registers               b0 (k t, n g)    b1 (k t+4, n g)
 //   C [16,8] of all three, int32 or float: c0 (g, 2t)  c1 (g, 2t+1)  c2 (g+8, 2t)  c3 (g+8, 2t+1)
 //
 // In bytes the int8 and the 16-bit operand fragments are the same: 16 bytes of 8 rows a matrix, four matrices a
