@@ -157,6 +157,7 @@ std::vector<std::vector<Spec>> group_specs(const Options& options) {
       if (random.coin()) s.n = (s.n + 7) / 8 * 8;
       s.bias = random.coin();
       s.scale_per_channel = random.coin();
+      if (s.mode == OCTOLORA_W8A16 && random.coin()) s.scale_block = 32;
       s.activation = shared.fill == Fill::exact ? OCTOLORA_ACTIVATION_NONE : random.below(4);
       s.gate = random.coin();
       s.residual = random.coin();
@@ -392,6 +393,11 @@ std::vector<Spec> layer_specs(const Options& options) {
       layer(200, 136, 400, w8a16, bf16, bf16, {{16, bf16, bf16, 1.f, false, false}}),
       layer(129, 264, 72, w8a16, f16, bf16, {{16, f16, f16, 1.f, false, false}, {40, bf16, bf16, 0.4f, false, true}}),
   };
+  const auto blocks = [](Spec s) {
+    s.scale_block = 32;
+    return s;
+  };
+  specs.push_back(blocks(layer(200, 136, 400, w8a16, bf16, bf16, {{16, bf16, bf16, 1.f, false, false}})));
   if (options.quick) return specs;
   const std::vector<Spec> more = {
       layer(2600, 3080, 1160, w8a8, bf16, bf16,
@@ -418,6 +424,13 @@ std::vector<Spec> layer_specs(const Options& options) {
       layer(217, 8440, 64, w8a16, f16, bf16, {{16, f32, f32, 0.7f, true, true}}),
       layer(127, 1016, 1000, w8a16, bf16, bf16, {{130, f16, f16, 0.7f, false, false}}),
       layer(65, 8, 8, w8a16, bf16, bf16, {{16, bf16, bf16, 0.7f, false, false}}),
+      // Block scales with each tile, by its rows or its number of tiles.
+      blocks(layer(15, 1032, 4096, w8a16, bf16, bf16, {{64, bf16, bf16, 1.f, false, true}})),
+      blocks(layer(31, 1032, 1000, w8a16, f16, f16, {{16, f32, f32, 1.f, true, false}})),
+      blocks(layer(64, 4099, 1160, w8a16, f16, bf16, {{16, f16, f16, 0.7f, false, false}})),
+      blocks(layer(1500, 2064, 1040, w8a16, bf16, bf16, {{16, bf16, bf16, 1.f, false, false}})),
+      blocks(layer(700, 4104, 3104, w8a16, f16, f16, {{70, f16, f16, 0.4f, false, true}})),
+      blocks(layer(300, 400, 704, w8a16, f32, f32, {{16, bf16, bf16, 0.7f, false, true}})),
       // The same for W8A8: 256, 224 and 192 columns, by mma.sync, by wgmma, and with more ranks than stay in stages.
       layer(500, 8440, 200, w8a8, bf16, bf16, {{16, bf16, bf16, 0.7f, false, true}}),
       layer(511, 7408, 1160, w8a8, f16, f16, {{70, f16, f16, 0.4f, false, false}, {16, bf16, bf16, 0.7f, false, true}}),

@@ -665,6 +665,7 @@ const char* decode_refuses(const PrepareArgs& prepare, const GemmArgs& gemm, con
   if (gemm.m > kMaxTokens) return "it is for at most 64 rows";
   if (gemm.outliers.list) return "outlier columns are taken out";
   if (prepare.x_type == Dtype::f32) return "x is fp32";
+  if (has_block_scales(gemm)) return "W has block scales";
   if (prepare.k % 8 || reinterpret_cast<uintptr_t>(prepare.x) % 16) return "rows of x are not 16-byte aligned";
   const Plan plan = plan_of(prepare, gemm, limits);
   if (!plan.tile_rows) return "N is too large";

@@ -156,10 +156,27 @@ CudaLinear::CudaLinear(CudaDevice& device_, const LinearSpec& spec_, const octol
     bias_ = std::make_unique<Buffer>(device, static_cast<size_t>(spec.n) * sizeof(float));
     bias_->fill(desc.bias, spec.n);
   }
+  if (spec.scale_block) fill_block_scale(desc.block_scale);
   if (desc.weight)
     write(0, spec.n, desc.weight);
   else
     weight_.clear();
+}
+
+// from [N][blocks]; a block of more than kScaleBlock columns is repeated.
+void CudaLinear::fill_block_scale(const uint16_t* from) {
+  const int rows = (spec.k + kScaleBlock - 1) / kScaleBlock, pitch = block_scale_pitch(spec.n);
+  const int64_t blocks = spec.scale_blocks();
+  std::vector<uint16_t> columns(static_cast<size_t>(rows) * pitch);
+  for (int n = 0; n < spec.n; n += 8) {  // eight at a time: whole lines of both arrays
+    for (int row = 0; row < rows; ++row) {
+      const int64_t block = row * kScaleBlock / spec.scale_block;
+      for (int i = n; i < std::min(n + 8, spec.n); ++i)
+        columns[static_cast<size_t>(row) * pitch + i] = from[i * blocks + block];
+    }
+  }
+  block_scale_ = std::make_unique<Buffer>(device, columns.size() * sizeof(uint16_t));
+  block_scale_->fill(columns.data(), columns.size());
 }
 
 void CudaLinear::write(int first_row, int rows, const int8_t* weight) {
@@ -235,6 +252,7 @@ GemmMember CudaLinear::member() const {
   member.weight = weight_.as<int8_t>();
   member.n = spec.n;
   member.scale = scale_.as<float>();
+  member.block_scale = block_scale_ ? block_scale_->as<uint16_t>() : nullptr;
   member.bias = bias_ ? bias_->as<float>() : nullptr;
   return member;
 }

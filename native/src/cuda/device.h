@@ -213,8 +213,10 @@ class CudaLinear final : public Linear {
   const int k_pitch;
 
  private:
+  void fill_block_scale(const uint16_t* from);
+
   Buffer weight_, scale_;
-  std::unique_ptr<Buffer> bias_;
+  std::unique_ptr<Buffer> bias_, block_scale_;
 };
 
 }  // namespace octolora::cuda

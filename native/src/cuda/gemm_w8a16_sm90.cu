@@ -561,6 +561,7 @@ const char* refuses(const GemmArgs& args, const Limits& limits) {
   if (args.m <= 64) return "M <= 64";
   if (args.planes != 1) return "x is fp32";
   if (args.y_type == Dtype::f32) return "y is fp32";
+  if (has_block_scales(args)) return "W has block scales";
   for (int i = 0; i < args.member_count; ++i) {
     const GemmMember& out = args.member[i];
     if (out.n % 8 || reinterpret_cast<uintptr_t>(out.y) % 16) return "rows of y are not of whole 16 bytes";

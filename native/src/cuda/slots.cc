@@ -297,6 +297,7 @@ void CudaSlots::compose(int first, int end, cudaStream_t stream) {
     NormArgs norm;
     norm.weight = weights.weight;
     norm.weight_scale = weights.scale;
+    norm.block_scale = weights.block_scale;
     norm.n = n;
     norm.k = linear_.spec.k;
     norm.k_pitch = linear_.k_pitch;

@@ -10,7 +10,7 @@
 
 #include "octolora/octolora.h"
 
-static_assert(OCTOLORA_ABI_VERSION == 2, "NativeOctolora.java binds version 2: bring both to the new version");
+static_assert(OCTOLORA_ABI_VERSION == 3, "NativeOctolora.java binds version 3: bring both to the new version");
 
 // numbers: ordinal, compute capability, units. name [128], kernels [32]: zero-terminated UTF-8.
 inline octolora_status octolora_java_device_info(const octolora_device* device, int32_t* numbers, int64_t* memory,

@@ -14,7 +14,7 @@ import org.bytedeco.javacpp.Loader;
 final class NativeLibrary {
   static final String PATH_PROPERTY = "octolora.library.path";
   /** OCTOLORA_ABI_VERSION of the header that {@link NativeOctolora} was written for. */
-  static final int ABI_VERSION = 2;
+  static final int ABI_VERSION = 3;
 
   private static final System.Logger LOG = System.getLogger("io.octolora.runtime");
 
