@@ -36,6 +36,16 @@ namespace octolora::cuda::gemm {
 // 16-bit x with widened weights, without and with block scales.
 enum class Base { w8a8, w8a8_outliers, w8a8_sums, w8a16_bf16, w8a16_f16, w8a16_bf16_blocks, w8a16_f16_blocks };
 
+// What a block may have where this is compiled for; a tile that needs more is not built there. A multiprocessor has 1
+// KiB more, and takes 1 KiB for itself of every block.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+constexpr int kSharedLimit = 99 * 1024;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kSharedLimit = 163 * 1024;
+#else
+constexpr int kSharedLimit = 227 * 1024;
+#endif
+
 template <Base kBase_, int BlockM, int BlockN, int WarpM, int WarpN, int Stages_>
 struct Config {
   static constexpr Base kBase = kBase_;
@@ -52,7 +62,10 @@ struct Config {
   static constexpr int kStoreBytes = BlockM * (BlockN * 4 + 16);
   static constexpr int kPipelineBytes = kStages * kStageBytes > kStoreBytes ? kStages* kStageBytes : kStoreBytes;
   static constexpr int kSharedBytes = kPipelineBytes + BlockM * 8 + BlockN * 8;
-  static constexpr int kBlocks = 2 * (kSharedBytes + 1024) <= 228 * 1024 ? 2 : 1;  // on one multiprocessor
+  // Blocks on one multiprocessor, by shared memory; eight warps with block scales need more than half of the registers.
+  static constexpr bool kTwoBlocks =
+      2 * (kSharedBytes + 1024) <= kSharedLimit + 1024 && !(kBlockScales && kThreads > 128);
+  static constexpr int kBlocks = kTwoBlocks ? 2 : 1;
   static_assert(WarpM % 16 == 0 && WarpN % 16 == 0, "ldmatrix.x4 brings 16 rows of either operand");
   static_assert(BlockM % WarpM == 0 && BlockN % WarpN == 0 && kStages >= 2);
 };
@@ -60,15 +73,6 @@ struct Config {
 constexpr int kBlockK = 128;  // values of K a block of the pipeline
 constexpr int kBlockRank = 64;
 constexpr int kRasterRows = 12;  // tiles of M that are walked together, so that a wave shares its rows of W in L2
-
-// What a block may have where this is compiled for; a tile that needs more is not built there.
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
-constexpr int kSharedLimit = 99 * 1024;
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr int kSharedLimit = 163 * 1024;
-#else
-constexpr int kSharedLimit = 227 * 1024;
-#endif
 
 template <class C>
 __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
@@ -282,8 +286,7 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
   };
   // The same with block scales: value += d * (x . W over the block).
   [[maybe_unused]] const auto multiply_scaled = [&](uint32_t x_tile, uint32_t w_tile, int step, bool f16) {
-    const auto* const scales =
-        reinterpret_cast<const __half2*>(memory + (w_tile - pipeline) + C::kWBytes) + step * C::kBlockN / 2;
+    const uint32_t scales = w_tile + C::kWBytes + (step * C::kBlockN + warp_n + 2 * t) * 2;
     // All of W once, then x piece by piece: the other way round needs more registers.
     uint32_t w[kTilesN][2][2];
     float2 d[kTilesN];
@@ -294,7 +297,7 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) widen(bytes[i], f16, w[j + i / 2][i % 2][0], w[j + i / 2][i % 2][1]);
 #pragma unroll
-      for (int i = j; i < j + 2; ++i) d[i] = __half22float2(scales[(warp_n + i * 8) / 2 + t]);
+      for (int i = j; i < j + 2; ++i) d[i] = decode16x2(ptx::load_shared_u32(scales + i * 16), true);
     }
 #pragma unroll
     for (int i = 0; i < kTilesM; ++i) {

@@ -56,7 +56,7 @@ final class NativeLibrary {
       return;
     }
     // The JNI library names the other one without a folder; loading that first satisfies it.
-    for (String name : new String[] {"liboctolora.so.2", "libjnioctolora.so"}) {
+    for (String name : new String[] {"liboctolora.so.3", "libjnioctolora.so"}) {
       Path file = Path.of(folder, name).toAbsolutePath();
       if (!Files.isRegularFile(file)) {
         throw new NativeLibraryException("-D%s=%s: %s does not exist".formatted(PATH_PROPERTY, folder, file), null);
