@@ -28,10 +28,12 @@ public final class Checkpoint implements AutoCloseable {
   private final Map<String, BaseLinear> linears;
   private final String recognition;
   private final List<String> notes;
+  private final boolean gguf;
 
   private Checkpoint(Path path, Runnable close, Map<String, Tensor> tensors, Map<String, BaseLinear> linears,
-      String recognition, List<String> notes) {
+      String recognition, List<String> notes, boolean gguf) {
     this.path = path;
+    this.gguf = gguf;
     this.close = close;
     this.tensors = Collections.unmodifiableMap(tensors);
     this.linears = Collections.unmodifiableMap(linears);
@@ -55,7 +57,7 @@ public final class Checkpoint implements AutoCloseable {
     try {
       LinearReader reader = new LinearReader(path, weights, QuantizationConfig.read(weights), notes);
       Map<String, BaseLinear> linears = reader.read();
-      return new Checkpoint(path, weights::close, weights.tensors(), linears, reader.recognition(), notes);
+      return new Checkpoint(path, weights::close, weights.tensors(), linears, reader.recognition(), notes, false);
     } catch (Throwable e) {
       weights.close();
       throw e;
@@ -66,7 +68,7 @@ public final class Checkpoint implements AutoCloseable {
     try {
       GgufLayers layers = new GgufLayers(file, notes);
       Map<String, BaseLinear> linears = layers.read();
-      return new Checkpoint(path, file::close, file.tensors(), linears, layers.recognition(), notes);
+      return new Checkpoint(path, file::close, file.tensors(), linears, layers.recognition(), notes, true);
     } catch (Throwable e) {
       file.close();
       throw e;
@@ -116,6 +118,11 @@ public final class Checkpoint implements AutoCloseable {
   /** Every tensor of every file, by name; unmodifiable. Those of GGUF's Q8_0 are I8, the codes alone. */
   public Map<String, Tensor> tensors() {
     return tensors;
+  }
+
+  /** Whether this is a GGUF file: its tensors may then have other names than the modules. */
+  public boolean isGguf() {
+    return gguf;
   }
 
   /** What was seen in the files and which format that makes it, in a sentence for people. */

@@ -74,6 +74,22 @@ class GgufTest {
     }
   }
 
+  /** diffusers' three layers are one here, with rows of their own each. */
+  @Test
+  void adaptersOfDiffusersOnFlux() throws IOException {
+    SafetensorsWriter writer = new SafetensorsWriter();
+    for (String part : List.of("to_q", "to_k", "to_v", "add_v_proj")) {
+      writer.ramp("transformer.transformer_blocks.0.attn." + part + ".lora_A.weight", part.charAt(3) * 0.001f, 2, 128)
+          .ramp("transformer.transformer_blocks.0.attn." + part + ".lora_B.weight", 1, 128, 2);
+    }
+    try (Checkpoint base = Checkpoint.open(Fixtures.path("flux/base_gguf"));
+        LoraAdapter adapter = LoraAdapter.open(writer.write(folder.resolve("lora.safetensors")))) {
+      ModuleMap map = ModuleMap.of(base, adapter);
+      assertEquals(Set.of("double_blocks.0.img_attn.qkv", "double_blocks.0.txt_attn.qkv"), Set.copyOf(map.modules()));
+      assertEquals(6, map.delta("double_blocks.0.img_attn.qkv").rank());
+    }
+  }
+
   /** The adapter's names are those of transformers; every key has to land. */
   @Test
   void llamaUnderTheNamesOfTransformers() throws IOException {
