@@ -982,13 +982,21 @@ void weight_memory(octolora_device* device) {
   p.k = 2048;
   p.w.assign(static_cast<size_t>(p.n) * p.k, 3);
   p.w_scale.assign(p.n, 1.f);
-  for (int32_t mode : {OCTOLORA_W8A16, OCTOLORA_W8A8_DYNAMIC}) {
+  p.block_scale = Typed(Type::f16, p.w.size() / 32);
+  const struct {
+    int32_t mode;
+    int scale_block;
+  } kinds[] = {{OCTOLORA_W8A16, 0}, {OCTOLORA_W8A16, 32}, {OCTOLORA_W8A8_DYNAMIC, 0}};
+  for (const auto& [mode, scale_block] : kinds) {
     p.mode = mode;
+    p.scale_block = scale_block;
     const uint64_t before = memory_in_use(device);
     const Linear linear = make_linear(device, p);
     const uint64_t held = memory_in_use(device) - before;
     // Weights, a scale, a bias and a column sum for each channel, and the padding of each dimension to whole tiles.
-    const uint64_t most = static_cast<uint64_t>(p.n + 256) * (p.k + 256) + 16ull * p.n + 4096;
+    // Block scales stay in 16 bits.
+    const uint64_t scales = scale_block ? static_cast<uint64_t>(p.n + 256) * (p.k / 32) * 2 : 0;
+    const uint64_t most = static_cast<uint64_t>(p.n + 256) * (p.k + 256) + scales + 16ull * p.n + 4096;
     if (held < p.w.size() || held > most) {
       fail("mode %d: %llu bytes held for %zu weights, expected at most %llu", mode, (unsigned long long)held,
            p.w.size(), (unsigned long long)most);
