@@ -297,7 +297,7 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) widen(bytes[i], f16, w[j + i / 2][i % 2][0], w[j + i / 2][i % 2][1]);
 #pragma unroll
-      for (int i = j; i < j + 2; ++i) d[i] = decode16x2(ptx::load_shared_u32(scales + i * 16), true);
+      for (int i = j; i < j + 2; ++i) d[i] = decode16x2(ptx::load_shared(scales + i * 16), true);
     }
 #pragma unroll
     for (int i = 0; i < kTilesM; ++i) {
