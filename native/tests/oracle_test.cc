@@ -170,13 +170,18 @@ std::vector<std::vector<Spec>> group_specs(const Options& options) {
     groups.push_back(std::move(group));
   }
   // q, k, v and mlp as the large tiles take them: nothing after the bias, all of it, and rows with slots of their own.
+  const struct {
+    int32_t mode;
+    int scale_block;
+  } kinds[] = {{OCTOLORA_W8A8_DYNAMIC, 0}, {OCTOLORA_W8A16, 0}, {OCTOLORA_W8A16, 32}};
   for (const RowSlots rows : {RowSlots::all, RowSlots::blocks}) {
     for (const bool epilogue : {false, true}) {
-      for (const int32_t mode : {OCTOLORA_W8A8_DYNAMIC, OCTOLORA_W8A16}) {
+      for (const auto& [mode, scale_block] : kinds) {
         std::vector<Spec> group;
         for (const int n : {400, 136, 1032}) {
           Spec s;
           s.mode = mode;
+          s.scale_block = scale_block;
           s.m = options.quick ? 70 : 300, s.n = options.quick ? n / 8 / 2 * 8 : n, s.k = options.quick ? 144 : 704;
           s.x_type = s.y_type = Type::bf16;
           s.row_slots = rows;
@@ -431,6 +436,10 @@ std::vector<Spec> layer_specs(const Options& options) {
       blocks(layer(1500, 2064, 1040, w8a16, bf16, bf16, {{16, bf16, bf16, 1.f, false, false}})),
       blocks(layer(700, 4104, 3104, w8a16, f16, f16, {{70, f16, f16, 0.4f, false, true}})),
       blocks(layer(300, 400, 704, w8a16, f32, f32, {{16, bf16, bf16, 0.7f, false, true}})),
+      blocks(layer(113, 8440, 72, w8a16, bf16, f16, {{16, bf16, bf16, 0.7f, false, false}})),
+      blocks(layer(224, 1032, 32, w8a16, f16, bf16, {})),
+      blocks(layer(65, 136, 96, w8a16, bf16, bf16, {{16, bf16, bf16, 0.7f, false, true}})),
+      blocks(layer(450, 3080, 3104, w8a16, bf16, bf16, {{130, f16, f16, 0.7f, false, false}})),
       // The same for W8A8: 256, 224 and 192 columns, by mma.sync, by wgmma, and with more ranks than stay in stages.
       layer(500, 8440, 200, w8a8, bf16, bf16, {{16, bf16, bf16, 0.7f, false, true}}),
       layer(511, 7408, 1160, w8a8, f16, f16, {{70, f16, f16, 0.4f, false, false}, {16, bf16, bf16, 0.7f, false, true}}),

@@ -24,13 +24,13 @@ struct Table {
 };
 
 // With block scales a warp has all rows of its tile, so that a block of threads widens W once: more of x is read again
-// from shared memory, but what is scarce are instructions. The last row is for devices with 99 KiB of it.
+// from shared memory, but what is scarce are instructions.
 template <Base B>
 struct BlocksTable {
   static constexpr gemm::Tuned kTuned[] = {
-      gemm::tuned<Tile<B, 16, 64, 16, 16, 5>>(16, 0),       gemm::tuned<Tile<B, 32, 64, 32, 16, 4>>(32, 0),
-      gemm::tuned<Tile<B, 64, 128, 64, 16, 3>>(64, 0),      gemm::tuned<Tile<B, 128, 128, 128, 16, 3>>(INT_MAX, 264),
-      gemm::tuned<Tile<B, 64, 128, 64, 16, 3>>(INT_MAX, 0), gemm::tuned<Tile<B, 64, 64, 64, 16, 3>>(INT_MAX, 0),
+      gemm::tuned<Tile<B, 16, 64, 16, 16, 5>>(16, 0),      gemm::tuned<Tile<B, 32, 64, 32, 16, 4>>(32, 0),
+      gemm::tuned<Tile<B, 64, 64, 64, 16, 3>>(64, 0),      gemm::tuned<Tile<B, 128, 128, 128, 16, 3>>(INT_MAX, 264),
+      gemm::tuned<Tile<B, 64, 64, 64, 16, 3>>(INT_MAX, 0),
   };
 };
 
