@@ -21,7 +21,7 @@
 // place, the main loop needs nothing that prepare makes, and the kernel starts while prepare still runs.
 //
 // With block scales the two k-steps of 32 values of K make sums of their own, which are multiplied by d and added to
-// the accumulators while the next two steps multiply. A stage brings the d of its two blocks and 128 rows of W.
+// the accumulators. A stage brings the d of its two blocks and 128 rows of W.
 //
 // Barriers a stage: `full` (the bytes of the stage, one producer arrival) in each block; `empty`, with an arrival from
 // each consumer warp of both blocks, since a producer writes into both.
@@ -309,47 +309,50 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         previous = stage;
         step_stage();
       };
-      // With block scales: the two blocks of a stage, each with sums, operands and scales of its own.
-      float sum[2][kRegisters], d[2][2];
+      // With block scales: one block after the other. While its sums are added the other warpgroup has the tensor
+      // cores.
+      float sum[kRegisters], d[2][2];
       uint32_t half_a[2][2][4];
-      [[maybe_unused]] const auto widen_next = [&](int half) { widen_half(half_a[half], d[half], half); };
-      [[maybe_unused]] const auto start_stage = [&] {
-        const uint64_t x = tokens();
+      [[maybe_unused]] const auto start_half = [&](int half) {
+        const uint64_t x = tokens() + 4 * half;
         ptx::wgmma_fence();
+        multiply(sum, half_a[half][0], x, kF16, false);
+        multiply(sum, half_a[half][1], x + 2, kF16, true);
+        ptx::wgmma_commit();
+      };
+      [[maybe_unused]] const auto widen_next = [&](int half) { widen_half(half_a[half], d[half], half); };
+      [[maybe_unused]] const auto add_half = [&](int half) {
+        pin(sum);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          multiply(sum[half], half_a[half][0], x + 4 * half, kF16, false);
-          multiply(sum[half], half_a[half][1], x + 4 * half + 2, kF16, true);
-          ptx::wgmma_commit();
-        }
+        for (int i = 0; i < kRegisters; ++i) value[i] = fmaf(d[half][i / 2 % 2], sum[i], value[i]);
+      };
+      [[maybe_unused]] const auto first_half = [&] {
+        start_half(0);
+        widen_next(1);
+        ptx::wgmma_wait<0>();
+        add_half(0);
+      };
+      [[maybe_unused]] const auto start_second_half = [&] {
+        start_half(1);
         previous = stage;
         step_stage();
-      };
-      [[maybe_unused]] const auto add_half = [&](int half) {
-        pin(sum[half]);
-#pragma unroll
-        for (int i = 0; i < kRegisters; ++i) value[i] = fmaf(d[half][i / 2 % 2], sum[half][i], value[i]);
       };
       if constexpr (C::kBlockScales) {
 #pragma unroll
         for (int i = 0; i < kRegisters; ++i) value[i] = 0.f;
         ptx::barrier_wait(full(stage), phase);
         widen_next(0);
-        widen_next(1);
         for (int block = 1; block < p.k_blocks; ++block) {
-          start_stage();
-          ptx::wgmma_wait<1>();
-          add_half(0);
+          first_half();
+          start_second_half();
           ptx::barrier_wait(full(stage), phase);
           widen_next(0);
           ptx::wgmma_wait<0>();
           add_half(1);
           release(previous);
-          widen_next(1);
         }
-        start_stage();
-        ptx::wgmma_wait<1>();
-        add_half(0);
+        first_half();
+        start_second_half();
       } else {
         widen_stage(a[0]);
         multiply_stage(a[0], true);
@@ -605,12 +608,12 @@ constexpr Tile tile_of(double weight) {
 using Wide = Config<256, 64>;
 using Odd = Config<216, 72>;
 using Narrow = Config<128, 64>;
-// Three sets of sums leave room for no more tokens, and what follows the product for fewer.
-using Scaled = Config<112, 56, true>;
-using ScaledNarrow = Config<96, 48, true>;
-constexpr Tile kTiles[] = {tile_of<Wide, false>(1.0),       tile_of<Odd, false>(1.01),  tile_of<Narrow, false>(1.4),
-                           tile_of<Odd, true>(1.01),        tile_of<Narrow, true>(1.4), tile_of<Scaled, false>(1.0),
-                           tile_of<ScaledNarrow, true>(1.0)};
+using Scaled = Config<160, 80, true>;
+using ScaledNarrow = Config<128, 64, true>;
+constexpr Tile kTiles[] = {
+    tile_of<Wide, false>(1.0),          tile_of<Odd, false>(1.01),  tile_of<Narrow, false>(1.4),
+    tile_of<Odd, true>(1.01),           tile_of<Narrow, true>(1.4), tile_of<Scaled, false>(1.0),
+    tile_of<ScaledNarrow, false>(1.05), tile_of<Scaled, true>(1.0), tile_of<ScaledNarrow, true>(1.05)};
 
 int64_t tiles_of(const GemmArgs& args, int tokens) {
   int64_t pairs = 0;
@@ -664,9 +667,9 @@ void describe(const GemmArgs& args, const Limits& limits, Explanation& to) {
   to.launch("%s%s, %d output%s: tile of %d tokens x %d, clusters of %d, %d stages, %.2f waves; %s", kGemmW8a16Sm90.name,
             tile.block_scales ? ", block scales" : "", args.member_count, args.member_count == 1 ? "" : "s",
             tile.tokens, kBlockN, kCluster, tile.stages, waves,
-            tile.block_scales               ? "the one there is for this epilogue"
-            : tile.tokens == kTiles->tokens ? "the widest tile"
-                                            : "leaves less of the last wave empty than wider tiles");
+            tile.tokens == (tile.block_scales ? Scaled::kTokens : Wide::kTokens)
+                ? "the widest tile"
+                : "leaves less of the last wave empty than wider tiles");
 }
 
 }  // namespace
