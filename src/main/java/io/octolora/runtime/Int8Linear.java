@@ -161,7 +161,7 @@ public final class Int8Linear extends Forward {
     try {
       for (int i = 0; i < capacity.length; i++) {
         Attached one = adapters.get(i);
-        one.adapter().set(slots.address(), i, one.weight(), one.precision(), 0, name);
+        one.adapter().set(slots, i, one.weight(), one.precision(), 0, name);
       }
       // A caller's stream need not be ordered behind the default one, on which the slots were filled.
       NativeLibrary.check(NativeOctolora.streamSynchronize(device.address(), 0), name);
@@ -174,7 +174,7 @@ public final class Int8Linear extends Forward {
     }
   }
 
-  private NativeHandle createSlots(LoraPrecision precision, boolean magnitudes, int[] capacity) {
+  NativeHandle createSlots(LoraPrecision precision, boolean magnitudes, int[] capacity) {
     return linear.child("AdapterSlots of " + name, parent -> {
       long[] made = new long[1];
       NativeLibrary.check(
