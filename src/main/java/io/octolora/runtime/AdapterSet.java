@@ -412,8 +412,8 @@ public final class AdapterSet implements AutoCloseable {
       int[] capacity = new int[here.size()];
       for (int i = 0; i < capacity.length; i++) {
         HostAdapter factors = here.get(i).layers.get(layer.name);
-        capacity[i] = factors == null ? 1 : factors.rank();
-        if (factors != null && factors.magnitude() != null) {
+        capacity[i] = factors == null ? 1 : factors.rank;
+        if (factors != null && factors.magnitude != null) {
           magnitudes = true;
           if (choice.forRows) {
             throw new OctoloraException(Status.UNSUPPORTED, ("adapter %s has magnitudes (DoRA) on %s: they change "

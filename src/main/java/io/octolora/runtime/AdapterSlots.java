@@ -63,7 +63,7 @@ public final class AdapterSlots extends Forward {
     handle.acquire();
     try {
       adapter.set(handle, slot, weight, precision, stream, name);
-      scale[slot] = adapter.scale();
+      scale[slot] = adapter.scale;
     } finally {
       handle.release();
     }
@@ -76,7 +76,7 @@ public final class AdapterSlots extends Forward {
 
   /** After such a fill. */
   synchronized void filled(int slot, HostAdapter adapter) {
-    scale[slot] = adapter.scale();
+    scale[slot] = adapter.scale;
   }
 
   /** Gives the adapter in a slot another weight; its own scale stays. */

@@ -213,7 +213,7 @@ public final class Device implements AutoCloseable {
    * @throws OctoloraException {@link Status#OUT_OF_MEMORY} with nothing kept
    */
   public PinnedAdapter pin(String name, ModuleMap map) {
-    return new PinnedAdapter(handle, name, map);
+    return new PinnedAdapter(handle, name, HostAdapter.bytes(map), memory -> HostAdapter.all(map, memory));
   }
 
   // ---- Memory and streams

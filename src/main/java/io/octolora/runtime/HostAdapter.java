@@ -18,15 +18,40 @@ import org.jetbrains.annotations.Nullable;
  * An adapter's factors for one layer in host memory, as {@code octolora_slots_set} reads them: dense, in the file's
  * type, in direct buffers. A linear keeps the ones attached to it, so that attaching another does not read their files
  * again.
- *
- * @param a [rank, k]
- * @param b [n, rank]
- * @param bias [n] fp32, or null
- * @param magnitude [n] fp32, or null
- * @param scale the adapter's own, without the caller's weight
  */
-record HostAdapter(int rank, ByteBuffer a, DataType aType, ByteBuffer b, DataType bType, @Nullable ByteBuffer bias,
-    @Nullable ByteBuffer magnitude, double scale) {
+final class HostAdapter {
+  final int rank;
+  /** A [rank, k]. */
+  final ByteBuffer a;
+  final DataType aType;
+  /** B [n, rank]. */
+  final ByteBuffer b;
+  final DataType bType;
+  /** [n] fp32, or null. */
+  final @Nullable ByteBuffer bias;
+  /** [n] fp32, or null. */
+  final @Nullable ByteBuffer magnitude;
+  /** The adapter's own, without the caller's weight. */
+  final double scale;
+  /** Where A, B, bias and magnitude lie; 0 for none. */
+  final long[] addresses;
+
+  HostAdapter(int rank, ByteBuffer a, DataType aType, ByteBuffer b, DataType bType, @Nullable ByteBuffer bias,
+      @Nullable ByteBuffer magnitude, double scale) {
+    this.rank = rank;
+    this.a = a;
+    this.aType = aType;
+    this.b = b;
+    this.bType = bType;
+    this.bias = bias;
+    this.magnitude = magnitude;
+    this.scale = scale;
+    this.addresses = new long[] {address(a), address(b), address(bias), address(magnitude)};
+  }
+
+  private static long address(@Nullable ByteBuffer direct) {
+    return direct == null ? 0 : NativeOctolora.address(direct);
+  }
 
   /** Copies a delta that must fit a layer of n output and k input features, to memory of the garbage collector's. */
   static HostAdapter of(LoraDelta delta, String linear, int n, int k) {

@@ -153,9 +153,9 @@ public final class Int8Linear extends Forward {
   }
 
   private NativeHandle build(List<Attached> adapters) {
-    int[] capacity = adapters.stream().mapToInt(one -> one.adapter().rank()).toArray();
+    int[] capacity = adapters.stream().mapToInt(one -> one.adapter().rank).toArray();
     boolean split = adapters.stream().anyMatch(one -> one.precision() == LoraPrecision.SPLIT);
-    boolean magnitudes = adapters.stream().anyMatch(one -> one.adapter().magnitude() != null);
+    boolean magnitudes = adapters.stream().anyMatch(one -> one.adapter().magnitude != null);
     NativeHandle slots = createSlots(split ? LoraPrecision.SPLIT : LoraPrecision.BITS_16, magnitudes, capacity);
     boolean complete = false;
     try {

@@ -3,7 +3,7 @@ package io.octolora.runtime;
 
 import io.octolora.OctoloraException;
 import io.octolora.Status;
-import io.octolora.mapping.ModuleMap;
+import java.nio.ByteBuffer;
 import java.util.ArrayList;
 import java.util.Collection;
 import java.util.Collections;
@@ -12,6 +12,8 @@ import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 import java.util.Set;
+import java.util.function.Function;
+import java.util.function.IntFunction;
 
 /**
  * An adapter of many layers in pinned host memory. {@link #fill} puts it into their slots in a few launches, at the
@@ -31,14 +33,15 @@ public final class PinnedAdapter implements AutoCloseable {
   private final Map<String, HostAdapter> layers;
   private final NativeHandle handle;
 
-  PinnedAdapter(NativeHandle device, String name, ModuleMap map) {
+  PinnedAdapter(NativeHandle device, String name, long bytes,
+      Function<IntFunction<ByteBuffer>, Map<String, HostAdapter>> copy) {
     this.device = device;
     this.name = Objects.requireNonNull(name, "name");
-    this.bytes = HostAdapter.bytes(map);
+    this.bytes = bytes;
     PinnedMemory memory = new PinnedMemory(device, "adapter " + name, bytes);
     boolean complete = false;
     try {
-      this.layers = HostAdapter.all(map, memory::take);
+      this.layers = copy.apply(memory::take);
       this.handle = new NativeHandle("PinnedAdapter " + name, 0, none -> memory.close());
       complete = true;
     } finally {

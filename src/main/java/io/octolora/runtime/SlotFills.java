@@ -4,13 +4,11 @@ package io.octolora.runtime;
 import io.octolora.OctoloraException;
 import io.octolora.Status;
 import java.lang.ref.Reference;
-import java.nio.ByteBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
-import org.jetbrains.annotations.Nullable;
 
 /** Adapters for slots of layers of one device, put there by one call of {@code octolora_slots_set_many}. */
 final class SlotFills {
@@ -34,17 +32,17 @@ final class SlotFills {
       numbers = Arrays.copyOf(numbers, 2 * numbers.length);
       scales = Arrays.copyOf(scales, 2 * scales.length);
     }
-    long[] fill = {slots.address(), slot, adapter.rank(), adapter.aType().code(), adapter.bType().code(),
-        precision.code(), address(adapter.a()), address(adapter.b()), address(adapter.bias()),
-        address(adapter.magnitude())};
-    System.arraycopy(fill, 0, numbers, at * NUMBERS, NUMBERS);
-    scales[at] = (float) (weight * adapter.scale());
+    int first = at * NUMBERS;
+    numbers[first] = slots.address();
+    numbers[first + 1] = slot;
+    numbers[first + 2] = adapter.rank;
+    numbers[first + 3] = adapter.aType.code();
+    numbers[first + 4] = adapter.bType.code();
+    numbers[first + 5] = precision.code();
+    System.arraycopy(adapter.addresses, 0, numbers, first + 6, adapter.addresses.length);
+    scales[at] = (float) (weight * adapter.scale);
     layers.add(layer);
     adapters.add(adapter);
-  }
-
-  private static long address(@Nullable ByteBuffer direct) {
-    return direct == null ? 0 : NativeOctolora.address(direct);
   }
 
   /** Enqueues all of them or, naming the layer, none. What lies in pageable memory is read before this returns. */
