@@ -60,6 +60,9 @@ abstract class AdapterSetContract {
 
   abstract Device open();
 
+  /** Forwards of the soak test where the property does not say. */
+  abstract int soakForwards();
+
   /**
    * A layer and its adapters. "ink" and "wash" sit on both layers, "line" on v alone. Their own scales are powers of
    * two, so that weight times scale has no rounding that the oracle would have to know.
@@ -557,12 +560,13 @@ abstract class AdapterSetContract {
 
   /**
    * Forwards on {@value #THREADS} streams under swaps: half of them on what is active, half on selections that come and
-   * go. The property {@value #FORWARDS} says how many in all.
+   * go. The property {@value #FORWARDS} says how many in all. Every 1000th of a thread is judged by the oracle, of fewer
+   * than 100 000 every 100th.
    */
   @Test
   void swapsForALongTime() throws Exception {
-    int forwards = Integer.getInteger(FORWARDS, THREADS * 2000);
-    int every = forwards > THREADS * 2000 ? 1000 : 100;
+    int forwards = Integer.getInteger(FORWARDS, soakForwards());
+    int every = forwards >= 100_000 ? 1000 : 100;
     long all = 0; // bytes of every known choice at once
     long largest = 0;
     for (Map<String, Float> weights : KNOWN) {
