@@ -157,10 +157,10 @@ void graph(const Options& options, octolora_device* device, int32_t mode, Type x
     CHECK_OK(octolora_slots_set(slots.get(), slot, &desc, a.scale, stream.get()));
   };
   for (int i = 0; i < 2; ++i) set(i, p.adapters[i]);
+  stream.synchronize();  // the next call is on the default stream
   Runner runner(device, true, linear.get(), slots.get(), p);
   const std::vector<uint8_t> want = runner.forward();
   expect_close(p, evaluate(p, kCudaArithmetic), want);
-  stream.synchronize();
 
   const uint64_t before = memory_in_use(device);
   const Graph captured(stream, [&] { runner.enqueue(slots.get(), stream.get()); });
