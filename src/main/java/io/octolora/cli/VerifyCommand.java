@@ -160,8 +160,9 @@ final class VerifyCommand implements Callable<Integer> {
 
   /** Before the layers run: they may take minutes. */
   private void requireWritable(Path file) {
-    if (Files.isDirectory(file)) {
-      throw usage("--report %s: a folder, expected the name of a file".formatted(file));
+    if (Files.exists(file) && !Files.isRegularFile(file)) { // which the page would take the place of
+      throw usage("--report %s: %s, expected the name of a file".formatted(file,
+          Files.isDirectory(file) ? "a folder" : "a pipe, socket or device"));
     }
     Path folder = file.toAbsolutePath().getParent();
     if (!Files.isDirectory(folder)) {
@@ -174,8 +175,10 @@ final class VerifyCommand implements Callable<Integer> {
     for (LoraPair pair : adapter.pairs()) {
       requireFinite(adapter, pair.a());
       requireFinite(adapter, pair.b());
-      if (pair.bias() != null) {
-        requireFinite(adapter, pair.bias());
+      for (Tensor vector : new Tensor[] {pair.bias(), pair.magnitude()}) {
+        if (vector != null) {
+          requireFinite(adapter, vector);
+        }
       }
     }
   }

@@ -64,8 +64,20 @@ final class HostAdapter {
     Factor magnitude = delta.magnitude();
     return new HostAdapter(delta.rank(), copy(delta.a(), memory), DataType.of(delta.a().type()),
         copy(delta.b(), memory), DataType.of(delta.b().type()),
-        bias == null ? null : copy(bias.toFloats(), memory),
-        magnitude == null ? null : copy(magnitude.toFloats(), memory), delta.scale());
+        bias == null ? null : copy(finite(bias, delta, "bias"), memory),
+        magnitude == null ? null : copy(finite(magnitude, delta, "magnitude"), memory), delta.scale());
+  }
+
+  /** Where the device reads them for itself, no one else would look. */
+  private static float[] finite(Factor vector, LoraDelta delta, String what) {
+    float[] values = vector.toFloats();
+    for (int i = 0; i < values.length; i++) {
+      if (!Float.isFinite(values[i])) {
+        throw new OctoloraException(Status.INVALID_ARGUMENT,
+            "%s: adapter.%s[%d] = %s is not finite".formatted(delta.module(), what, i, values[i]));
+      }
+    }
+    return values;
   }
 
   static void requireFit(LoraDelta delta, String linear, int n, int k) {

@@ -9,12 +9,14 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.octolora.Fixtures;
 import io.octolora.OctoloraException;
+import io.octolora.SafetensorsWriter;
 import io.octolora.Status;
 import io.octolora.adapter.LoraAdapter;
 import io.octolora.checkpoint.Checkpoint;
 import io.octolora.mapping.ModuleMap;
 import java.io.IOException;
 import java.nio.ByteBuffer;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashSet;
@@ -24,6 +26,9 @@ import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.function.Executable;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** What pinned adapters do on every device; one subclass for each. Two adapters of different layers, and DoRA. */
 abstract class PinnedAdapterContract {
@@ -185,6 +190,29 @@ abstract class PinnedAdapterContract {
     OctoloraException thrown = assertThrows(OctoloraException.class, call);
     assertEquals(message, thrown.getMessage());
     assertEquals(Status.INVALID_ARGUMENT, thrown.status());
+  }
+
+  /** From pinned memory the device reads them for itself, and from pageable memory the library checks them: the same. */
+  @ParameterizedTest
+  @ValueSource(strings = {"lora_B.bias", "lora_magnitude_vector"})
+  void vectorsThatAreNoNumbersAreRefused(String part, @TempDir Path folder) throws IOException {
+    String module = "model.layers.0.self_attn.q_proj";
+    float[] vector = new float[64];
+    vector[3] = Float.NEGATIVE_INFINITY;
+    Path file = new SafetensorsWriter().ramp("transformer." + module + ".lora_A.weight", 0.01f, 2, 64)
+        .ramp("transformer." + module + ".lora_B.weight", 0.01f, 64, 2)
+        .floats("transformer." + module + "." + part, new long[] {64}, vector).write(folder.resolve("x.safetensors"));
+    String what = module + ": adapter." + (part.endsWith("bias") ? "bias" : "magnitude") + "[3] = -Infinity is not finite";
+    try (Checkpoint llama = Checkpoint.open(Fixtures.path("llama/base_bnb8"));
+        LoraAdapter bad = LoraAdapter.open(file);
+        Int8Linear layer = device.load(llama.linear(module));
+        AdapterSet set = new AdapterSet(List.of(layer))) {
+      ModuleMap map = ModuleMap.of(llama, bad);
+      refused(what, () -> device.pin("bad", map));
+      refused(what, () -> set.add("bad", map));
+      assertEquals(0, set.pinnedBytes());
+      refused(what, () -> layer.attach(map.delta(module), 1));
+    }
   }
 
   @Test
