@@ -70,7 +70,7 @@ void forward_case(const Options& options, octolora_device* device, const Spec& s
     const std::vector<uint8_t> y = runner.forward();
     if (memory_in_use(device) != ready) fail("a forward changed memory_in_use");
     expect_close(p, want, y);
-    expect_same_rows(p, want, y, runner.forward(), "the same call again");
+    if (!options.quick) expect_same_rows(p, want, y, runner.forward(), "the same call again");
 
     if (!p.adapters.empty()) {  // slots that add nothing give the bits of the base alone
       const std::vector<uint8_t> base = runner.forward(nullptr);
@@ -348,7 +348,7 @@ void layer_case(const Options& options, octolora_device* device, const Spec& spe
   Runner runner(device, options.cuda(), linear.get(), slots.get(), p);
   const std::vector<uint8_t> y = runner.forward();
   runner.expect_intact();
-  if (runner.forward() != y) fail("the same call gives other bits");
+  if (!options.quick && runner.forward() != y) fail("the same call gives other bits");
 
   std::vector<int> rows;
   for (int row = 0; row < p.m; ++row) {
