@@ -35,7 +35,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 mkdir -p "$logs"
 native=(env "LD_LIBRARY_PATH=$here/natives/io/octolora/runtime/linux-x86_64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")
-class_path=$here/natives:$(printf '%s:' "$here"/lib/*.jar)
+class_path=$here/natives:$here/lib/cuda-types:$(printf '%s:' "$here"/lib/*.jar)
 java=("$here/jre/bin/java" -Dorg.bytedeco.javacpp.cachedir="$scratch/cache" -Djava.io.tmpdir="$scratch" -Xcheck:jni)
 failed=0
 
@@ -92,18 +92,18 @@ junit() {
     --scan-classpath "$here/test-classes" "$@" 2>&1 | tee "$out"
   status=${PIPESTATUS[0]}
   [ "$status" -eq 0 ] || return "$status"
-  grep -Eq '\[ +[1-9][0-9]* tests successful' "$out" || return 3
-  grep -Eq '\[ +0 containers aborted' "$out" || return 4
-  ! grep -q 'in native method' "$out" || return 5
+  grep -aEq '\[ +[1-9][0-9]* tests successful' "$out" || return 3
+  grep -aEq '\[ +0 containers aborted' "$out" || return 4
+  ! grep -aq 'in native method' "$out" || return 5
 }
 
 java_part() {
   local tags=(--include-tag gpu)
   [ "$device" = cpu ] && tags=(--exclude-tag gpu)
   step java junit "${tags[@]}"
-  grep -E 'tests (successful|failed|aborted|skipped)|skipped:|forwards on|one copy|in native method' "$logs/java.log"
+  grep -aE 'tests (successful|failed|aborted|skipped)|skipped:|forwards on|one copy|in native method' "$logs/java.log"
   echo "the longest, in milliseconds:"
-  awk '/ uniqueId: / { id = $NF; gsub(/\[|\]|class:|method:|test-template-invocation:|engine:[a-z-]*\]\//, "", id) }
+  awk '/ uniqueId: / { id = $0; gsub(/.*uniqueId: \[[^]]*\]\/|\[|\]|class:|method:|test-template[a-z-]*:/, "", id) }
     / duration: / { print $(NF - 1), id }' "$logs/java.log" | sort -rn | head -n 12
 }
 
