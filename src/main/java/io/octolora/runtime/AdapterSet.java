@@ -116,7 +116,7 @@ public final class AdapterSet implements AutoCloseable {
   private final Map<Choice, Filled> filled = new HashMap<>();
   /** By layer, of the former active choice. */
   private final Map<String, Storage> spares = new ConcurrentHashMap<>();
-  /** Guarded by changes: what slots are filled on, so that nobody's work on the default stream waits. */
+  /** By device, what slots are filled on, so that nobody's work on the default stream waits. */
   private final Map<NativeHandle, Stream> streams = new HashMap<>();
   private final long mostPinnedBytes;
   private final AtomicLong pinnedBytes = new AtomicLong();
@@ -151,7 +151,18 @@ public final class AdapterSet implements AutoCloseable {
     this.layers = Collections.unmodifiableMap(byName);
     this.precision = Objects.requireNonNull(precision, "precision");
     this.mostPinnedBytes = mostPinnedBytes;
-    this.active = select(Map.of());
+    boolean complete = false;
+    try {
+      for (Int8Linear layer : byName.values()) {
+        streams.computeIfAbsent(layer.device, device -> new Stream(device, "Stream of " + this));
+      }
+      this.active = select(Map.of());
+      complete = true;
+    } finally {
+      if (!complete) {
+        streams.values().forEach(Stream::close);
+      }
+    }
   }
 
   // ---- Adapters
@@ -177,11 +188,11 @@ public final class AdapterSet implements AutoCloseable {
 
   private Adapter copy(String name, ModuleMap map) {
     long bytes = HostAdapter.bytes(map);
-    if (bytes == 0 || pinnedBytes.addAndGet(bytes) > mostPinnedBytes) {
-      pinnedBytes.addAndGet(-bytes);
+    NativeHandle device = streams.keySet().stream().filter(one -> !one.isClosed()).findFirst().orElse(null);
+    if (device == null || !reserve(bytes)) {
       return pageable(name, map);
     }
-    PinnedMemory memory = new PinnedMemory(layers.values().iterator().next().device, "adapter " + name, bytes);
+    PinnedMemory memory = new PinnedMemory(device, "adapter " + name, bytes);
     Adapter pinned = new Adapter(name, new HashMap<>(), memory, bytes);
     boolean complete = false;
     try {
@@ -198,6 +209,14 @@ public final class AdapterSet implements AutoCloseable {
         free(pinned);
       }
     }
+  }
+
+  private boolean reserve(long bytes) {
+    if (pinnedBytes.addAndGet(bytes) <= mostPinnedBytes) {
+      return true;
+    }
+    pinnedBytes.addAndGet(-bytes);
+    return false;
   }
 
   private static Adapter pageable(String name, ModuleMap map) {
@@ -478,7 +497,7 @@ public final class AdapterSet implements AutoCloseable {
         }
       }
       for (Map.Entry<NativeHandle, SlotFills> one : fills.entrySet()) {
-        Stream stream = streams.computeIfAbsent(one.getKey(), device -> new Stream(device, "Stream of " + this));
+        Stream stream = streams.get(one.getKey());
         one.getValue().run(stream.address());
         stream.synchronize();
       }
@@ -504,7 +523,7 @@ public final class AdapterSet implements AutoCloseable {
       if (former != null) {
         former.handle.close();
       }
-      if (closed) { // meanwhile, and so perhaps without having seen this one
+      if (closed || active.filled.choice.weights.isEmpty()) { // meanwhile, perhaps without having seen this one
         closeSpares();
       }
     });

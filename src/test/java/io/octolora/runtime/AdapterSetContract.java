@@ -399,6 +399,26 @@ abstract class AdapterSetContract {
     idle = device.memoryInUse(); // less by to_q
   }
 
+  @Test
+  void theDeviceMayBeClosedFirst() throws IOException {
+    try (Checkpoint base = Checkpoint.open(Fixtures.path("flux/base_bnb8"));
+        LoraAdapter r8 = LoraAdapter.open(Fixtures.path("flux/adapters/r8_attn_bf16/peft"))) {
+      ModuleMap map = ModuleMap.of(base, r8);
+      Device gone = open();
+      List<Int8Linear> layers = new ArrayList<>();
+      map.modules().forEach(module -> layers.add(gone.load(base.linear(module))));
+      try (AdapterSet own = new AdapterSet(layers)) {
+        gone.close();
+        own.add("late", map);
+        assertEquals(0, own.pinnedBytes(), "a closed device pins nothing");
+        own.setAdapters("late");
+        own.setAdapters();
+      } finally {
+        layers.forEach(Int8Linear::close);
+      }
+    }
+  }
+
   // ---- Files
 
   @ParameterizedTest
