@@ -195,6 +195,14 @@ class VerifyCommandTest {
   }
 
   @Test
+  void moreRowsThanAnArrayHolds() throws IOException {
+    Path wide = new SafetensorsWriter().bitsandbytes("wide", 1, 9000).write(folder.resolve("wide.safetensors"));
+    Cli.run("verify", wide, "--device", "cpu", "--rows", 60000)
+        .expectError("--rows 60000: expected at most 59652 for wide: ");
+    Cli.run("verify", wide, "--device", "cpu", "--rows", 2).expect(0);
+  }
+
+  @Test
   void emptyPaths() {
     Cli.run("verify", "").expectError("CHECKPOINT", "the path is empty");
     Cli.run("verify", BASE, "").expectError("ADAPTER: the path is empty");
