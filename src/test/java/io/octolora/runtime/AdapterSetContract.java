@@ -310,7 +310,8 @@ abstract class AdapterSetContract {
     long one = device.memoryInUse();
     set.setAdapters("blot");
     long two = device.memoryInUse();
-    assertEquals(2 * (one - idle), two - idle, "the former choice's slots are kept");
+    assertTrue(two > one && two - one <= one - idle, "the former choice's slots are kept: " + idle + ", " + one + ", "
+        + two + " bytes");
     for (Map<String, Float> weights : List.of(Map.of("ink", 1f), Map.of("blot", -1f), Map.of("ink", 0.5f))) {
       set.setAdapters(weights);
       assertEquals(two, device.memoryInUse());
