@@ -27,7 +27,8 @@ __device__ __forceinline__ void prefetch_l2(const void* from) {
   asm volatile("prefetch.global.L2 [%0];\n" ::"l"(from));
 }
 
-// A launch of clusters whose blocks may start early.
+// A launch of clusters whose blocks may start early. A cluster of one block is one all the same: st.async in a grid
+// that was launched without clusters is an illegal instruction.
 struct DependentLaunch {
   cudaLaunchConfig_t config = {};
   cudaLaunchAttribute attributes[2];
@@ -43,13 +44,13 @@ struct DependentLaunch {
     attributes[1].val.clusterDim.x = static_cast<unsigned>(cluster);
     attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
     config.attrs = attributes;
-    config.numAttrs = cluster > 1 ? 2 : 1;
+    config.numAttrs = 2;
   }
-  // On any architecture; before sm_90 nothing starts early.
+  // On any architecture; before sm_90 nothing starts early, and there are no clusters.
   DependentLaunch(const Limits& limits, dim3 grid, int threads, int cluster, int shared_bytes, cudaStream_t stream)
       : DependentLaunch(1, threads, cluster, shared_bytes, stream) {
     config.gridDim = grid;
-    if (limits.capability < 90) config.numAttrs = 0;
+    config.numAttrs = limits.capability < 90 ? 0 : cluster > 1 ? 2 : 1;
   }
   DependentLaunch(const DependentLaunch&) = delete;
   DependentLaunch& operator=(const DependentLaunch&) = delete;

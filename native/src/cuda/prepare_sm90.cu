@@ -710,7 +710,6 @@ void set_up_prepare_sm90(Limits& limits) {
 }
 
 bool prepare_sm90_takes(const PrepareArgs& args, const Limits& limits) {
-  if (!OCTOLORA_PREPARE_SM90) return false;  // the CMake option of that name
   return limits.capability == 90 && args.x_type != Dtype::f32 && args.k % 8 == 0 && !args.planes &&
          reinterpret_cast<uintptr_t>(args.x) % 16 == 0 && blocks_of(args) <= kMaxBlocks &&
          plan_for(args, limits).buffers;
