@@ -515,13 +515,14 @@ __global__ __launch_bounds__(kStreamThreads)
           previous = stage;
         } else {
           constexpr bool kF16 = kKind == Kind::f16;
-          uint32_t operands[2][4][4];
+          constexpr int kTwo = kShape != 1;  // operands in turn
+          uint32_t operands[1 + kTwo][4][4];
 #pragma unroll
           for (int part = 0; part < 2 * kSubs; ++part) {
             const int sub = part / 2, half = part % 2;
-            uint32_t(&operand)[4][4] = operands[half];
-            if (part >= 2) {
-              ptx::wgmma_wait<1>();  // those before the last have read this operand
+            uint32_t(&operand)[4][4] = operands[kTwo * half];
+            if (part >= (kTwo ? 2 : 1)) {  // those before the last have read this operand
+              ptx::wgmma_wait<kTwo>();
               ptx::keep(operand);
             }
             const uint32_t w_rows = w_tile + ((piece + 2 * sub) * 64 + warp_rows) * 128;
@@ -549,7 +550,7 @@ __global__ __launch_bounds__(kStreamThreads)
           }
           ptx::wgmma_wait<0>();
           ptx::keep(operands[0]);
-          ptx::keep(operands[1]);
+          ptx::keep(operands[kTwo]);
           if (block < blocks - p.held) release(stage);
         }
 #pragma unroll
@@ -704,7 +705,7 @@ struct Plan {
 //          N 14336, K 4096    1: 21.1 35.8   2: 22.1 38.4                                  (112, 224)
 //   W8A16  N 8192,  K 28672   1: 132  173    2: 68.9 93.0   3: 88.3 110
 //          N 4096,  K 4096    1: 30.4 29.4   2: 15.3 19.3   3: 12.7 16.6   4: 15.4 19.5
-constexpr int kShortTile = 96;
+constexpr int kShortTile = 96, kShortPart = 64;
 constexpr int kFewStages = 4;  // that B leaves, or it is read where it is
 
 Plan plan_of(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits) {
@@ -740,7 +741,7 @@ Plan plan_of(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& lim
     if (!rows) break;
     plan.splits = splits;
     plan.tile_rows = rows;
-    if (rows >= kShortTile) break;
+    if (rows >= (splits == 1 ? kShortTile : kShortPart)) break;
   }
   for (int turns = 2; !plan.tile_rows && turns < 1 << 16; ++turns) {
     plan.splits = 1;

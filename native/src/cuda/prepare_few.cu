@@ -226,7 +226,7 @@ __device__ __forceinline__ void project_down(const PrepareArgs& args, int cluste
   __syncwarp();
   ptx::cluster_arrive_relaxed();
   wait_for_primaries();
-  const Chunk& chunk = ad.chunks[index];
+  const Chunk chunk = ad.chunks[index];  // all of it, before the memory is busy
   if (args.row_slot) {
     // What no row asks for is not read either.
     const int m = first_row + lane;
