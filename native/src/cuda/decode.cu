@@ -322,7 +322,8 @@ __device__ __forceinline__ void finish(const Stream& p, int member, float (&valu
 }
 
 // kTokens: M rounded up. kShape: 1 or 2, 64-row pieces of a tile for each of the two warpgroups; 0, both have the one
-// piece, every other stage of it each.
+// piece, every other stage of it each. Registers: up to 104 leave room for a block of prepare_few with 96 beside this
+// one, up to 112 for one with 88; the others have more to hold.
 template <Kind kKind, int kTokens, int kShape>
 __global__ __launch_bounds__(kStreamThreads)
     __maxnreg__(kKind == Kind::s8 ? (kTokens < 32 ? 104 : 112)
@@ -698,13 +699,16 @@ struct Plan {
   bool prepares;
 };
 
-// Where a block a tile gives tiles of fewer rows than this, blocks share the rows and divide K. Measured on an H200,
-// us, rank 64 (W8A8) and none (W8A16), M = 1 and 64, by the number of blocks that share:
-//   W8A8   N 8192,  K 28672   1: 65.8 76.5   2: 67.0 81.5   3: 68.2 87.6            (tiles of 64, 128, 216 rows)
-//          N 4096,  K 4096    1: 12.8 22.6   2: 14.2 24.3   3: 12.8 25.4   4: 13.0 25.3    (32, 64, 112, 144)
-//          N 14336, K 4096    1: 21.1 35.8   2: 22.1 38.4                                  (112, 224)
+// Where a block a tile gives tiles of fewer rows than kShortTile, blocks share the rows and divide K, the fewest that
+// have kShortPart of them. Measured on an H200, us, by the number of blocks that share; W8A8 with rank 64, M = 1 and
+// 64, W8A16 with rank 16, M = 1 and 16. N 8192 was measured with both warpgroups on every stage, W8A16 without adapters
+// and M = 64 in place of 16.
+//   W8A8   N 8192,  K 28672   1: 65.8 76.5   2: 67.0 81.5   3: 68.2 87.6   (tiles of 64, 128, 216 rows)
+//          N 4096,  K 4096    1: 11.4 13.5   2: 10.7 12.3   3: 10.8 13.1   (32, 64, 112)
+//          N 14336, K 4096    1: 19.3 22.0   2: 20.5 24.8                  (112, 224)
 //   W8A16  N 8192,  K 28672   1: 132  173    2: 68.9 93.0   3: 88.3 110
-//          N 4096,  K 4096    1: 30.4 29.4   2: 15.3 19.3   3: 12.7 16.6   4: 15.4 19.5
+//          N 4096,  K 4096    1: 15.1 17.5   2: 12.8 15.2   3: 14.5 16.2
+//          N 14336, K 4096    1: 27.8 27.5   2: 26.5 28.3
 constexpr int kShortTile = 96, kShortPart = 64;
 constexpr int kFewStages = 4;  // that B leaves, or it is read where it is
 
