@@ -520,6 +520,16 @@ std::vector<Spec> layer_specs(const Options& options) {
     specs.push_back(layer(m, 4096, 4096, w8a16, bf16, f32, {}));
     specs.push_back(layer(m, 500, 4104, w8a8, bf16, f32, {{16, bf16, bf16, 1.f, false, false}}));
   }
+  // Every number of few rows, K divided among blocks; some of them also with tiles of 72 and of 144 rows of W.
+  for (int m = 1; m <= 64; ++m) {
+    const Type x = m % 2 ? bf16 : f16;
+    specs.push_back(layer(m, 2200 + 331 * (m % 3), 520 + 8 * (m % 5), m % 4 == 3 ? w8a16 : w8a8, x, x,
+                          {{m % 7 ? 24 : 64, x, bf16, 0.7f, m % 5 == 4, m % 3 == 0}}));
+    if (m % 7 == 1) {
+      specs.push_back(layer(m, m % 2 ? 9210 : 18100, 264, m % 4 ? w8a8 : w8a16, x, bf16,
+                            {{16, bf16, bf16, 0.7f, false, false}, {40, f16, f16, 0.4f, false, true}}));
+    }
+  }
   return specs;
 }
 

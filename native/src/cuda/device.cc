@@ -199,7 +199,7 @@ Workspace CudaLinear::place(const ForwardArgs& f) const {
   if (spec.mode == Mode::w8a16)
     take(w.planes, padded * (f.x_type == Dtype::f32 ? 3 : 1));
   else
-    take(w.q, padded);
+    take(w.q, std::max(padded, decode_q_bytes(f.rows, spec.k)));
   take(w.rows, f.rows);
   if (spec.outlier_threshold > 0) {
     w.outliers.words = (spec.k + 31) / 32;
@@ -212,8 +212,6 @@ Workspace CudaLinear::place(const ForwardArgs& f) const {
     const auto* slots = static_cast<const CudaSlots*>(f.outputs[i].slots);
     if (!slots || !slots->view().slot_count) continue;
     take(w.h[i], static_cast<size_t>(f.rows) * slots->view().up_columns);
-    take(w.down[i],
-         static_cast<size_t>(decode_parts(spec.k)) * std::min(f.rows, kDecodeRows) * slots->view().down_columns);
     take(w.total_bias[i], f.outputs[i].linear->spec.n);
     const int tiles = (f.rows + kSlotRows - 1) / kSlotRows;
     take(w.needed_steps[i], static_cast<size_t>(tiles) * needed_words(slots->view().up_columns));
@@ -303,7 +301,6 @@ Plan plan_of(const ForwardArgs& f) {
     plan.adapters = true;
     from.adapters = to.adapters = slots->view();
     from.h = workspace.h[i];
-    from.down = workspace.down[i];
     to.h = workspace.h[i];
     if (f.row_slot) {
       to.needed_steps = workspace.needed_steps[i];

@@ -187,7 +187,6 @@ struct Workspace {
   RowScale* rows = nullptr;
   OutlierView outliers;
   uint16_t* h[kMaxMembers] = {};
-  float* down[kMaxMembers] = {};
   float* total_bias[kMaxMembers] = {};
   uint32_t* needed_steps[kMaxMembers] = {};
   size_t bytes = 0;

@@ -56,7 +56,8 @@ struct AdapterView {
   int slot_count = 0;
   int chunk_count = 0;
   int down_columns = 0;
-  int up_columns = 0;  // of b and h, multiple of 16
+  int up_columns = 0;    // of b and h, multiple of 16
+  int slot_columns = 0;  // of these, the most that one slot has
 };
 
 struct RowScale {
@@ -82,7 +83,6 @@ constexpr int kMaxMembers = OCTOLORA_MAX_OUTPUTS;
 struct PrepareMember {
   AdapterView adapters;
   uint16_t* h = nullptr;
-  float* down = nullptr;  // decode.cu: pieces of x.A^T, [decode_parts(K)][M][down_columns]
   // total_bias[i] = bias[i] + the biases of all slots, scaled; null: not asked for.
   float* total_bias = nullptr;  // [N]
   const float* bias = nullptr;  // [N] or null
@@ -190,7 +190,12 @@ void launch_find_needed_steps(const GemmArgs& args, cudaStream_t stream);
 void describe_find_needed_steps(Explanation& to);
 // decode.cu: all of a forward with few rows on Hopper
 constexpr int kDecodeRows = 64;
-int decode_parts(int k);
+// Its q: for each 128 values of K [decode_tokens(M)][128], as the copy engine's 128-byte swizzle has it: the 16 bytes c
+// of row r lie at c ^ r % 8. Rows from M on are whatever was there.
+__host__ __device__ constexpr int decode_tokens(int m) { return m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64; }
+constexpr size_t decode_q_bytes(int m, int k) {
+  return static_cast<size_t>(round_up(k, 128)) * decode_tokens(m < kDecodeRows ? m : kDecodeRows);
+}
 void launch_prepare_few(const PrepareArgs& args, cudaStream_t stream);
 void describe_prepare_few(const PrepareArgs& args, Explanation& to);
 void set_up_decode(Limits& limits);  // fills limits.clusters
