@@ -156,6 +156,10 @@ void set_up_prepare_sm90(Limits& limits);
 bool prepare_sm90_takes(const PrepareArgs& args, const Limits& limits);
 void launch_prepare_sm90(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
 void describe_prepare_sm90(const PrepareArgs& args, const Limits& limits, Explanation& to);
+// down_projection.cu: W8A16 with a few columns of A, 16-bit x in place
+bool down_projection_takes(const PrepareArgs& args);
+void launch_down_projection(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
+void describe_down_projection(const PrepareArgs& args, Explanation& to);
 // outliers.cu
 void launch_find_outliers(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
 void describe_find_outliers(const PrepareArgs& args, const Limits& limits, Explanation& to);

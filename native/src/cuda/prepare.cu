@@ -473,11 +473,13 @@ void set_up_prepare(Limits& limits) {
 }
 
 void launch_prepare(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
+  if (down_projection_takes(args)) return launch_down_projection(args, limits, stream);
   if (prepare_sm90_takes(args, limits)) return launch_prepare_sm90(args, limits, stream);
   with_type(args.x_type, [&](auto x) { launch<decltype(x)>(args, limits, stream); });
 }
 
 void describe_prepare(const PrepareArgs& args, const Limits& limits, Explanation& to) {
+  if (down_projection_takes(args)) return describe_down_projection(args, to);
   if (prepare_sm90_takes(args, limits)) return describe_prepare_sm90(args, limits, to);
   with_type(args.x_type, [&](auto x) { describe<decltype(x)>(args, limits, to); });
 }
