@@ -147,6 +147,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     ptx::barrier_init_fence();
   }
   ptx::cluster_sync();
+  launch_dependents();  // the next call's prepare may take the place of blocks that are done
 
   const GemmArgs& args = p.args;
   const int tiles = p.tiles_m * p.pairs;
@@ -246,6 +247,19 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     const int g = lane / 4, t = lane % 4;
     const int thread = static_cast<int>(threadIdx.x) % 128;  // of the warpgroup
     const int row = warpgroup * 64 + warp * 16 + g;          // of the tile's 128 columns of y; the other is row + 8
+    // Whether all 128 threads say so.
+    const auto all_of_warpgroup = [&](bool own) {
+      uint32_t all;
+      asm volatile(
+          "{\n.reg .pred own, all;\n"
+          "setp.ne.u32 own, %1, 0;\n"
+          "bar.red.and.pred all, %2, 128, own;\n"
+          "selp.u32 %0, 1, 0, all;\n}\n"
+          : "=r"(all)
+          : "r"(static_cast<uint32_t>(own)), "r"(2 + warpgroup)
+          : "memory");
+      return all != 0;
+    };
     const auto sync_warpgroup = [&] {
       if (warpgroup == 0)
         ptx::named_sync(2, 128);
@@ -356,29 +370,38 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       };
       int ranks = next_ranks(previous);
       const bool adapted = ranks != kNoRanks;
+      bool ones = true;  // p of all rows is 1
       if (adapted) {
         if (ranks / 16) load_b(b[0], ranks / 16 * 4);
         ptx::barrier_wait(full(stage), phase);
         const uint32_t rows = base + stage * C::kStageBytes + C::kTokenBytes;
         for (int i = thread; i < C::kTokens; i += 128) {
-          ptx::store_shared(powers + i * 4, __uint_as_float(ptx::load_shared(rows + i * 8 + 4)));
+          const uint32_t power = ptx::load_shared(rows + i * 8 + 4);
+          ones &= at.m + i >= args.m || power == 0x3f800000u;
+          ptx::store_shared(powers + i * 4, __uint_as_float(power));
         }
       }
       if (thread == 0) ptx::store_wait_read<0>();  // of the tile before
-      sync_warpgroup();
+      ones = all_of_warpgroup(ones);
       ptx::wgmma_wait<0>();
       pin(value);
       release(previous);
 
       if (adapted) {
+        if (ones) {
 #pragma unroll
-        for (int j = 0; j < C::kTokens / 8; ++j) {
-          const float2 power = ptx::load_shared_pair(powers + (j * 8 + 2 * t) * 4);
-          // 1 / p: the exponent fields of a power of two and its inverse add up to 254.
-          const float inverse[2] = {__uint_as_float(0x7f000000u - __float_as_uint(power.x)),
-                                    __uint_as_float(0x7f000000u - __float_as_uint(power.y))};
+          for (int j = 0; j < kRegisters; ++j) value[j] *= scale[j / 2 % 2];
+          scale[0] = scale[1] = 1.f;
+        } else {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) value[4 * j + i] = value[4 * j + i] * inverse[i % 2] * scale[i / 2];
+          for (int j = 0; j < C::kTokens / 8; ++j) {
+            const float2 power = ptx::load_shared_pair(powers + (j * 8 + 2 * t) * 4);
+            // 1 / p: the exponent fields of a power of two and its inverse add up to 254.
+            const float inverse[2] = {__uint_as_float(0x7f000000u - __float_as_uint(power.x)),
+                                      __uint_as_float(0x7f000000u - __float_as_uint(power.y))};
+#pragma unroll
+            for (int i = 0; i < 4; ++i) value[4 * j + i] = value[4 * j + i] * inverse[i % 2] * scale[i / 2];
+          }
         }
         while (ranks != kNoRanks) {
           const int block = ranks / 16;
@@ -419,7 +442,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       const auto finish = [&](int first, float2(&both)[2]) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) both[i] = {value[first / 2 + 2 * i], value[first / 2 + 2 * i + 1]};
-        if (adapted) {
+        if (!ones) {
           const float2 power = ptx::load_shared_pair(powers + (first + 2 * t) * 4);
 #pragma unroll
           for (int i = 0; i < 2; ++i) both[i] = {both[i].x * power.x + bias[i], both[i].y * power.y + bias[i]};

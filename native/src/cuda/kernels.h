@@ -157,6 +157,7 @@ bool prepare_sm90_takes(const PrepareArgs& args, const Limits& limits);
 void launch_prepare_sm90(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
 void describe_prepare_sm90(const PrepareArgs& args, const Limits& limits, Explanation& to);
 // down_projection.cu: W8A16 with a few columns of A, 16-bit x in place
+void set_up_down_projection();
 bool down_projection_takes(const PrepareArgs& args);
 void launch_down_projection(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
 void describe_down_projection(const PrepareArgs& args, Explanation& to);

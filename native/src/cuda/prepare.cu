@@ -470,6 +470,7 @@ void set_up_prepare(Limits& limits) {
   set_up<__half>(limits);
   set_up<__nv_bfloat16>(limits);
   set_up_prepare_sm90(limits);
+  set_up_down_projection();
 }
 
 void launch_prepare(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
