@@ -28,7 +28,8 @@ constexpr int kMostColumns = 32;  // beyond, keeping x in shared memory pays
 // has less to do then.
 constexpr int kBf16Powers = 60;
 
-__device__ __forceinline__ uint4 load_often(const uint4* from) {
+// Volatile: to be issued where it is written, long before its use.
+__device__ __forceinline__ uint4 load_early(const uint4* from) {
   uint4 v;
   asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
@@ -66,7 +67,7 @@ __device__ __forceinline__ void multiply(const PrepareArgs& args, uint32_t ring,
     for (int i = 0; i < 4; ++i) {
       const int step = piece * 2 + i / 2;
       b[i / 2][i % 2] = {};
-      if (step < steps) b[i / 2][i % 2] = load_often(a + (i % 2 * steps + step) * 32);
+      if (step < steps) b[i / 2][i % 2] = load_early(a + (i % 2 * steps + step) * 32);
     }
   };
   uint4 next[2][2];
@@ -130,11 +131,11 @@ __device__ __forceinline__ void find_exponents(const PrepareArgs& args, const in
       const Chunk chunk = ad.chunks[c];
       const int term = term_exponent(chunk, ad.scale[chunk.slot]);
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
-        if (!args.row_slot || slot[i] == chunk.slot) {
-          exponent[i] = max(exponent[i], term);
-          f16[i] |= term != INT_MIN && chunk.b_f16;
-        }
+      for (int i = 0; i < 2; ++i) {
+        if (args.row_slot && slot[i] != chunk.slot) continue;
+        exponent[i] = max(exponent[i], term);
+        f16[i] |= term != INT_MIN && chunk.b_f16;
+      }
     }
   }
 #pragma unroll

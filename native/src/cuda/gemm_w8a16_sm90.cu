@@ -247,19 +247,6 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     const int g = lane / 4, t = lane % 4;
     const int thread = static_cast<int>(threadIdx.x) % 128;  // of the warpgroup
     const int row = warpgroup * 64 + warp * 16 + g;          // of the tile's 128 columns of y; the other is row + 8
-    // Whether all 128 threads say so.
-    const auto all_of_warpgroup = [&](bool own) {
-      uint32_t all;
-      asm volatile(
-          "{\n.reg .pred own, all;\n"
-          "setp.ne.u32 own, %1, 0;\n"
-          "bar.red.and.pred all, %2, 128, own;\n"
-          "selp.u32 %0, 1, 0, all;\n}\n"
-          : "=r"(all)
-          : "r"(static_cast<uint32_t>(own)), "r"(2 + warpgroup)
-          : "memory");
-      return all != 0;
-    };
     const auto sync_warpgroup = [&] {
       if (warpgroup == 0)
         ptx::named_sync(2, 128);
@@ -382,13 +369,13 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         }
       }
       if (thread == 0) ptx::store_wait_read<0>();  // of the tile before
-      ones = all_of_warpgroup(ones);
+      ones = ptx::named_sync_and(2 + warpgroup, 128, ones);
       ptx::wgmma_wait<0>();
       pin(value);
       release(previous);
 
       if (adapted) {
-        if (ones) {
+        if (ones) {  // as without adapters, but before the low-rank update
 #pragma unroll
           for (int j = 0; j < kRegisters; ++j) value[j] *= scale[j / 2 % 2];
           scale[0] = scale[1] = 1.f;
