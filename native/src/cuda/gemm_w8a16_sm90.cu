@@ -49,6 +49,7 @@ constexpr int kBlockN = 128, kBlockK = 64, kBlockRank = 64;
 constexpr int kWarpgroups = 2, kThreads = 128 * (kWarpgroups + 1);
 constexpr int kCluster = 2;
 constexpr int kWeightBytes = kBlockN * kBlockK;
+constexpr int kNoRanks = -1;                      // come after a stage
 constexpr int kMaxShared = 232448;                // what a block may have on sm_90
 [[maybe_unused]] constexpr int kRasterTiles = 6;  // tiles along the tokens that a wave walks together
 
@@ -67,11 +68,12 @@ struct Config {
   static constexpr int kPowers = kTokens * 4;        // p of the tile, a warpgroup's own
   static constexpr int kFixedBytes = kWarpgroups * (kStoreBytes + kPowers);
   static constexpr int kScaleBytes = kBlockScales ? kBlockK / kScaleBlock * kBlockN * 2 : 0;  // fp16 [2][kBlockN]
-  static constexpr int kStages = std::min((kMaxShared - kFixedBytes) / (kStageBytes + kScaleBytes + 16), 8);
+  static constexpr int kStages = std::min((kMaxShared - kFixedBytes) / (kStageBytes + kScaleBytes + 32), 8);
   static constexpr int kStaging = kStages * kStageBytes;
   static constexpr int kPowersAt = kStaging + kWarpgroups * kStoreBytes;
   static constexpr int kBarriers = kPowersAt + kWarpgroups * kPowers;
-  static constexpr int kScales = kBarriers + kStages * 16;
+  static constexpr int kTold = kBarriers + kStages * 16;  // 16 bytes a stage, by the producer to the consumers
+  static constexpr int kScales = kTold + kStages * 16;
   static constexpr int kSharedBytes = kScales + kStages * kScaleBytes;
   static_assert(kSharedBytes <= kMaxShared && kStages >= 4);
   static_assert(kTokenBytes % 1024 == 0 && kBoxTokens % 8 == 0, "whole swizzle groups");
@@ -108,25 +110,27 @@ __device__ __forceinline__ void pin(float (&d)[Count]) {
   for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// Four int8 in the order of kernels.h to two registers of two 16-bit values.
+// Four int8 in the order of kernels.h to two registers of two 16-bit values, kWidened times what they are: for bf16
+// that takes fewer instructions than the numbers themselves.
+template <bool kF16>
+constexpr float kWidened = kF16 ? 1.f : 1.f / 64;
 template <bool kF16>
 __device__ __forceinline__ void widen(uint32_t bytes, uint32_t& low, uint32_t& high) {
-  // A byte b below the upper byte of a 16-bit value that leaves 2^7 (bf16) or 2^10 (fp16) to the units of its mantissa.
+  bytes ^= 0x80808080u;
   const auto widen_pair = [](uint32_t pair) {
     if constexpr (kF16) {
       // 1024 + (b ^ 0x80), less 1152
-      const uint32_t biased = pair ^ 0x00800080u;
-      const __half2 value = __hsub2(*reinterpret_cast<const __half2*>(&biased), __half2half2(__ushort_as_half(0x6480)));
+      const __half2 value = __hsub2(*reinterpret_cast<const __half2*>(&pair), __half2half2(__ushort_as_half(0x6480)));
       return *reinterpret_cast<const uint32_t*>(&value);
     } else {
-      // 128 + (b & 0x7f), less 128 or, where the sign bit of b makes that the exponent, 256: exact.
-      const uint32_t magnitude = pair & 0xff7fff7fu, sign = pair & 0xff80ff80u;
-      const __nv_bfloat162 value = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&magnitude),
-                                           *reinterpret_cast<const __nv_bfloat162*>(&sign));
-      return *reinterpret_cast<const uint32_t*>(&value);
+      // As bf16, 0x00nn is n * 2^-133 for every byte nn, since the subnormal numbers and those of the next exponent are
+      // equally far apart: n * 2^-133 * 2^127 - 2 = (n - 128) / 64, exactly.
+      uint32_t value;
+      asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(value) : "r"(pair), "r"(0x7f007f00u), "r"(0xc000c000u));
+      return value;
     }
   };
-  constexpr uint32_t kUpper = kF16 ? 0x64 : 0x43;
+  constexpr uint32_t kUpper = kF16 ? 0x64 : 0;
   low = widen_pair(__byte_perm(bytes, kUpper, 0x4140));
   high = widen_pair(__byte_perm(bytes, kUpper, 0x4342));
 }
@@ -149,6 +153,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     ptx::barrier_init_fence();
   }
   ptx::cluster_sync();
+  launch_dependents();  // the next call's prepare may take the place of blocks that are done
 
   const GemmArgs& args = p.args;
   const int tiles = p.tiles_m * p.pairs;
@@ -176,12 +181,27 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
   };
 
   if (warpgroup == kWarpgroups) {
-    ptx::registers_fewer<40>();
+    ptx::registers_fewer<56>();
     if (threadIdx.x == kWarpgroups * 128) {
       if (!args.x_in_place) wait_for_primaries();
       ptx::prefetch_map(&p.x);
       const int part = static_cast<int>(rank) * (C::kTokens - C::kBoxTokens);
       bool waited = !args.x_in_place;
+      // The first block of 64 ranks from `block` on that rows of the tile need: 16 times its number, and a bit for
+      // each of its k-steps.
+      const auto next_ranks = [&](const Place& at, int block) {
+        const GemmMember& out = args.member[at.output];
+        const int last = (min(at.m + C::kTokens, args.m) - 1) / kSlotRows,
+                  words = needed_words(out.adapters.up_columns);
+        for (; block < p.output[at.output].rank_blocks; ++block) {
+          uint32_t bits = out.needed_steps ? 0 : ~0u;
+          for (int i = at.m / kSlotRows; out.needed_steps && i <= last; ++i)
+            bits |= out.needed_steps[static_cast<int64_t>(i) * words + block / 8];
+          const int steps = bits >> block % 8 * 4 & 15;
+          if (steps) return block * 16 | steps;
+        }
+        return kNoRanks;
+      };
       for (int tile = cluster; tile < tiles; tile += clusters) {
         const Place at = place(tile);
         const Output& output = p.output[at.output];
@@ -189,11 +209,25 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           ptx::tensor_load_multicast(base + stage * C::kStageBytes + part * 128, map, byte, at.m + part, full(stage),
                                      (1 << kCluster) - 1);
         };
+        const int tile_rows = min(C::kTokens, args.m - at.m);
+        // What the consumers are told: the tile, and which ranks come after a stage.
+        const auto tell = [&](int next_ranks) {
+          ptx::store_shared(base + C::kTold + stage * 16,
+                            uint4{static_cast<uint32_t>(at.m), static_cast<uint32_t>(at.n),
+                                  static_cast<uint32_t>(at.output), static_cast<uint32_t>(next_ranks)});
+        };
         const GemmMember& out = args.member[at.output];
         const int pitch = block_scale_pitch(out.n);
         const int scale_bytes = C::kBlockScales ? max(0, min(kBlockN, pitch - at.n)) * 2 : 0;
+        int next = kNoRanks;
         for (int block = 0; block < p.k_blocks; ++block) {
           ptx::barrier_wait(empty(stage), phase ^ 1);
+          if (block + 1 == p.k_blocks && output.rank_blocks) {
+            if (!waited) wait_for_primaries();
+            waited = true;
+            next = next_ranks(at, 0);
+          }
+          if (block == 0 || block + 1 == p.k_blocks) tell(next);
           ptx::barrier_expect_bytes(full(stage), kCluster * C::kBoxTokens * 128 + kWeightBytes + 2 * scale_bytes);
           if (scale_bytes) {
             const int last = (args.k - 1) / kScaleBlock;  // once more where a stage has no second: it meets zeros
@@ -209,30 +243,28 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
                            full(stage));
           step_stage();
         }
-        if (output.rank_blocks && !waited) {
-          wait_for_primaries();
-          waited = true;
-        }
-        for (int block = 0; block < output.rank_blocks; ++block) {
+        uint32_t row_bytes = (tile_rows * 8 + 15) / 16 * 16;  // the workspace goes on behind rows
+        while (next != kNoRanks) {
+          const int block = next / 16;
           ptx::barrier_wait(empty(stage), phase ^ 1);
-          const int tile_rows = min(C::kTokens, args.m - at.m);
-          const uint32_t row_bytes = block ? 0 : (tile_rows * 8 + 15) / 16 * 16;  // the workspace goes on behind rows
+          next = next_ranks(at, block + 1);
+          tell(next);
           ptx::barrier_expect_bytes(full(stage), kCluster * C::kBoxTokens * 128 + row_bytes);
           load_tokens(&output.h, block * 128);
           if (row_bytes)
             ptx::bulk_load(base + stage * C::kStageBytes + C::kTokenBytes, args.rows + at.m, row_bytes, full(stage));
+          row_bytes = 0;
           step_stage();
         }
       }
     }
   } else {
-    ptx::registers_more<232>();
+    ptx::registers_more<224>();
     constexpr int kRegisters = C::kTokens / 2;
     const int warp = static_cast<int>(threadIdx.x) / 32 % 4, lane = static_cast<int>(threadIdx.x) % 32;
     const int g = lane / 4, t = lane % 4;
     const int thread = static_cast<int>(threadIdx.x) % 128;  // of the warpgroup
-    const bool leader = thread == 0;
-    const int row = warpgroup * 64 + warp * 16 + g;  // of the tile's 128 columns of y; the other is row + 8
+    const int row = warpgroup * 64 + warp * 16 + g;          // of the tile's 128 columns of y; the other is row + 8
     const auto sync_warpgroup = [&] {
       if (warpgroup == 0)
         ptx::named_sync(2, 128);
@@ -290,10 +322,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     const uint32_t powers = base + C::kPowersAt + warpgroup * C::kPowers;
     bool ready = !args.rows;  // prepare is done, or there is none
 
-    for (int tile = cluster; tile < tiles; tile += clusters) {
-      const Place at = place(tile);
-      const Output& output = p.output[at.output];
-      const GemmMember& out = args.member[at.output];
+    for (int left = (tiles - cluster + clusters - 1) / clusters; left > 0; --left) {
       float value[kRegisters];
       uint32_t a[2][4][4];
       int previous = -1;
@@ -337,6 +366,8 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         previous = stage;
         step_stage();
       };
+      const auto read_told = [&](int which) { return ptx::load_shared_16(base + C::kTold + which * 16); };
+      uint4 told;
       if constexpr (C::kBlockScales) {
 #pragma unroll
         for (int i = 0; i < kRegisters; ++i) value[i] = 0.f;
@@ -353,10 +384,15 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         }
         first_half();
         start_second_half();
+        told = read_told(previous);  // told again with the last stage
       } else {
         widen_stage(a[0]);
+        told = read_told(stage);
         multiply_stage(a[0], true);
       }
+      const Place at = {static_cast<int>(told.x), static_cast<int>(told.y), static_cast<int>(told.z)};
+      const Output& output = p.output[at.output];
+      const GemmMember& out = args.member[at.output];
 
       // What the end of the tile needs, except for what prepare makes.
       const int up_columns = out.adapters.up_columns;
@@ -367,7 +403,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       for (int i = 0; i < 2; ++i) {
         const int column = at.n + row + 8 * i;
         exists[i] = column < out.n;
-        scale[i] = exists[i] ? load_early(out.scale + column) : 0.f;
+        scale[i] = exists[i] ? load_early(out.scale + column) * (1 / kWidened<kF16>) : 0.f;
         b_row[i] = out.adapters.b + static_cast<int64_t>(exists[i] ? column : 0) * up_columns + 2 * t;
       }
       const auto load_bias = [&] {
@@ -402,32 +438,47 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         ready = true;
         load_bias();
       }
-      if (output.rank_blocks) {
+      const auto next_ranks = [&](int which) {
+        return static_cast<int>(ptx::load_shared(base + C::kTold + which * 16 + 12));
+      };
+      int ranks = next_ranks(previous);
+      const bool adapted = ranks != kNoRanks;
+      bool ones = true;  // p of all rows is 1
+      if (adapted) {
+        if (ranks / 16) load_b(b[0], ranks / 16 * 4);
         ptx::barrier_wait(full(stage), phase);
         const uint32_t rows = base + stage * C::kStageBytes + C::kTokenBytes;
         for (int i = thread; i < C::kTokens; i += 128) {
-          ptx::store_shared(powers + i * 4, __uint_as_float(ptx::load_shared(rows + i * 8 + 4)));
+          const uint32_t power = ptx::load_shared(rows + i * 8 + 4);
+          ones &= at.m + i >= args.m || power == 0x3f800000u;
+          ptx::store_shared(powers + i * 4, __uint_as_float(power));
         }
       }
-      if (leader) ptx::store_wait_read<0>();  // of the tile before
-      sync_warpgroup();
+      if (thread == 0) ptx::store_wait_read<0>();  // of the tile before
+      ones = ptx::named_sync_and(2 + warpgroup, 128, ones);
       ptx::wgmma_wait<0>();
       if constexpr (C::kBlockScales) add_half(1);
       pin(value);
       release(previous);
 
-      if (output.rank_blocks) {
+      if (adapted) {
+        if (ones) {  // as without adapters, but before the low-rank update
 #pragma unroll
-        for (int j = 0; j < C::kTokens / 8; ++j) {
-          const float2 power = ptx::load_shared_pair(powers + (j * 8 + 2 * t) * 4);
-          // 1 / p: the exponent fields of a power of two and its inverse add up to 254.
-          const float inverse[2] = {__uint_as_float(0x7f000000u - __float_as_uint(power.x)),
-                                    __uint_as_float(0x7f000000u - __float_as_uint(power.y))};
+          for (int j = 0; j < kRegisters; ++j) value[j] *= scale[j / 2 % 2];
+          scale[0] = scale[1] = 1.f;
+        } else {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) value[4 * j + i] = value[4 * j + i] * inverse[i % 2] * scale[i / 2];
+          for (int j = 0; j < C::kTokens / 8; ++j) {
+            const float2 power = ptx::load_shared_pair(powers + (j * 8 + 2 * t) * 4);
+            // 1 / p: the exponent fields of a power of two and its inverse add up to 254.
+            const float inverse[2] = {__uint_as_float(0x7f000000u - __float_as_uint(power.x)),
+                                      __uint_as_float(0x7f000000u - __float_as_uint(power.y))};
+#pragma unroll
+            for (int i = 0; i < 4; ++i) value[4 * j + i] = value[4 * j + i] * inverse[i % 2] * scale[i / 2];
+          }
         }
-        for (int block = 0; block < output.rank_blocks; ++block) {
-          if (block) ptx::barrier_wait(full(stage), phase);
+        while (ranks != kNoRanks) {
+          const int block = ranks / 16;
           const uint64_t h = tokens();
           // A step at a time: ptxas serializes every wgmma of the kernel if one with its operand in registers is
           // skipped or chosen by a branch within a group.
@@ -436,6 +487,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
             const int step = block * 4 + k;
             if (step * 16 >= up_columns) break;
             load_b(b[(k + 1) % 2], step + 1);
+            if (!(ranks >> k & 1)) continue;
             pin(value);
             if (step < 32 ? f16_steps >> step & 1 : step_f16(step)) {
               ptx::wgmma_fence();
@@ -450,24 +502,32 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
             }
             pin(value);
           }
+          ranks = next_ranks(stage);
           release(stage);
           step_stage();
+          if (ranks == kNoRanks) break;
+          if (ranks / 16 != block + 1) load_b(b[0], ranks / 16 * 4);
+          ptx::barrier_wait(full(stage), phase);
         }
       }
 
-      // Through shared memory: rows of 64 columns, in the swizzle of the copy engine.
-      const auto finished = [&](int first, int i) {  // tokens first + 2t, + 1; column row + 8 i
-        float2 both = {value[first / 2 + 2 * i], value[first / 2 + 2 * i + 1]};
-        if (output.rank_blocks) {
+      // y goes through shared memory: rows of 64 columns, in the swizzle of the copy engine.
+      // Of tokens first + 2t and the next: column row, then column row + 8.
+      const auto finish = [&](int first, float2(&both)[2]) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) both[i] = {value[first / 2 + 2 * i], value[first / 2 + 2 * i + 1]};
+        if (!ones) {
           const float2 power = ptx::load_shared_pair(powers + (first + 2 * t) * 4);
-          both.x = both.x * power.x + bias[i];
-          both.y = both.y * power.y + bias[i];
+#pragma unroll
+          for (int i = 0; i < 2; ++i) both[i] = {both[i].x * power.x + bias[i], both[i].y * power.y + bias[i]};
         } else {
           // Rounded twice, as above: a row that no adapter touches has the same bits with and without slots.
-          both.x = __fmul_rn(both.x, scale[i]) + bias[i];
-          both.y = __fmul_rn(both.y, scale[i]) + bias[i];
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            both[i].x = __fmul_rn(both[i].x, scale[i]) + bias[i];
+            both[i].y = __fmul_rn(both[i].y, scale[i]) + bias[i];
+          }
         }
-        return both;
       };
       const bool y_f16 = args.y_type == Dtype::f16;
       const auto pack = [&](float2 both) {
@@ -488,13 +548,14 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
             if (q != part) continue;
 #pragma unroll
             for (int j = 0; j < C::kStoreTokens / 8; ++j) {
+              float2 both[2];
+              finish(q * C::kStoreTokens + j * 8, both);
 #pragma unroll
               for (int i = 0; i < 2; ++i) {
-                const float2 both = finished(q * C::kStoreTokens + j * 8, i);
                 const int column = warp * 16 + g + 8 * i;
                 const uint32_t to = staging + (j * 8 + 2 * t) * 256 + (column ^ t * 8) * 4;
-                ptx::store_shared(to, both.x);
-                ptx::store_shared(to + 256, both.y);
+                ptx::store_shared(to, both[i].x);
+                ptx::store_shared(to + 256, both[i].y);
               }
             }
           }
@@ -516,8 +577,10 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         uint32_t packed[4];
 #pragma unroll
         for (int j = 0; j < kEights; ++j) {
+          float2 both[2];
+          finish(part * C::kStoreTokens + j * 8, both);
 #pragma unroll
-          for (int i = 0; i < 2; ++i) packed[j % 2 * 2 + i] = pack(finished(part * C::kStoreTokens + j * 8, i));
+          for (int i = 0; i < 2; ++i) packed[j % 2 * 2 + i] = pack(both[i]);
           // Matrix i of the four: columns 8 (i % 2).. of y, tokens 8 (i / 2)..; a lane gives the address of a token.
           const int chunk = warp * 2 + lane / 8 % 2;
           if (j % 2) {
@@ -528,15 +591,19 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
             ptx::store_matrix_x2_transposed(buffer + token * 128 + ((chunk ^ lane % 8) * 16), packed[0], packed[1]);
           }
         }
-        ptx::fence_async_shared();
-        sync_warpgroup();
-        if (leader) {
-          ptx::tensor_store(&output.y, first_column * 2, at.m + part * C::kStoreTokens, buffer);
-          ptx::store_commit();
+      }
+      ptx::fence_async_shared();
+      sync_warpgroup();
+      if (thread == 0) {
+#pragma unroll
+        for (int part = 0; part < C::kParts; ++part) {
+          ptx::tensor_store(&output.y, first_column * 2, at.m + part * C::kStoreTokens,
+                            staging + part * C::kStoreTokens * 128);
         }
+        ptx::store_commit();
       }
     }
-    if (leader) ptx::store_wait<0>();
+    if (thread == 0) ptx::store_wait<0>();
   }
   ptx::cluster_sync();  // no block leaves while its peer may still write to it
 #endif

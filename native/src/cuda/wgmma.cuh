@@ -58,6 +58,19 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
 __device__ __forceinline__ void named_sync(int number, int threads) {
   asm volatile("bar.sync %0, %1;\n" ::"r"(number), "r"(threads) : "memory");
 }
+// The same, and whether all of them say so.
+__device__ __forceinline__ bool named_sync_and(int number, int threads, bool own) {
+  uint32_t all;
+  asm volatile(
+      "{\n.reg .pred own, all;\n"
+      "setp.ne.u32 own, %1, 0;\n"
+      "bar.red.and.pred all, %2, %3, own;\n"
+      "selp.u32 %0, 1, 0, all;\n}\n"
+      : "=r"(all)
+      : "r"(static_cast<uint32_t>(own)), "r"(number), "r"(threads)
+      : "memory");
+  return all != 0;
+}
 
 // Volatile: a compiler that gathers such loads ahead of their uses runs out of registers beside the accumulators.
 __device__ __forceinline__ float2 load_shared_pair(uint32_t address) {
