@@ -516,14 +516,13 @@ __global__ __launch_bounds__(kStreamThreads)
           previous = stage;
         } else {
           constexpr bool kF16 = kKind == Kind::f16;
-          constexpr int kTwo = kShape != 1;  // operands in turn
-          uint32_t operands[1 + kTwo][4][4];
+          uint32_t operands[2][4][4];
 #pragma unroll
           for (int part = 0; part < 2 * kSubs; ++part) {
             const int sub = part / 2, half = part % 2;
-            uint32_t(&operand)[4][4] = operands[kTwo * half];
-            if (part >= (kTwo ? 2 : 1)) {  // those before the last have read this operand
-              ptx::wgmma_wait<kTwo>();
+            uint32_t(&operand)[4][4] = operands[half];
+            if (part >= 2) {
+              ptx::wgmma_wait<1>();  // those before the last have read this operand
               ptx::keep(operand);
             }
             const uint32_t w_rows = w_tile + ((piece + 2 * sub) * 64 + warp_rows) * 128;
@@ -551,7 +550,7 @@ __global__ __launch_bounds__(kStreamThreads)
           }
           ptx::wgmma_wait<0>();
           ptx::keep(operands[0]);
-          ptx::keep(operands[kTwo]);
+          ptx::keep(operands[1]);
           if (block < blocks - p.held) release(stage);
         }
 #pragma unroll
