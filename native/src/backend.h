@@ -141,8 +141,14 @@ class Device {
   virtual octolora_stream stream_create() = 0;
   virtual void stream_destroy(octolora_stream stream) = 0;
   virtual void stream_synchronize(octolora_stream stream) = 0;
-  // Waits for all work on the device; called before an object's memory goes. Never throws.
-  virtual void drain() noexcept = 0;
+  virtual void synchronize() = 0;  // all work on the device
+  // The same before an object's memory goes, when errors have no one to go to.
+  void drain() noexcept {
+    try {
+      synchronize();
+    } catch (const Error&) {
+    }
+  }
   virtual uint64_t in_use() const = 0;
   // desc has its defaults filled in and is valid; scale and bias are host arrays, weight may be null (zeros).
   virtual std::unique_ptr<Linear> create_linear(const LinearSpec& spec, const octolora_linear_desc& desc) = 0;

@@ -190,6 +190,7 @@ std::vector<BadCall> bad_calls() {
        bad,
        {"bytes", "NULL"},
        [](S s) { return octolora_device_memory_in_use(s.device, nullptr); }},
+      {"device_synchronize: NULL", bad, {"device", "NULL"}, [](S) { return octolora_device_synchronize(nullptr); }},
       {"count: NULL", bad, {"count", "NULL"}, [](S) { return octolora_cuda_device_count(nullptr); }},
       {"threads: 0", bad, {"threads", "0", "1024"}, [](S s) { return octolora_device_set_threads(s.device, 0); }},
       {"threads: 1025", bad, {"threads", "1025"}, [](S s) { return octolora_device_set_threads(s.device, 1025); }},

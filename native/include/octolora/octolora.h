@@ -119,6 +119,8 @@ OCTOLORA_API octolora_status octolora_stream_create(octolora_device* device, oct
 OCTOLORA_API octolora_status octolora_stream_destroy(octolora_device* device, octolora_stream stream);
 /* Waits for all work enqueued on the stream and reports its errors. */
 OCTOLORA_API octolora_status octolora_stream_synchronize(octolora_device* device, octolora_stream stream);
+/* The same for all streams of the device, whoever made them. */
+OCTOLORA_API octolora_status octolora_device_synchronize(octolora_device* device);
 
 /* ---- Linear ------------------------------------------------------------------------------------------------------ */
 

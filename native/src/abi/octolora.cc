@@ -567,6 +567,13 @@ octolora_status octolora_stream_synchronize(octolora_device* device, octolora_st
   });
 }
 
+octolora_status octolora_device_synchronize(octolora_device* device) {
+  return guarded([&] {
+    require(device, "device");
+    device->impl->synchronize();
+  });
+}
+
 octolora_status octolora_linear_create(octolora_device* device, const octolora_linear_desc* desc,
                                        octolora_linear** linear) {
   return guarded([&] {

@@ -125,12 +125,9 @@ void CudaDevice::stream_synchronize(octolora_stream stream) {
   OCTOLORA_CUDA(cudaStreamSynchronize(cuda_stream(stream)), "cuda:%d", ordinal);
 }
 
-void CudaDevice::drain() noexcept {
-  try {
-    const Current current(ordinal);
-    cudaDeviceSynchronize();
-  } catch (const Error&) {
-  }
+void CudaDevice::synchronize() {
+  const Current current(ordinal);
+  OCTOLORA_CUDA(cudaDeviceSynchronize(), "cuda:%d", ordinal);
 }
 
 std::unique_ptr<Linear> CudaDevice::create_linear(const LinearSpec& spec, const octolora_linear_desc& desc) {

@@ -59,7 +59,7 @@ class CudaDevice final : public Device {
   octolora_stream stream_create() override;
   void stream_destroy(octolora_stream stream) override;
   void stream_synchronize(octolora_stream stream) override;
-  void drain() noexcept override;
+  void synchronize() override;
   uint64_t in_use() const override { return in_use_.load(); }
   std::unique_ptr<Linear> create_linear(const LinearSpec& spec, const octolora_linear_desc& desc) override;
   void fill(const SlotFill* fills, int count, octolora_stream stream) override;

@@ -205,12 +205,23 @@ Problem make_problem(const Spec& s) {
 
 namespace {
 
+// What the factors of a case are drawn from; the numbers count the rows of tables in spec_of.
+struct Levels {
+  std::vector<int> edges, ranks;
+  std::vector<Fill> fills;
+  std::vector<int> modes, adapters, epilogues;
+};
 // 16, 32, 64, 128, 192 and 256 are the tile sizes of kernels; an edge case lies on either side of each.
-const std::vector<int> kEdges = {1,  2,   5,   15,  16,  17,  31,  32,  33,  63, 64,
-                                 65, 127, 128, 129, 191, 192, 193, 255, 256, 257};
-const std::vector<int> kQuickEdges = {1, 15, 16, 17, 33, 64, 65};
-const std::vector<int> kRanks = {1, 5, 8, 16, 33, 64, 128, 512};
-const std::vector<int> kQuickRanks = {1, 8, 16, 33};
+const Levels kAllLevels = {
+    {1, 2, 5, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 255, 256, 257},
+    {1, 5, 8, 16, 33, 64, 128, 512},
+    {Fill::normal, Fill::exact, Fill::zero_rows, Fill::nan_rows, Fill::inf_rows, Fill::subnormal, Fill::huge},
+    {0, 1, 2, 3, 4, 5},
+    {0, 1, 2, 3, 4, 5, 6},
+    {0, 1, 2, 3, 4, 5}};
+// For sanitizers, which look at accesses and not at numbers: what takes another branch.
+const Levels kQuickLevels = {{1, 16, 17, 33, 65}, {1, 8, 16, 33},  {Fill::normal, Fill::exact, Fill::nan_rows},
+                             {0, 1, 2, 4},        {0, 3, 4, 5, 6}, {0, 1, 4, 5}};
 
 enum Factor {
   kMode,
@@ -231,8 +242,7 @@ enum Factor {
   kFactors
 };
 
-Spec spec_of(const std::vector<int>& level, const std::vector<int>& edges, const std::vector<int>& ranks,
-             uint64_t seed) {
+Spec spec_of(const std::vector<int>& level, const Levels& levels, uint64_t seed) {
   Random random(seed);
   Spec s;
   s.seed = seed;
@@ -243,17 +253,18 @@ Spec spec_of(const std::vector<int>& level, const std::vector<int>& edges, const
   } modes[] = {{OCTOLORA_W8A16, false, 127.f},       {OCTOLORA_W8A8_DYNAMIC, false, 127.f},
                {OCTOLORA_W8A8_DYNAMIC, true, 127.f}, {OCTOLORA_W8A8_DYNAMIC, false, 127.5f},
                {OCTOLORA_W8A8_STATIC, false, 127.f}, {OCTOLORA_W8A8_STATIC, true, 127.f}};
-  s.mode = modes[level[kMode]].mode;
-  s.round_x = modes[level[kMode]].round;
-  s.x_divisor = modes[level[kMode]].divisor;
+  const auto& mode = modes[levels.modes[level[kMode]]];
+  s.mode = mode.mode;
+  s.round_x = mode.round;
+  s.x_divisor = mode.divisor;
   s.x_type = kTypes[level[kXType]];
   s.y_type = kTypes[level[kYType]];
   s.bias = level[kBias];
   s.scale_per_channel = level[kScale];
-  s.m = edges[level[kM]];
-  s.n = edges[level[kN]];
-  s.k = edges[level[kK]];
-  s.fill = static_cast<Fill>(level[kFill]);
+  s.m = levels.edges[level[kM]];
+  s.n = levels.edges[level[kN]];
+  s.k = levels.edges[level[kK]];
+  s.fill = levels.fills[level[kFill]];
   if (s.fill == Fill::exact) s.x_divisor = 127.f;  // the other divisor has no exact step
   static const int outliers[] = {-1, 0, 1, 7, Spec::kAll};
   if (s.mode == OCTOLORA_W8A8_DYNAMIC) s.outlier_columns = outliers[level[kOutliers]];
@@ -267,18 +278,20 @@ Spec spec_of(const std::vector<int>& level, const std::vector<int>& edges, const
   } epilogues[] = {{OCTOLORA_ACTIVATION_NONE, false, false},    {OCTOLORA_ACTIVATION_NONE, true, true},
                    {OCTOLORA_ACTIVATION_NONE, false, true},     {OCTOLORA_ACTIVATION_GELU_TANH, false, false},
                    {OCTOLORA_ACTIVATION_GELU_ERF, true, false}, {OCTOLORA_ACTIVATION_SILU, true, true}};
-  s.activation = epilogues[level[kEpilogue]].activation;
-  s.gate = epilogues[level[kEpilogue]].gate;
-  s.residual = epilogues[level[kEpilogue]].residual;
+  const auto& epilogue = epilogues[levels.epilogues[level[kEpilogue]]];
+  s.activation = epilogue.activation;
+  s.gate = epilogue.gate;
+  s.residual = epilogue.residual;
   if (s.fill == Fill::exact) s.activation = OCTOLORA_ACTIVATION_NONE;
   s.row_slots = static_cast<RowSlots>(level[kRows]);
 
+  const std::vector<int>& ranks = levels.ranks;
   const int rank = ranks[level[kRank]];
   auto add = [&](int r, Type a, Type b, float scale, bool split, bool bias) {
     s.adapters.push_back({r, a, b, scale, split, bias});
   };
   const int any = random.below(3);
-  switch (level[kAdapters]) {
+  switch (levels.adapters[level[kAdapters]]) {
     case 0:
       break;
     case 1:
@@ -308,20 +321,19 @@ Spec spec_of(const std::vector<int>& level, const std::vector<int>& edges, const
 }  // namespace
 
 std::vector<Spec> pairwise_specs(uint64_t seed, bool quick) {
-  const std::vector<int>& edges = quick ? kQuickEdges : kEdges;
-  const std::vector<int>& ranks = quick ? kQuickRanks : kRanks;
-  const int edge_levels = static_cast<int>(edges.size());
+  const Levels& from = quick ? kQuickLevels : kAllLevels;
+  const int edge_levels = static_cast<int>(from.edges.size());
   std::vector<int> levels(kFactors);
-  levels[kMode] = 6;
+  levels[kMode] = static_cast<int>(from.modes.size());
   levels[kXType] = levels[kYType] = 3;
   levels[kBias] = levels[kScale] = 2;
   levels[kM] = levels[kN] = levels[kK] = edge_levels;
-  levels[kAdapters] = 7;
-  levels[kRank] = static_cast<int>(ranks.size());
+  levels[kAdapters] = static_cast<int>(from.adapters.size());
+  levels[kRank] = static_cast<int>(from.ranks.size());
   levels[kOutliers] = 5;
-  levels[kFill] = 7;
+  levels[kFill] = static_cast<int>(from.fills.size());
   levels[kOffset] = 4;
-  levels[kEpilogue] = 6;
+  levels[kEpilogue] = static_cast<int>(from.epilogues.size());
   levels[kRows] = 4;
 
   // Greedy: of some random candidates, the one with the most pairs not seen yet; half of the candidates are built
@@ -340,7 +352,7 @@ std::vector<Spec> pairwise_specs(uint64_t seed, bool quick) {
   while (!open.empty()) {
     std::vector<int> best;
     int best_count = -1;
-    for (int candidate = 0; candidate < 12; ++candidate) {
+    for (int candidate = 0; candidate < (quick ? 100 : 12); ++candidate) {
       std::vector<int> level(kFactors);
       for (int f = 0; f < kFactors; ++f) level[f] = random.below(levels[f]);
       if (candidate % 2) {
@@ -362,7 +374,7 @@ std::vector<Spec> pairwise_specs(uint64_t seed, bool quick) {
     for (int f = 0; f < kFactors; ++f) {
       for (int g = f + 1; g < kFactors; ++g) open.erase({f, best[f], g, best[g]});
     }
-    specs.push_back(spec_of(best, edges, ranks, random.next() % 1000000));
+    specs.push_back(spec_of(best, from, random.next() % 1000000));
   }
   return specs;
 }

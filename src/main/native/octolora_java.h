@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <memory>
+#include <new>
 
 #include "octolora/octolora.h"
 
@@ -54,21 +56,33 @@ inline octolora_status octolora_java_linear_create(octolora_device* device, int3
   return octolora_linear_create(device, &desc, linear);
 }
 
-inline octolora_status octolora_java_slots_set(octolora_slots* slots, int32_t slot, int32_t rank, int32_t a_dtype,
-                                               int32_t b_dtype, int32_t precision, const void* a, const void* b,
-                                               const float* bias, const float* magnitude, float scale,
+// Of a direct buffer, from its position on.
+inline int64_t octolora_java_address(const void* buffer) { return reinterpret_cast<int64_t>(buffer); }
+
+// octolora_slots_set_many; numbers: slots, slot, rank, a_dtype, b_dtype, precision, a, b, bias and magnitude of each.
+inline octolora_status octolora_java_slots_set(const int64_t* numbers, const float* scales, int32_t count,
                                                octolora_stream stream) {
-  octolora_adapter_desc adapter{};
-  adapter.struct_size = sizeof adapter;
-  adapter.rank = rank;
-  adapter.a_dtype = a_dtype;
-  adapter.b_dtype = b_dtype;
-  adapter.precision = precision;
-  adapter.a = a;
-  adapter.b = b;
-  adapter.bias = bias;
-  adapter.magnitude = magnitude;
-  return octolora_slots_set(slots, slot, &adapter, scale, stream);
+  const std::unique_ptr<octolora_adapter_desc[]> adapters(new (std::nothrow) octolora_adapter_desc[count]());
+  const std::unique_ptr<octolora_slot_fill[]> fills(new (std::nothrow) octolora_slot_fill[count]());
+  if (!adapters || !fills) return OCTOLORA_OUT_OF_MEMORY;
+  for (int32_t i = 0; i < count; ++i, numbers += 10) {
+    octolora_adapter_desc& adapter = adapters[i];
+    adapter.struct_size = sizeof adapter;
+    adapter.rank = static_cast<int32_t>(numbers[2]);
+    adapter.a_dtype = static_cast<int32_t>(numbers[3]);
+    adapter.b_dtype = static_cast<int32_t>(numbers[4]);
+    adapter.precision = static_cast<int32_t>(numbers[5]);
+    adapter.a = reinterpret_cast<const void*>(numbers[6]);
+    adapter.b = reinterpret_cast<const void*>(numbers[7]);
+    adapter.bias = reinterpret_cast<const float*>(numbers[8]);
+    adapter.magnitude = reinterpret_cast<const float*>(numbers[9]);
+    fills[i].struct_size = sizeof(octolora_slot_fill);
+    fills[i].slot = static_cast<int32_t>(numbers[1]);
+    fills[i].slots = reinterpret_cast<octolora_slots*>(numbers[0]);
+    fills[i].adapter = &adapter;
+    fills[i].scale = scales[i];
+  }
+  return octolora_slots_set_many(fills.get(), count, stream);
 }
 
 // A forward; outputs: linear, slots, y, residual, gate and activation of each.

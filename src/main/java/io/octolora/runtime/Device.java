@@ -5,6 +5,7 @@ import io.octolora.OctoloraException;
 import io.octolora.Status;
 import io.octolora.checkpoint.BaseLinear;
 import io.octolora.checkpoint.Quantization;
+import io.octolora.mapping.ModuleMap;
 import java.lang.ref.Reference;
 import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
@@ -202,6 +203,19 @@ public final class Device implements AutoCloseable {
     }, scale, bias, weight.isDirect() ? Int8Linear.WRITE_BYTES : Int8Linear.HEAP_WRITE_BYTES);
   }
 
+  // ---- Adapters
+
+  /**
+   * Copies an adapter's factors to pinned host memory, from which slots on this device are filled without waiting. The
+   * adapter may be closed afterwards; the caller closes the copy.
+   *
+   * @param name for messages
+   * @throws OctoloraException {@link Status#OUT_OF_MEMORY} with nothing kept
+   */
+  public PinnedAdapter pin(String name, ModuleMap map) {
+    return new PinnedAdapter(handle, name, HostAdapter.bytes(map), memory -> HostAdapter.all(map, memory));
+  }
+
   // ---- Memory and streams
 
   /** Device memory of bytes bytes, 256-byte aligned and not cleared. The caller closes it. */
@@ -214,7 +228,7 @@ public final class Device implements AutoCloseable {
 
   /** A new stream; on the CPU, where calls finish before they return, the default one. The caller closes it. */
   public Stream createStream() {
-    return new Stream(handle, info);
+    return new Stream(handle, "Stream on " + info.id());
   }
 
   /**

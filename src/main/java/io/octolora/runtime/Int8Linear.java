@@ -153,15 +153,15 @@ public final class Int8Linear extends Forward {
   }
 
   private NativeHandle build(List<Attached> adapters) {
-    int[] capacity = adapters.stream().mapToInt(one -> one.adapter().rank()).toArray();
+    int[] capacity = adapters.stream().mapToInt(one -> one.adapter().rank).toArray();
     boolean split = adapters.stream().anyMatch(one -> one.precision() == LoraPrecision.SPLIT);
-    boolean magnitudes = adapters.stream().anyMatch(one -> one.adapter().magnitude() != null);
+    boolean magnitudes = adapters.stream().anyMatch(one -> one.adapter().magnitude != null);
     NativeHandle slots = createSlots(split ? LoraPrecision.SPLIT : LoraPrecision.BITS_16, magnitudes, capacity);
     boolean complete = false;
     try {
       for (int i = 0; i < capacity.length; i++) {
         Attached one = adapters.get(i);
-        one.adapter().set(slots.address(), i, one.weight(), one.precision(), 0, name);
+        one.adapter().set(slots, i, one.weight(), one.precision(), 0, name);
       }
       // A caller's stream need not be ordered behind the default one, on which the slots were filled.
       NativeLibrary.check(NativeOctolora.streamSynchronize(device.address(), 0), name);
@@ -174,7 +174,7 @@ public final class Int8Linear extends Forward {
     }
   }
 
-  private NativeHandle createSlots(LoraPrecision precision, boolean magnitudes, int[] capacity) {
+  NativeHandle createSlots(LoraPrecision precision, boolean magnitudes, int[] capacity) {
     return linear.child("AdapterSlots of " + name, parent -> {
       long[] made = new long[1];
       NativeLibrary.check(
