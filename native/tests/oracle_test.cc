@@ -489,11 +489,8 @@ std::vector<Spec> layer_specs(const Options& options) {
                 gelu_erf = OCTOLORA_ACTIVATION_GELU_ERF, silu = OCTOLORA_ACTIVATION_SILU;
   const Spec::AdapterSpec r16 = {16, bf16, bf16, 0.7f, false, true}, r32 = {32, f16, f16, 0.4f, false, false},
                           r70 = {70, f16, f16, 0.4f, false, true}, r150 = {150, bf16, bf16, 0.4f, false, false};
-  followed(layer(500, 8440, 200, w8a8, bf16, bf16, {r16}), gelu_erf, false, true);
-  followed(layer(511, 7408, 136, w8a8, bf16, f16, {r70, r16}), gelu_tanh, true, true);
-  followed(layer(385, 8448, 72, w8a8, f16, bf16, {r150}), silu, true, true);
   followed(layer(431, 7384, 136, w8a8, bf16, bf16, {r32}), gelu_tanh, true, true);
-  followed(layer(431, 7368, 72, w8a8, f16, f16, {r70}), none, false, true);
+  followed(layer(511, 7376, 72, w8a8, f16, f16, {r70}), none, false, true);
   followed(layer(500, 6328, 1160, w8a8, bf16, f16, {r70, r16}), silu, false, true);
   followed(layer(511, 6104, 136, w8a8, bf16, bf16, {r150}), gelu_erf, true, true);
   followed(layer(300, 4216, 264, w8a8, f16, bf16, {r16}), none, true, true);
