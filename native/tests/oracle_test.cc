@@ -157,6 +157,7 @@ std::vector<std::vector<Spec>> group_specs(const Options& options) {
       if (random.coin()) s.n = (s.n + 7) / 8 * 8;
       s.bias = random.coin();
       s.scale_per_channel = random.coin();
+      if (s.mode == OCTOLORA_W8A16 && random.coin()) s.scale_block = 32;
       s.activation = shared.fill == Fill::exact ? OCTOLORA_ACTIVATION_NONE : random.below(4);
       s.gate = random.coin();
       s.residual = random.coin();
@@ -169,13 +170,18 @@ std::vector<std::vector<Spec>> group_specs(const Options& options) {
     groups.push_back(std::move(group));
   }
   // q, k, v and mlp as the large tiles take them: nothing after the bias, all of it, and rows with slots of their own.
+  const struct {
+    int32_t mode;
+    int scale_block;
+  } kinds[] = {{OCTOLORA_W8A8_DYNAMIC, 0}, {OCTOLORA_W8A16, 0}, {OCTOLORA_W8A16, 32}};
   for (const RowSlots rows : {RowSlots::all, RowSlots::blocks}) {
     for (const bool epilogue : {false, true}) {
-      for (const int32_t mode : {OCTOLORA_W8A8_DYNAMIC, OCTOLORA_W8A16}) {
+      for (const auto& [mode, scale_block] : kinds) {
         std::vector<Spec> group;
         for (const int n : {400, 136, 1032}) {
           Spec s;
           s.mode = mode;
+          s.scale_block = scale_block;
           s.m = options.quick ? 70 : 300, s.n = options.quick ? n / 8 / 2 * 8 : n, s.k = options.quick ? 144 : 704;
           s.x_type = s.y_type = Type::bf16;
           s.row_slots = rows;
@@ -436,6 +442,21 @@ std::vector<Spec> layer_specs(const Options& options) {
       specs.push_back(layer(m, n, n == 136 ? 520 : 72, w8a16, f16, f32, {wide}));
     }
   }
+  const auto blocks = [](Spec s) {
+    s.scale_block = 32;
+    return s;
+  };
+  // Block scales: 160 and 128 tokens, then the kernel for every architecture in each tile.
+  for (const Type x : {bf16, f16}) {
+    specs.push_back(blocks(layer(300, 8456, 72, w8a16, x, bf16, {narrow})));
+    specs.push_back(blocks(layer(128, 136, 400, w8a16, x, f16, {narrow, wide})));
+    Spec s = blocks(layer(140, 8456, 72, w8a16, x, x, {narrow}));
+    s.activation = OCTOLORA_ACTIVATION_SILU;
+    s.gate = true;
+    specs.push_back(s);
+    for (const int m : {7, 30, 60, 140})
+      specs.push_back(blocks(layer(m, m == 140 ? 17000 : 136, 72, w8a16, x, f32, {wide})));
+  }
   if (options.quick) return specs;
   const std::vector<Spec> more = {
       layer(2600, 3080, 1160, w8a8, bf16, bf16,
@@ -462,6 +483,17 @@ std::vector<Spec> layer_specs(const Options& options) {
       layer(217, 8440, 64, w8a16, f16, bf16, {{16, f32, f32, 0.7f, true, true}}),
       layer(127, 1016, 1000, w8a16, bf16, bf16, {{130, f16, f16, 0.7f, false, false}}),
       layer(65, 8, 8, w8a16, bf16, bf16, {{16, bf16, bf16, 0.7f, false, false}}),
+      // Block scales with each tile, by its rows or its number of tiles.
+      blocks(layer(15, 1032, 4096, w8a16, bf16, bf16, {{64, bf16, bf16, 1.f, false, true}})),
+      blocks(layer(31, 1032, 1000, w8a16, f16, f16, {{16, f32, f32, 1.f, true, false}})),
+      blocks(layer(64, 4099, 1160, w8a16, f16, bf16, {{16, f16, f16, 0.7f, false, false}})),
+      blocks(layer(1500, 2064, 1040, w8a16, bf16, bf16, {{16, bf16, bf16, 1.f, false, false}})),
+      blocks(layer(700, 4104, 3104, w8a16, f16, f16, {{70, f16, f16, 0.4f, false, true}})),
+      blocks(layer(300, 400, 704, w8a16, f32, f32, {{16, bf16, bf16, 0.7f, false, true}})),
+      blocks(layer(113, 8440, 72, w8a16, bf16, f16, {{16, bf16, bf16, 0.7f, false, false}})),
+      blocks(layer(224, 1032, 32, w8a16, f16, bf16, {})),
+      blocks(layer(65, 136, 96, w8a16, bf16, bf16, {{16, bf16, bf16, 0.7f, false, true}})),
+      blocks(layer(450, 3080, 3104, w8a16, bf16, bf16, {{130, f16, f16, 0.7f, false, false}})),
       // The same for W8A8: 256, 224 and 192 columns, by mma.sync, by wgmma, and with more ranks than stay in stages.
       layer(500, 8440, 200, w8a8, bf16, bf16, {{16, bf16, bf16, 0.7f, false, true}}),
       layer(511, 7408, 1160, w8a8, f16, f16, {{70, f16, f16, 0.4f, false, false}, {16, bf16, bf16, 0.7f, false, true}}),
@@ -529,6 +561,16 @@ std::vector<Spec> layer_specs(const Options& options) {
     specs.push_back(layer(m, 1000, 8200, w8a8, f16, f32, {}));
     specs.push_back(layer(m, 4096, 4096, w8a16, bf16, f32, {}));
     specs.push_back(layer(m, 500, 4104, w8a8, bf16, f32, {{16, bf16, bf16, 1.f, false, false}}));
+  }
+  // Every number of few rows, K divided among blocks; some of them also with tiles of 72 and of 144 rows of W.
+  for (int m = 1; m <= 64; ++m) {
+    const Type x = m % 2 ? bf16 : f16;
+    specs.push_back(layer(m, 2200 + 331 * (m % 3), 520 + 8 * (m % 5), m % 4 == 3 ? w8a16 : w8a8, x, x,
+                          {{m % 7 ? 24 : 64, x, bf16, 0.7f, m % 5 == 4, m % 3 == 0}}));
+    if (m % 7 == 1) {
+      specs.push_back(layer(m, m % 2 ? 9210 : 18100, 264, m % 4 ? w8a8 : w8a16, x, bf16,
+                            {{16, bf16, bf16, 0.7f, false, false}, {40, f16, f16, 0.4f, false, true}}));
+    }
   }
   return specs;
 }

@@ -142,6 +142,7 @@ std::string Spec::name() const {
   std::string s = text("%s%s%s m=%d n=%d k=%d %s->%s %s%s%s", modes[mode], round_x ? "+round" : "",
                        x_divisor == 127.5f ? "/127.5" : "", m, n, k, format(x_type).name, format(y_type).name,
                        fill_name(fill), bias ? " bias" : "", scale_per_channel ? "" : " tensor_scale");
+  if (scale_block) s += text(" blocks=%d", scale_block);
   if (outlier_columns == kAll) s += " outliers=all";
   if (outlier_columns >= 0 && outlier_columns != kAll) s += text(" outliers=%d", outlier_columns);
   for (const AdapterSpec& a : adapters) {
@@ -177,6 +178,17 @@ Problem make_problem(const Spec& s) {
   for (float& v : p.w_scale) {
     v = p.exact ? static_cast<float>(std::ldexp(1.0, -random.below(3)))
                 : static_cast<float>(0.001 + 0.01 * random.uniform());
+  }
+  p.scale_block = s.scale_block;
+  if (s.scale_block) {
+    p.block_scale = Typed(Type::f16, static_cast<size_t>(s.n) * ((s.k + s.scale_block - 1) / s.scale_block));
+    // Some are subnormal, some zero, some negative; a row is not all zeros, which no magnitude could bring to a length.
+    const double sizes[] = {1, 1, 1, 0x1p-16, 0};
+    for (size_t i = 0; i < p.block_scale.size(); ++i) {
+      const bool first = i % (p.block_scale.size() / s.n) == 0;
+      const double size = sizes[random.below(first ? 3 : 5)] * (random.coin() ? 1 : -1);
+      p.block_scale.set(i, p.exact ? std::ldexp(1.0, -random.below(2)) : size * (0.2 + 2 * random.uniform()));
+    }
   }
   if (s.bias) {
     p.bias.resize(s.n);
@@ -216,12 +228,12 @@ const Levels kAllLevels = {
     {1, 2, 5, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 255, 256, 257},
     {1, 5, 8, 16, 33, 64, 128, 512},
     {Fill::normal, Fill::exact, Fill::zero_rows, Fill::nan_rows, Fill::inf_rows, Fill::subnormal, Fill::huge},
-    {0, 1, 2, 3, 4, 5},
+    {0, 1, 2, 3, 4, 5, 6, 7},
     {0, 1, 2, 3, 4, 5, 6},
     {0, 1, 2, 3, 4, 5}};
 // For sanitizers, which look at accesses and not at numbers: what takes another branch.
 const Levels kQuickLevels = {{1, 16, 17, 33, 65}, {1, 8, 16, 33},  {Fill::normal, Fill::exact, Fill::nan_rows},
-                             {0, 1, 2, 4},        {0, 3, 4, 5, 6}, {0, 1, 4, 5}};
+                             {0, 1, 2, 4, 6},     {0, 3, 4, 5, 6}, {0, 1, 4, 5}};
 
 enum Factor {
   kMode,
@@ -250,13 +262,16 @@ Spec spec_of(const std::vector<int>& level, const Levels& levels, uint64_t seed)
     int32_t mode;
     bool round;
     float divisor;
+    int scale_block = 0;
   } modes[] = {{OCTOLORA_W8A16, false, 127.f},       {OCTOLORA_W8A8_DYNAMIC, false, 127.f},
                {OCTOLORA_W8A8_DYNAMIC, true, 127.f}, {OCTOLORA_W8A8_DYNAMIC, false, 127.5f},
-               {OCTOLORA_W8A8_STATIC, false, 127.f}, {OCTOLORA_W8A8_STATIC, true, 127.f}};
+               {OCTOLORA_W8A8_STATIC, false, 127.f}, {OCTOLORA_W8A8_STATIC, true, 127.f},
+               {OCTOLORA_W8A16, false, 127.f, 32},   {OCTOLORA_W8A16, false, 127.f, 96}};
   const auto& mode = modes[levels.modes[level[kMode]]];
   s.mode = mode.mode;
   s.round_x = mode.round;
   s.x_divisor = mode.divisor;
+  s.scale_block = mode.scale_block;
   s.x_type = kTypes[level[kXType]];
   s.y_type = kTypes[level[kYType]];
   s.bias = level[kBias];
@@ -386,12 +401,16 @@ std::vector<Spec> corner_specs(uint64_t seed, bool quick) {
     s.seed = random.next() % 1000000;
     specs.push_back(s);
   };
-  const int32_t modes[] = {OCTOLORA_W8A16, OCTOLORA_W8A8_DYNAMIC, OCTOLORA_W8A8_STATIC};
+  const struct {
+    int32_t mode;
+    int scale_block;
+  } kinds[] = {{OCTOLORA_W8A16, 0}, {OCTOLORA_W8A8_DYNAMIC, 0}, {OCTOLORA_W8A8_STATIC, 0}, {OCTOLORA_W8A16, 32}};
   const Spec::AdapterSpec f16 = {16, Type::f16, Type::f16, 0.7f, false, false};
   const Spec::AdapterSpec bf16 = {33, Type::bf16, Type::bf16, 0.4f, false, true};
-  for (int32_t mode : modes) {
+  for (const auto& kind : kinds) {
     Spec s;
-    s.mode = mode;
+    s.mode = kind.mode;
+    s.scale_block = kind.scale_block;
     s.adapters = {f16, bf16};
     s.bias = true;
     s.m = 0, s.n = 33, s.k = 65;
@@ -419,7 +438,7 @@ std::vector<Spec> corner_specs(uint64_t seed, bool quick) {
     s.m = 7, s.n = 4099, s.k = 640;
     add(s);
     // Rows longer than any piece that a kernel takes at a time, with outliers in every piece.
-    if (mode == OCTOLORA_W8A8_DYNAMIC) {
+    if (s.mode == OCTOLORA_W8A8_DYNAMIC) {
       Spec wide = s;
       wide.m = 35, wide.n = 70, wide.k = 9001;
       for (Fill fill : {Fill::exact, Fill::normal}) {

@@ -12,7 +12,7 @@
 
 #include "octolora/octolora.h"
 
-static_assert(OCTOLORA_ABI_VERSION == 2, "NativeOctolora.java binds version 2: bring both to the new version");
+static_assert(OCTOLORA_ABI_VERSION == 3, "NativeOctolora.java binds version 3: bring both to the new version");
 
 // numbers: ordinal, compute capability, units. name [128], kernels [32]: zero-terminated UTF-8.
 inline octolora_status octolora_java_device_info(const octolora_device* device, int32_t* numbers, int64_t* memory,
@@ -39,7 +39,8 @@ inline octolora_status octolora_java_copy(octolora_device* device, void* to, con
 inline octolora_status octolora_java_linear_create(octolora_device* device, int32_t n, int32_t k, int32_t mode,
                                                    int32_t round_x, float x_scale, float x_divisor,
                                                    float outlier_threshold, const void* weight, int32_t scale_count,
-                                                   const float* scale, const float* bias, octolora_linear** linear) {
+                                                   const float* scale, int32_t scale_block, const void* block_scale,
+                                                   const float* bias, octolora_linear** linear) {
   octolora_linear_desc desc{};
   desc.struct_size = sizeof desc;
   desc.n = n;
@@ -53,6 +54,8 @@ inline octolora_status octolora_java_linear_create(octolora_device* device, int3
   desc.weight = static_cast<const int8_t*>(weight);
   desc.scale = scale;
   desc.bias = bias;
+  desc.scale_block = scale_block;
+  desc.block_scale = static_cast<const uint16_t*>(block_scale);
   return octolora_linear_create(device, &desc, linear);
 }
 

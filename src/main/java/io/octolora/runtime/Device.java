@@ -151,7 +151,7 @@ public final class Device implements AutoCloseable {
 
   /**
    * Puts a layer's weights on the device, in the mode its checkpoint asks for. They are read from the file's mapping in
-   * pieces, without a copy on the Java heap; the checkpoint may be closed afterwards, and its file must keep its length
+   * pieces, without a copy on the Java heap but for formats whose codes do not lie in one piece; the checkpoint may be closed afterwards, and its file must keep its length
    * meanwhile.
    *
    * @throws OctoloraException {@link Status#UNSUPPORTED} for a layer that is not quantized,
@@ -171,7 +171,8 @@ public final class Device implements AutoCloseable {
       throw notQuantized(linear);
     }
     return Int8Linear.create(handle, linear.name(), linear.n(), linear.k(), quantization, linear.weight()::bytes,
-        linear.scale(), linear.bias(), Int8Linear.WRITE_BYTES);
+        linear.scale(), linear.scaleBlock(), linear.blockScale(), linear.bias(),
+        linear.scaleBlock() > 0 ? Int8Linear.HEAP_WRITE_BYTES : Int8Linear.WRITE_BYTES);
   }
 
   private static OctoloraException notQuantized(BaseLinear linear) {

@@ -19,7 +19,7 @@ import org.jetbrains.annotations.Nullable;
         value = "linux-x86_64",
         cinclude = "octolora/octolora.h",
         include = "octolora_java.h",
-        link = "octolora@.2",
+        link = "octolora@.3",
         library = "jnioctolora"))
 @NoException
 final class NativeOctolora {
@@ -92,7 +92,8 @@ final class NativeOctolora {
   @Name("octolora_java_linear_create")
   static native int linearCreate(@Cast("octolora_device*") long device, int n, int k, int mode, int roundX,
       float xScale, float xDivisor, float outlierThreshold, @Cast("const void*") @Nullable ByteBuffer weight,
-      int scaleCount, @Const float[] scale, @Const float @Nullable [] bias, @Cast("octolora_linear**") long[] linear);
+      int scaleCount, @Const float[] scale, int scaleBlock, @Cast("const void*") @Nullable ByteBuffer blockScale,
+      @Const float @Nullable [] bias, @Cast("octolora_linear**") long[] linear);
   @Name("octolora_linear_destroy") static native void linearDestroy(@Cast("octolora_linear*") long linear);
   @Name("octolora_linear_write")
   static native int linearWrite(@Cast("octolora_linear*") long linear, int firstRow, int rows,

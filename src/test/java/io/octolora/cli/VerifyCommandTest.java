@@ -89,6 +89,20 @@ class VerifyCommandTest {
   }
 
   @Test
+  void gguf() throws IOException {
+    Path report = folder.resolve("gguf.html");
+    Cli cli = Cli.run("verify", Fixtures.path("llama/base_gguf"), Fixtures.path("llama/adapters/r4_all"), "--base",
+        Fixtures.path("llama/base_bf16"), "--report", report, "--device", "cpu").expect(0);
+    assertTrue(cli.out().contains("OK: 12 of 12 layers within bounds on cpu"), cli.out());
+    assertTrue(cli.out().contains("not run: model.layers.0.mlp.down_proj: the weight is F16, not int8"), cli.out());
+    assertTrue(Files.readString(report).contains("GGUF Q8_0"));
+    Cli.run("verify", Fixtures.path("flux/base_gguf"), "--device", "cpu").expect(0);
+    Cli golden = Cli.run("verify", Fixtures.path("llama/base_gguf"), "--golden",
+        Fixtures.golden("llama", "bnb8__none"), "--device", "cpu").expect(Main.BAD_INPUT);
+    assertTrue(golden.err().contains("is GGUF Q8_0; recordings are understood of bitsandbytes"), golden.err());
+  }
+
+  @Test
   void withoutAdaptersTheBaseIsVerified() {
     Cli.run("verify", BASE, "--golden", golden("bnb8__none"), "--device", "cpu").expect(0);
     Cli made = Cli.run("verify", BASE, "--device", "cpu", "--rows", "3").expect(0);
