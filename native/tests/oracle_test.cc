@@ -355,6 +355,14 @@ void layer_case(const Options& options, octolora_device* device, const Spec& spe
   const std::vector<uint8_t> y = runner.forward();
   runner.expect_intact();
   if (!options.quick && runner.forward() != y) fail("the same call gives other bits");
+  const size_t y_row = static_cast<size_t>(p.n) * format(p.y_type).bytes;
+  if (!p.row_slot.empty()) {
+    const std::vector<uint8_t> base = runner.forward(nullptr);
+    for (int row = 0; row < p.m; ++row) {
+      if (!uses_a_slot(p, row) && std::memcmp(&y[row * y_row], &base[row * y_row], y_row) != 0)
+        fail("row %d uses no slot and has other bits than without slots", row);
+    }
+  }
 
   std::vector<int> rows;
   for (int row = 0; row < p.m; ++row) {
@@ -364,10 +372,13 @@ void layer_case(const Options& options, octolora_device* device, const Spec& spe
   Problem judged = p;
   judged.m = static_cast<int>(rows.size());
   judged.x = Typed(p.x.type, rows.size() * p.k);
-  const size_t y_row = static_cast<size_t>(p.n) * format(p.y_type).bytes;
+  if (p.residual.size()) judged.residual = Typed(p.residual.type, rows.size() * p.n);
   std::vector<uint8_t> got;
   for (size_t i = 0; i < rows.size(); ++i) {
     for (int k = 0; k < p.k; ++k) judged.x.set(i * p.k + k, p.x.value[static_cast<size_t>(rows[i]) * p.k + k]);
+    for (size_t n = 0; p.residual.size() && n < static_cast<size_t>(p.n); ++n)
+      judged.residual.set(i * p.n + n, p.residual.value[static_cast<size_t>(rows[i]) * p.n + n]);
+    if (!p.row_slot.empty()) judged.row_slot[i] = p.row_slot[rows[i]];
     got.insert(got.end(), &y[rows[i] * y_row], &y[rows[i] * y_row] + y_row);
   }
   expect_close(judged, evaluate(judged, options.cuda() ? kCudaArithmetic : kCpuArithmetic), got);
@@ -500,6 +511,37 @@ std::vector<Spec> layer_specs(const Options& options) {
       layer(9, 1000, 4104, w8a8, bf16, bf16, {{520, bf16, bf16, 1.f, false, false}}),
   };
   specs.insert(specs.end(), more.begin(), more.end());
+  // What follows the linear, for each width of tile and each way of the low-rank update; the residual's place among the
+  // ranks' in the pipeline is another in each.
+  const auto followed = [&](Spec s, int32_t activation, bool gate, bool residual) {
+    s.activation = activation, s.gate = gate, s.residual = residual;
+    specs.push_back(s);
+  };
+  const int32_t none = OCTOLORA_ACTIVATION_NONE, gelu_tanh = OCTOLORA_ACTIVATION_GELU_TANH,
+                gelu_erf = OCTOLORA_ACTIVATION_GELU_ERF, silu = OCTOLORA_ACTIVATION_SILU;
+  const Spec::AdapterSpec r16 = {16, bf16, bf16, 0.7f, false, true}, r32 = {32, f16, f16, 0.4f, false, false},
+                          r70 = {70, f16, f16, 0.4f, false, true}, r150 = {150, bf16, bf16, 0.4f, false, false};
+  followed(layer(431, 7384, 136, w8a8, bf16, bf16, {r32}), gelu_tanh, true, true);
+  followed(layer(511, 7376, 72, w8a8, f16, f16, {r70}), none, false, true);
+  followed(layer(500, 6328, 1160, w8a8, bf16, f16, {r70, r16}), silu, false, true);
+  followed(layer(511, 6104, 136, w8a8, bf16, bf16, {r150}), gelu_erf, true, true);
+  followed(layer(300, 4216, 264, w8a8, f16, bf16, {r16}), none, true, true);
+  followed(layer(2600, 3080, 1160, w8a8, bf16, bf16, {r16}), gelu_erf, true, true);
+  followed(layer(2600, 3080, 648, w8a8, bf16, bf16, {}), gelu_tanh, false, true);
+  // Rows with slots of their own: tiles that need none, one and several of them.
+  const auto with_slots = [&](Spec s, RowSlots rows, bool epilogue) {
+    s.row_slots = rows;
+    followed(s, epilogue ? gelu_tanh : none, epilogue, epilogue);
+  };
+  for (const RowSlots rows : {RowSlots::blocks, RowSlots::shuffled, RowSlots::no_slot}) {
+    for (const bool epilogue : {false, true}) {
+      with_slots(layer(1300, 1544, 520, w8a8, bf16, bf16, {r16}), rows, epilogue);
+      with_slots(layer(1300, 1544, 520, w8a8, bf16, bf16, {r16, r32, r16}), rows, epilogue);
+      with_slots(layer(1300, 1544, 520, w8a8, f16, f16, {r70, r16, r150, r70, r32}), rows, epilogue);
+    }
+    with_slots(layer(1300, 600, 520, w8a8, bf16, bf16, {r16, r70}), rows, false);
+    specs.back().outlier_columns = 20;
+  }
   // Few rows on either side of what a kernel takes at a time, K long enough to be divided, N no multiple of a tile.
   int turn = 0;
   for (const int m : {1, 7, 8, 9, 16, 17, 33, 63, 64}) {

@@ -30,8 +30,18 @@ __device__ __forceinline__ float activate(float v, Activation activation) {
       constexpr float kCubic = kLinear * 0.044715f;
       return over_one_plus_exp2(v, v * fmaf(kCubic * v, v, kLinear));
     }
-    case Activation::gelu_erf:
-      return 0.5f * v * (1.f + erff(v * 0.70710678118654752f));
+    case Activation::gelu_erf: {
+      // u = v P(v^2) with (1 + erf(v / sqrt 2)) / 2 = 1 / (1 + 2^u), P fitted so that with its roundings the latter is
+      // within 2^-24 for v^2 <= 32; beyond, both are within 2^-26 of 0 or 1.
+      const float w = fminf(v * v, 32.f);
+      float p = fmaf(-5.06721598e-9f, w, 3.81630514e-7f);
+      p = fmaf(p, w, -1.14398235e-5f);
+      p = fmaf(p, w, 1.59579882e-4f);
+      p = fmaf(p, w, 9.40493774e-5f);
+      p = fmaf(p, w, -0.104835123f);
+      p = fmaf(p, w, -2.30220938f);
+      return over_one_plus_exp2(v, v * p);
+    }
     case Activation::silu:
       return over_one_plus_exp2(v, v * -kLog2e);
     case Activation::none:
@@ -140,51 +150,50 @@ __device__ __forceinline__ void finish_eight(const GemmArgs& args, const GemmMem
   store_eight(out.y, v, type, at, count, vectors);
 }
 
-// The same without residual and store for accumulator fragments: value[4 j + i] is row m + 8 (i / 2), column
-// n + 8 j + i % 2.
+// The slot of a row if the adapter in it has a bias that the row adds, else -1.
+__device__ __forceinline__ int slot_with_bias(const GemmArgs& args, const GemmMember& out, int m) {
+  if (!args.row_slot || m >= args.m) return -1;
+  const int slot = args.row_slot[m];
+  return slot >= 0 && slot < out.adapters.slot_count && out.adapters.has_bias[slot] ? slot : -1;
+}
+
+// Accumulator fragments: value[4 j + i] is row m + 8 (i / 2), column n + 8 j + i % 2.
 template <int Count>
-__device__ __forceinline__ void finish_fragments(const GemmArgs& args, const GemmMember& out, float (&value)[Count],
-                                                 int m, int n) {
-  const bool f16 = args.y_type == Dtype::f16;
-  uint32_t gate[Count / 4];
-  if (out.gate) {
+__device__ __forceinline__ void add_slot_biases(const GemmArgs& args, const GemmMember& out, float (&value)[Count],
+                                                int m, int n) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int slot = slot_with_bias(args, out, m + 8 * i);
+    if (slot < 0) continue;
+    const float scale = out.adapters.scale[slot];
+    const float* const bias = out.adapters.slot_bias + static_cast<int64_t>(slot) * out.n + n;
 #pragma unroll
     for (int j = 0; j < Count / 4; ++j) {
-      gate[j] = n + 8 * j < out.n
-                    ? __ldg(reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(out.gate) + n + 8 * j))
-                    : 0;
+      if (n + 8 * j >= out.n) continue;
+      value[4 * j + 2 * i] += scale * bias[8 * j];
+      value[4 * j + 2 * i + 1] += scale * bias[8 * j + 1];
     }
   }
-  if (args.row_slot) {
-    const AdapterView& ad = out.adapters;
+}
+
+template <Activation kActivation, int Count>
+__device__ __forceinline__ void activate_all(float (&value)[Count]) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int slot = m + 8 * i < args.m ? args.row_slot[m + 8 * i] : -1;
-      if (slot < 0 || slot >= ad.slot_count || !ad.has_bias[slot]) continue;
-      const float scale = ad.scale[slot];
-      const float* const bias = ad.slot_bias + static_cast<int64_t>(slot) * out.n + n;
+  for (int i = 0; i < Count; ++i) value[i] = activate(value[i], kActivation);
+}
+
+// Fragments as above, from column n on.
+template <int Count>
+__device__ __forceinline__ void multiply_gate(const GemmArgs& args, const GemmMember& out, float (&value)[Count],
+                                              int n) {
 #pragma unroll
-      for (int j = 0; j < Count / 4; ++j) {
-        if (n + 8 * j >= out.n) continue;
-        value[4 * j + 2 * i] += scale * bias[8 * j];
-        value[4 * j + 2 * i + 1] += scale * bias[8 * j + 1];
-      }
-    }
-  }
-  const auto activate_all = [&](Activation activation) {
+  for (int j = 0; j < Count / 4; ++j) {
+    const uint32_t bits =
+        n + 8 * j < out.n ? __ldg(reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(out.gate) + n + 8 * j))
+                          : 0;
+    const float2 factor = decode16x2(bits, args.y_type == Dtype::f16);
 #pragma unroll
-    for (int i = 0; i < Count; ++i) value[i] = activate(value[i], activation);
-  };
-  if (out.activation == Activation::gelu_tanh) activate_all(Activation::gelu_tanh);
-  if (out.activation == Activation::gelu_erf) activate_all(Activation::gelu_erf);
-  if (out.activation == Activation::silu) activate_all(Activation::silu);
-  if (out.gate) {
-#pragma unroll
-    for (int j = 0; j < Count / 4; ++j) {
-      const float2 factor = decode16x2(gate[j], f16);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) value[4 * j + i] *= i % 2 ? factor.y : factor.x;
-    }
+    for (int i = 0; i < 4; ++i) value[4 * j + i] *= i % 2 ? factor.y : factor.x;
   }
 }
 

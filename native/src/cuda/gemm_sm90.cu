@@ -11,12 +11,14 @@
 // A block has one producer warp and two consumer warpgroups, which own 64 rows each of a 128 x kBlockN tile; blocks
 // stay and walk over tiles. A cluster of two blocks takes two tiles above each other: each loads half of their common
 // rows of W and multicasts it to both, which brings the traffic from L2 below what L2 can give. A stage is 128 bytes of
-// each row of both operands, so 64 ranks of h and B fit where 128 values of q and W were.
+// each row of both operands, so 64 ranks of h and B fit where 128 values of q and W were, and two parts of a tile's
+// residual. Where rows name their slots, only blocks of 64 ranks that a row of the cluster needs come, and of them a
+// block multiplies the 16s that its own rows need.
 //
-// The producer thread decides what comes next and tells the consumers through a ring of two entries, so that no
-// consumer computes a tile's place. Between two tiles the tensor cores wait for the consumers to scale, add the
-// low-rank update and round; to keep that short, a tile's results wait as 16-bit numbers, part in shared memory and
-// part in registers, and leave during the main loop of the next tile.
+// The producer thread decides what comes next and tells the consumers: a tile's place through a ring of two entries,
+// the ranks that it needs beside its scales and biases. Between two tiles the tensor cores wait for the consumers to
+// scale, add the low-rank update and round; to keep that short, a tile's results wait as 16-bit numbers, part in shared
+// memory and part in registers, and leave during the main loop of the next tile.
 //
 // Barriers a stage: `full` (the bytes of both operands, one producer arrival) in each block; `empty`, with an arrival
 // from each consumer warpgroup of both blocks, since a producer writes into both.
@@ -45,7 +47,9 @@ constexpr int kPartBytes = 16 * kPart * 2;  // of y, a warp's
 constexpr int kRasterPairs = 6;             // pairs of tiles along M that a wave walks together
 constexpr int kResidentRankBlocks = 2;      // up to here the low-rank blocks of a tile are in stages at once
 constexpr int kMmaColumns = 32;             // of h, up to which mma.sync is used in place of wgmma
-constexpr int kMaxSteps = 1024;             // of 16 low-rank columns, of all members
+constexpr int kResidualBytes = kBlockM * kPart * 2;
+constexpr int kMaxSteps = 1024;  // of 16 low-rank columns, of all members
+static_assert(kBlockM == kSlotRows, "a tile of rows has one answer to which steps it needs");
 
 template <int BlockN_>
 struct Config {
@@ -60,24 +64,38 @@ struct Config {
   static constexpr int kColumns = kStaging + kWarpgroups * 4 * kHeld * kPartBytes;  // s_w and bias of the tile
   static constexpr int kZeros = kColumns + kBlockN * 8;  // 32 bytes, the bias of those without
   static constexpr int kTypes = kZeros + 32;             // bit i: step i of B is fp16
-  static constexpr int kWork = kTypes + kMaxSteps / 8;   // ring of two int4
+  static constexpr int kNeeds = kTypes + kMaxSteps / 8;  // of the tile: {steps that come, steps it needs}, 32 each
+  static constexpr int kWork = kNeeds + kMaxSteps / 4;   // ring of two int4
   static constexpr int kBarriers = kWork + 2 * 16;
   static constexpr int kSharedBytes = kBarriers + (kStages + 3) * 16;
   static_assert(kSharedBytes <= 232448, "what a block may have on sm_90");
 };
 
+// What a kernel can do beyond scales, adapters that all rows use, and bias: slots of rows; residual and gate, alone or
+// behind one activation; all of these; and outliers too. What it cannot do is not in its code: even skipped, it delays
+// what follows.
+enum class After { nothing, slots_of_rows, residual, gelu_tanh, gelu_erf, silu, anything, outliers };
+
+// Columns of a tile for which there are registers.
+constexpr int widest(After what) { return what < After::residual ? 256 : what < After::outliers ? 224 : 192; }
+
 struct Member {
-  CUtensorMap w, h, b;
+  CUtensorMap w, h, b, residual;
   GemmMember out;
   int tiles_n, first_tile_n;  // of the columns of tiles of all members
   int rank_blocks, up_columns, chunk_columns;
   int first_step, steps;  // of 16 low-rank columns, whole words of bits
+  int words;              // of 32 steps
   bool streams_ranks;     // more low-rank blocks than stay at once: they come once for each part of a tile
 };
 
-// Where a block's tile begins, and in which output.
+// Where a block's tile begins, and in which output. Columns are multiples of 32; one register has both.
 struct Tile {
-  int row, column, member;
+  int row, column_and_member;
+
+  static_assert(kMaxMembers <= 32);
+  __device__ __forceinline__ int column() const { return column_and_member & ~31; }
+  __device__ __forceinline__ int member() const { return column_and_member & 31; }
 };
 
 struct Params {
@@ -86,6 +104,9 @@ struct Params {
   int k_blocks, pairs_m, tiles_n, members;
   Member member[kMaxMembers];
 };
+
+// Of the bits of 32 steps, those of low-rank block `block`, with 8 of them in a word.
+__device__ __forceinline__ uint32_t of_block(uint32_t steps, int block) { return steps >> block % 8 * 4 & 15; }
 
 // Columns 8 j ... of a part: the accumulators of one mma tile.
 __device__ __forceinline__ float (&four(float (&value)[kPart / 2], int j))[4] {
@@ -145,12 +166,15 @@ __device__ __forceinline__ void add_outliers(float (&value)[kPart / 2], const Ge
   }
 }
 
-template <class C, bool kWide, bool kExtras>
+template <class C, bool kWide, After kAfter>
 __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  constexpr bool kOutliers = kAfter == After::outliers, kAnything = kAfter == After::anything || kOutliers;
+  constexpr bool kSlots = kAfter == After::slots_of_rows || kAnything, kEpilogue = kAfter >= After::residual;
   extern __shared__ __align__(1024) uint8_t memory[];
   const uint32_t base = ptx::shared_address(memory);
   const uint32_t columns = base + C::kColumns, types = base + C::kTypes, barriers = base + C::kBarriers;
+  const auto needs_at = [&](int word) { return base + C::kNeeds + word * 8; };
   const auto full = [&](int stage) { return barriers + stage * 16; };
   const auto empty = [&](int stage) { return barriers + stage * 16 + 8; };
   const uint32_t columns_full = barriers + C::kStages * 16, columns_empty = columns_full + 8;
@@ -199,7 +223,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         int member = 0;
         while (member + 1 < p.members && tile_n >= p.member[member + 1].first_tile_n) ++member;
         return Tile{(pair * kCluster + static_cast<int>(rank)) * kBlockM,
-                    (tile_n - p.member[member].first_tile_n) * C::kBlockN, member};
+                    (tile_n - p.member[member].first_tile_n) * C::kBlockN + member};
       };
 
       ptx::prefetch_map(&p.q);
@@ -221,7 +245,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       const int early = min(C::kStages, p.k_blocks);
       for (int block = 0; block < early; ++block) {
         begin_stage(C::kBlockN);
-        load_w(p.member[tile.member].w, block * 128, tile.column, C::kBlockN);
+        load_w(p.member[tile.member()].w, block * 128, tile.column(), C::kBlockN);
         step_stage();
       }
       wait_for_primaries();
@@ -236,36 +260,63 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         ptx::store_shared(work_entry(step), entry);
         ptx::barrier_arrive(work_full(step));
       };
+      // Which steps the tile of rows at `row` needs.
+      const auto needed = [&](const Member& member, int row, int word) -> uint32_t {
+        if (row >= p.args.m) return 0;
+        if (member.out.needed_steps) return member.out.needed_steps[row / kSlotRows * member.words + word];
+        const int steps = member.up_columns / kChunkRank - word * 32;
+        return steps < 32 ? (1u << steps) - 1 : ~0u;
+      };
       int step = 0;
       for (int next = cluster; next < tiles; next += clusters, ++step) {
         if (step > 0) tile = place(next);
-        const Member& member = p.member[tile.member];
-        tell(step, {static_cast<uint32_t>(tile.row), static_cast<uint32_t>(tile.column),
-                    static_cast<uint32_t>(tile.member), 1});
+        const Member& member = p.member[tile.member()];
+        tell(step, {static_cast<uint32_t>(tile.row), static_cast<uint32_t>(tile.column_and_member), 1, 0});
         for (int block = 0; block < p.k_blocks; ++block) {
           if (step > 0 || block >= early) {
             begin_stage(C::kBlockN);
-            load_w(member.w, block * 128, tile.column, C::kBlockN);
+            load_w(member.w, block * 128, tile.column(), C::kBlockN);
             ptx::tensor_load(x_tile(), &p.q, block * 128, tile.row, full(stage));
             step_stage();
           }
           // Once the consumers are in this tile for sure, where there are enough blocks.
           if (block == min(C::kStages, p.k_blocks - 1)) {
             ptx::barrier_wait(columns_empty, step & 1 ^ 1);
-            const uint32_t bytes = static_cast<uint32_t>(min(C::kBlockN, member.out.n - tile.column)) * 4;
+            for (int word = 0; kSlots && word < member.words; ++word) {
+              const uint32_t mine = needed(member, tile.row, word), other = needed(member, tile.row ^ kBlockM, word);
+              ptx::store_shared(needs_at(word), uint2{mine | other, mine});
+            }
+            const uint32_t bytes = static_cast<uint32_t>(min(C::kBlockN, member.out.n - tile.column())) * 4;
             ptx::barrier_expect_bytes(columns_full, member.out.bias ? 2 * bytes : bytes);
-            ptx::bulk_load(columns, member.out.scale + tile.column, bytes, columns_full);
+            ptx::bulk_load(columns, member.out.scale + tile.column(), bytes, columns_full);
             if (member.out.bias)
-              ptx::bulk_load(columns + C::kBlockN * 4, member.out.bias + tile.column, bytes, columns_full);
+              ptx::bulk_load(columns + C::kBlockN * 4, member.out.bias + tile.column(), bytes, columns_full);
           }
         }
         const bool streams = kWide && member.streams_ranks;
         const int rows = streams ? kPart : C::kBlockN;
         for (int part = 0; part < (streams ? C::kParts : 1); ++part) {
+#pragma unroll 1
           for (int block = 0; block < member.rank_blocks; ++block) {
+            if (kSlots && !of_block(ptx::load_shared(needs_at(block / 8)), block)) continue;
             begin_stage(rows);
-            load_w(member.b, block * 128, tile.column + part * kPart, rows);
+            load_w(member.b, block * 128, tile.column() + part * kPart, rows);
             ptx::tensor_load(x_tile(), &member.h, block * 128, tile.row, full(stage));
+            step_stage();
+          }
+          if (!kEpilogue || !member.out.residual) continue;
+          // Two parts of the residual a stage, or the one that is next.
+          const int end = streams ? part + 1 : C::kParts;
+#pragma unroll 1
+          for (int first = part; first < end; first += 2) {
+            const int boxes = min(2, end - first);
+            ptx::barrier_wait(empty(stage), phase ^ 1);
+            ptx::barrier_expect_bytes(full(stage), boxes * kResidualBytes);
+#pragma unroll 1
+            for (int i = 0; i < boxes; ++i) {
+              ptx::tensor_load(x_tile() + i * kResidualBytes, &member.residual,
+                               (tile.column() + (first + i) * kPart) * 2, tile.row, full(stage));
+            }
             step_stage();
           }
         }
@@ -306,9 +357,8 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     Tile tile{};
     // What waits to be stored: the place of its tile and the parts that are in registers. At first nothing, in a row
     // that does not exist.
-    int waiting_row = p.args.m, waiting_column = 0, waiting_member = 0;
+    Tile waiting{p.args.m, 0};
     constexpr int kInRegisters = C::kParts - C::kHeld;
-    static_assert(!kExtras || kInRegisters == 0, "the residual comes through the staging buffers");
     uint32_t packed[kInRegisters ? kInRegisters * 16 : 1] = {};
     const uint32_t my_staging = base + C::kStaging + (warpgroup * 4 + warp) * C::kHeld * kPartBytes;
     // 16 bytes of a part of the warp's rows; they are swizzled.
@@ -324,51 +374,20 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       }
       __syncwarp();
     };
-    // The residual of the tile into the staging buffers, in whole rows of 16 bytes a lane, once they are free.
-    [[maybe_unused]] const auto fetch_residual = [&](const GemmMember& out) {
-      if (!out.residual) return;
-      const int row = tile.row + warpgroup * 64 + warp * 16 + lane / 8, column = tile.column + lane % 8 * 8;
-      const auto* const from = static_cast<const uint16_t*>(out.residual) + static_cast<int64_t>(row) * out.n + column;
-      for (int part = 0; part < C::kParts; ++part) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const bool present = row + i * 4 < p.args.m && column + part * kPart < out.n;
-          ptx::copy_async_16(piece_at(part, i * 4 + lane / 8, lane % 8),
-                             present ? from + static_cast<int64_t>(i) * 4 * out.n + part * kPart : out.residual,
-                             present);
-        }
-      }
-      ptx::copy_async_commit();
-    };
-    // y of a part in place of its residual.
-    [[maybe_unused]] const auto stage_with_residual = [&](const GemmMember& out, int part, float(&v)[kPart / 2]) {
-      const bool f16 = p.args.y_type == Dtype::f16;
-#pragma unroll
-      for (int pair = 0; pair < kPart / 16; ++pair) {
-        const uint32_t at = piece_at(part, lane % 16, pair * 2 + lane / 16);
-        uint32_t bits[4] = {};
-        if (out.residual) ptx::load_matrix_x4(bits, at);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          float& low = v[8 * pair + 2 * i];
-          float& high = v[8 * pair + 2 * i + 1];
-          if (out.residual) {
-            const float2 more = decode16x2(bits[i], f16);
-            low += more.x;
-            high += more.y;
-          }
-          bits[i] = f16 ? pack_f16x2(low, high) : pack_bf16x2(low, high);
-        }
-        ptx::store_matrix_x4(at, bits[0], bits[1], bits[2], bits[3]);
-      }
-      __syncwarp();
+    // Reads ahead what the tail needs from memory beside the rows' numbers.
+    [[maybe_unused]] const auto touch_ahead = [&](const GemmMember& out, int row) {
+      if (kSlots && p.args.row_slot && row < p.args.m) ptx::touch(p.args.row_slot + row);
+      const int column = tile.column() + lane * 8;
+      if (kEpilogue && out.gate && lane * 8 < C::kBlockN && column < out.n)
+        ptx::touch(static_cast<const uint16_t*>(out.gate) + column);
     };
     const auto store_part = [&](int part) {
       if constexpr (kInRegisters > 0) {
         if (part >= C::kHeld) stage_part(part, packed + (part >= C::kHeld ? part - C::kHeld : 0) * 16);
       }
-      const GemmMember& out = p.member[waiting_member].out;
-      const int row = waiting_row + lane / 8, column = waiting_column + part * kPart + lane % 8 * 8;
+      const GemmMember& out = p.member[waiting.member()].out;
+      const int row = waiting.row + warpgroup * 64 + warp * 16 + lane / 8;
+      const int column = waiting.column() + part * kPart + lane % 8 * 8;
       uint16_t* const to = static_cast<uint16_t*>(out.y) + static_cast<int64_t>(row) * out.n + column;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -384,9 +403,9 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       const uint4 entry = ptx::load_shared_16(work_entry(step));
       __syncwarp();
       if (lane == 0) ptx::barrier_arrive(work_empty(step));
-      if (entry.w == 0) break;
-      tile = {static_cast<int>(entry.x), static_cast<int>(entry.y), static_cast<int>(entry.z)};
-      const Member& member = p.member[tile.member];
+      if (entry.z == 0) break;
+      tile = {static_cast<int>(entry.x), static_cast<int>(entry.y)};
+      const Member& member = p.member[tile.member()];
       const int first_row = tile.row + warpgroup * 64 + warp * 16 + g;
       RowScale rows[2];
       for (int i = 0; i < 2; ++i) {
@@ -409,7 +428,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         for (int part = 0; part < C::kParts; ++part) {
           if (block == 1 + 2 * part) store_part(part);
         }
-        if (kExtras && block == 2 * C::kParts) fetch_residual(member.out);
+        if ((kSlots || kEpilogue) && block == 2 * C::kParts) touch_ahead(member.out, first_row);
         step_stage();
       }
       ptx::wgmma_wait<0>();
@@ -418,23 +437,31 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       for (int part = 0; part < C::kParts; ++part) {
         if (p.k_blocks <= 1 + 2 * part) store_part(part);
       }
-      if (kExtras && p.k_blocks <= 2 * C::kParts) fetch_residual(member.out);
+      if ((kSlots || kEpilogue) && p.k_blocks <= 2 * C::kParts) touch_ahead(member.out, first_row);
       // 1 / p of a power of two. The empty statement keeps the compiler from computing this before the main loop,
       // where it would wait for the rows' numbers.
       float inverse[2];
       for (int i = 0; i < 2; ++i) {
         asm volatile("" : "+f"(rows[i].power));
         inverse[i] = __uint_as_float((254u << 23) - __float_as_uint(rows[i].power));
-        if (!kExtras) rows[i].scale *= inverse[i];  // outliers join before the division
+        if (!kOutliers) rows[i].scale *= inverse[i];  // outliers join before the division
       }
-      waiting_row = tile.row + warpgroup * 64 + warp * 16;
-      waiting_column = tile.column;
-      waiting_member = tile.member;
+      waiting = tile;
       ptx::barrier_wait(columns_full, step & 1);
       const uint32_t my_scales = columns + t * 8;
       const uint32_t my_biases = member.out.bias ? my_scales + C::kBlockN * 4 : base + C::kZeros + t * 8;
       const int bias_step = member.out.bias ? 32 : 0;
       const bool streams = kWide && member.streams_ranks;
+      // Low-rank blocks that stay in their stages until the last part.
+      int held = streams ? 0 : member.rank_blocks;
+      uint2 needs{};  // of the first 32 steps
+      bool slot_biases = false;
+      if constexpr (kSlots) {
+        if (member.rank_blocks) needs = ptx::load_shared_8(needs_at(0));
+        for (int block = 0; !streams && block < member.rank_blocks; ++block) held -= of_block(needs.x, block) == 0;
+        slot_biases = p.args.row_slot && __any_sync(~0u, slot_with_bias(p.args, member.out, first_row) >= 0 ||
+                                                             slot_with_bias(p.args, member.out, first_row + 8) >= 0);
+      }
 
       // The sums as floats in units of p, with the low-rank update.
       const auto begin_part = [&](int part, float(&v)[kPart / 2]) {
@@ -442,7 +469,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         for (int j = 0; j < kPart / 8; ++j) {
           if (!exists(part, j * 8)) continue;
           const int32_t* const total = sum + part * 32 + 4 * j;
-          if constexpr (kExtras) {
+          if constexpr (kOutliers) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) v[4 * j + i] = static_cast<float>(total[i]) * rows[i / 2].scale;
           } else {
@@ -452,9 +479,8 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
               v[4 * j + i] = static_cast<float>(total[i]) * rows[i / 2].scale * (i % 2 ? scale.y : scale.x);
           }
         }
-        if constexpr (kExtras) {
-          if (p.args.outliers.list)
-            add_outliers(v, p.args, member.out, *p.args.outliers.count, first_row, tile.column + part * kPart);
+        if constexpr (kOutliers) {
+          add_outliers(v, p.args, member.out, *p.args.outliers.count, first_row, tile.column() + part * kPart);
 #pragma unroll
           for (int j = 0; j < kPart / 8; ++j) {
             const float2 scale = ptx::load_shared_pair(my_scales + (part * kPart / 8 + j) * 32);
@@ -466,13 +492,20 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           int from = stage;
           uint32_t from_phase = phase;
           for (int block = 0; block < member.rank_blocks; ++block) {
+            [[maybe_unused]] uint32_t needed = 0;
+            if constexpr (kSlots) {
+              const uint2 of_word = ptx::load_shared_8(needs_at(block / 8));
+              if (!of_block(of_word.x, block)) continue;
+              needed = of_block(of_word.y, block);
+            }
             if (part == 0 || streams) ptx::barrier_wait(full(from), from_phase);
             const uint64_t x = x_operand(from);
             const uint64_t b = w_operand(from) + (streams ? 0 : part * (kPart * 128 >> 4));
             const int steps = min(4, member.up_columns / kChunkRank - block * 4);
-            const uint32_t f16 = ptx::load_shared(types + (member.first_step / 8 + block / 8 * 4)) >> block % 8 * 4;
+            const uint32_t f16 = of_block(ptx::load_shared(types + (member.first_step / 8 + block / 8 * 4)), block);
             ptx::wgmma_fence();
             for (int k = 0; k < steps; ++k) {
+              if (kSlots && !(needed >> k & 1)) continue;
               const auto multiply = [&](auto& value) {
                 if (f16 >> k & 1)
                   ptx::wgmma_f16(value, x + 2 * k, b + 2 * k, true);
@@ -496,13 +529,14 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
             stage = from;
             phase = from_phase;
           }
-        } else if (member.rank_blocks) {
+        } else if (kSlots ? needs.x : member.rank_blocks) {
           if (part == 0) ptx::barrier_wait(full(stage), phase);
           const uint32_t h_tile = base + stage * C::kStageBytes + (warpgroup * 64 + warp * 16) * 128;
           const uint32_t b_tile = base + stage * C::kStageBytes + (kBlockM + part * kPart) * 128;
           const int h_row = lane % 16, b_row = lane / 16 * 8 + lane % 8;
           const uint32_t f16 = ptx::load_shared(types + member.first_step / 8);
           for (int k = 0; k * kChunkRank < member.up_columns; ++k) {
+            if (kSlots && !(needs.y >> k & 1)) continue;
             uint32_t h[4];
             ptx::load_matrix_x4(h, h_tile + h_row * 128 + (((k * 2 + lane / 16) ^ h_row % 8) * 16));
             const uint32_t b_at = b_tile + b_row * 128 + (((k * 2 + lane / 8 % 2) ^ b_row % 8) * 16);
@@ -524,9 +558,34 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           }
         }
       };
+      // From a stage that holds this part, or it and its neighbour.
+      [[maybe_unused]] const auto add_residual = [&](int part, float(&v)[kPart / 2]) {
+        const int by = (streams ? 0 : part / 2) + held, of_two = streams ? 0 : part % 2;
+        const int from = stage + by < C::kStages ? stage + by : stage + by - C::kStages;
+        if (of_two == 0) ptx::barrier_wait(full(from), phase ^ (stage + by >= C::kStages));
+        // The rows of a warp lie there as in its staging buffer.
+        const uint32_t from_staging =
+            base + from * C::kStageBytes + of_two * kResidualBytes + (warpgroup * 4 + warp) * kPartBytes - my_staging;
+#pragma unroll
+        for (int pair = 0; pair < kPart / 16; ++pair) {
+          if (!exists(part, pair * 16)) continue;
+          uint32_t bits[4];
+          ptx::load_matrix_x4(bits, piece_at(0, lane % 16, pair * 2 + lane / 16) + from_staging);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float2 more = decode16x2(bits[i], p.args.y_type == Dtype::f16);
+            v[8 * pair + 2 * i] += more.x;
+            v[8 * pair + 2 * i + 1] += more.y;
+          }
+        }
+        if (streams || of_two == 1 || part + 1 == C::kParts) {
+          meet();  // ldmatrix of all warps is done
+          release(from);
+          if (streams) step_stage();
+        }
+      };
       // Out of units of p, finished and rounded.
       const auto end_part = [&](int part, float(&v)[kPart / 2]) {
-        uint32_t bits[kPart / 4];
 #pragma unroll
         for (int j = 0; j < kPart / 8; ++j) {
           if (!exists(part, j * 8)) continue;
@@ -537,11 +596,19 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
             v[4 * j + 2 * i + 1] = v[4 * j + 2 * i + 1] * rows[i].power + bias.y;
           }
         }
-        if constexpr (kExtras) {
-          finish_fragments(p.args, member.out, v, first_row, tile.column + part * kPart + 2 * t);
-          stage_with_residual(member.out, part, v);
-          return;
+        if (kSlots && slot_biases)
+          add_slot_biases(p.args, member.out, v, first_row, tile.column() + part * kPart + 2 * t);
+        if constexpr (kEpilogue) {
+          const auto is = [&](After one, Activation activation) {
+            return kAfter == one || (kAnything && member.out.activation == activation);
+          };
+          if (is(After::gelu_tanh, Activation::gelu_tanh)) activate_all<Activation::gelu_tanh>(v);
+          if (is(After::gelu_erf, Activation::gelu_erf)) activate_all<Activation::gelu_erf>(v);
+          if (is(After::silu, Activation::silu)) activate_all<Activation::silu>(v);
+          if (member.out.gate) multiply_gate(p.args, member.out, v, tile.column() + part * kPart + 2 * t);
+          if (member.out.residual) add_residual(part, v);
         }
+        uint32_t bits[kPart / 4];
         if (p.args.y_type == Dtype::f16) {
 #pragma unroll
           for (int i = 0; i < kPart / 4; ++i)
@@ -558,22 +625,21 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           for (int i = 0; i < kPart / 4; ++i) packed[(part - C::kHeld) * 16 + i] = bits[i];
         }
       };
-      if (kExtras && member.out.residual) {
-        ptx::copy_async_wait<0>();
-        __syncwarp();
-      }
 #pragma unroll
       for (int part = 0; part < C::kParts; ++part) {
         float v[kPart / 2];
         begin_part(part, v);
-        if (part + 1 == C::kParts && !streams) {
-          if (!kWide && member.rank_blocks) meet();  // ldmatrix of all warps is done
-          for (int block = 0; block < member.rank_blocks; ++block) {
+        if (part + 1 == C::kParts) {
+          if (!kWide && held) meet();  // ldmatrix of all warps is done
+          for (; held > 0; --held) {
             release(stage);
             step_stage();
           }
         }
         end_part(part, v);
+      }
+      if (kEpilogue && member.out.residual && !streams) {
+        for (int part = 0; part < C::kParts; part += 2) step_stage();
       }
       __syncwarp();
       if (lane == 0) ptx::barrier_arrive(columns_empty);
@@ -599,17 +665,20 @@ Params params_of(const GemmArgs& args) {
     to.out = args.member[i];
     const int up = to.out.adapters.up_columns;
     to.rank_blocks = (up + kBlockRank - 1) / kBlockRank;
-    to.streams_ranks = to.rank_blocks > kResidentRankBlocks;
+    to.words = needed_words(up);
+    to.streams_ranks = up > kResidentRankBlocks * kBlockRank;
     to.w = tensor_map(to.out.weight, args.k_pitch, to.out.n, args.k_pitch, C::kBlockN / kCluster);
     if (up) {
       to.h = tensor_map(to.out.h, up * 2, args.m, up * 2, kBlockM);
       to.b =
           tensor_map(to.out.adapters.b, up * 2, to.out.n, up * 2, (to.streams_ranks ? kPart : C::kBlockN) / kCluster);
     }
+    if (to.out.residual)
+      to.residual = tensor_map(to.out.residual, int64_t{to.out.n} * 2, args.m, int64_t{to.out.n} * 2, kBlockM);
     to.up_columns = up;
     to.chunk_columns = up ? up / to.out.adapters.chunk_count : kChunkRank;
     to.first_step = steps;
-    to.steps = round_up(up / kChunkRank, 32);
+    to.steps = to.words * 32;
     steps += to.steps;
     to.first_tile_n = p.tiles_n;
     to.tiles_n = (to.out.n + C::kBlockN - 1) / C::kBlockN;
@@ -618,34 +687,49 @@ Params params_of(const GemmArgs& args) {
   return p;
 }
 
-template <class C, bool kWide, bool kExtras>
+template <class C, bool kWide, After kAfter>
 void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
   const Params p = params_of<C>(args);
   const int clusters = std::min(p.pairs_m * p.tiles_n, limits.multiprocessors / kCluster);
   const DependentLaunch launch(clusters * kCluster, kThreads, kCluster, C::kSharedBytes, stream);
-  OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config, gemm<C, kWide, kExtras>, p),
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config, gemm<C, kWide, kAfter>, p),
                 "sm_90 gemm tile %dx%d: M = %d, K = %d, %d outputs, N = %d, up columns = %d", kBlockM, C::kBlockN,
                 args.m, args.k, args.member_count, args.member[0].n, args.member[0].adapters.up_columns);
 }
 
-template <class C, bool kExtras>
+template <class C, After kAfter>
 void set_up() {
-  for (const auto kernel : {gemm<C, false, kExtras>, gemm<C, true, kExtras>}) {
+  for (const auto kernel : {gemm<C, false, kAfter>, gemm<C, true, kAfter>}) {
     OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                        cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes),
                   "sm_90 gemm tile %dx%d: %d bytes of shared memory", kBlockM, C::kBlockN, C::kSharedBytes);
   }
 }
 
+template <After kAfter>
+void set_up_epilogue() {
+  set_up<Config<224>, kAfter>();
+  set_up<Config<192>, kAfter>();
+}
+
 void set_up_all(const Limits& limits) {
   if (limits.capability != 90) return;
   tensor_map_encoder();  // a driver without it fails here, not in a forward
-  set_up<Config<256>, false>();
-  set_up<Config<224>, false>();
-  set_up<Config<192>, false>();
-  set_up<Config<128>, false>();
-  set_up<Config<192>, true>();
-  set_up<Config<128>, true>();
+  set_up<Config<256>, After::nothing>();
+  set_up<Config<224>, After::nothing>();
+  set_up<Config<192>, After::nothing>();
+  set_up<Config<128>, After::nothing>();
+  set_up<Config<256>, After::slots_of_rows>();
+  set_up<Config<224>, After::slots_of_rows>();
+  set_up<Config<192>, After::slots_of_rows>();
+  set_up<Config<128>, After::slots_of_rows>();
+  for (const auto set_up_one :
+       {set_up_epilogue<After::residual>, set_up_epilogue<After::gelu_tanh>, set_up_epilogue<After::gelu_erf>,
+        set_up_epilogue<After::silu>, set_up_epilogue<After::anything>})
+    set_up_one();
+  set_up<Config<128>, After::anything>();
+  set_up<Config<192>, After::outliers>();
+  set_up<Config<128>, After::outliers>();
 }
 
 const char* refuses(const GemmArgs& args, const Limits& limits) {
@@ -671,13 +755,28 @@ bool is_wide(const GemmArgs& args) {
   return false;
 }
 
-// Outliers or something between the sum and the rounding. They need the registers that 256 columns take.
-bool has_extras(const GemmArgs& args) {
-  if (args.outliers.list) return true;
+After after(const GemmArgs& args) {
+  if (args.outliers.list) return After::outliers;
+  bool same = true, slots = false, more = false;
   for (int i = 0; i < args.member_count; ++i) {
-    if (has_epilogue(args, args.member[i])) return true;
+    const GemmMember& out = args.member[i];
+    same = same && out.activation == args.member[0].activation;
+    slots = slots || (args.row_slot && out.adapters.slot_count);
+    more = more || out.activation != Activation::none || out.residual || out.gate;
   }
-  return false;
+  if (!more) return slots ? After::slots_of_rows : After::nothing;
+  if (slots || !same) return After::anything;
+  switch (args.member[0].activation) {
+    case Activation::gelu_tanh:
+      return After::gelu_tanh;
+    case Activation::gelu_erf:
+      return After::gelu_erf;
+    case Activation::silu:
+      return After::silu;
+    case Activation::none:
+      return After::residual;
+  }
+  return After::anything;
 }
 
 struct Choice {
@@ -696,7 +795,7 @@ Choice choose(const GemmArgs& args, const Limits& limits) {
   Choice best{};
   double best_cost = 0;
   for (const auto& [width, speed] : kWidths) {
-    if (width > 192 && has_extras(args)) continue;
+    if (width > widest(after(args))) continue;
     int64_t tiles = 0;
     for (int i = 0; i < args.member_count; ++i) tiles += (args.member[i].n + width - 1) / width;
     tiles *= (args.m + kBlockM * kCluster - 1) / (kBlockM * kCluster);
@@ -710,21 +809,40 @@ Choice choose(const GemmArgs& args, const Limits& limits) {
   return best;
 }
 
-template <class C, bool kExtras>
+template <class C, After kAfter>
 void launch_config(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
-  (is_wide(args) ? launch<C, true, kExtras> : launch<C, false, kExtras>)(args, limits, stream);
+  (is_wide(args) ? launch<C, true, kAfter> : launch<C, false, kAfter>)(args, limits, stream);
+}
+
+template <After kAfter>
+void launch_width(int width, const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+  if constexpr (widest(kAfter) >= 256) {
+    if (width == 256) return launch_config<Config<256>, kAfter>(args, limits, stream);
+  }
+  if constexpr (widest(kAfter) >= 224) {
+    if (width == 224) return launch_config<Config<224>, kAfter>(args, limits, stream);
+  }
+  if (width == 192) return launch_config<Config<192>, kAfter>(args, limits, stream);
+  constexpr bool kOne = kAfter >= After::residual && kAfter < After::anything;  // narrow tiles have no kernels for one
+  launch_config<Config<128>, kOne ? After::anything : kAfter>(args, limits, stream);
 }
 
 void launch_all(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
-  const int width = choose(args, limits).width;
-  const auto launch_chosen = has_extras(args)
-                                 ? (width == 192 ? launch_config<Config<192>, true> : launch_config<Config<128>, true>)
-                             : width == 256 ? launch_config<Config<256>, false>
-                             : width == 224 ? launch_config<Config<224>, false>
-                             : width == 192 ? launch_config<Config<192>, false>
-                                            : launch_config<Config<128>, false>;
-  launch_chosen(args, limits, stream);
+  constexpr void (*kLaunch[])(int, const GemmArgs&, const Limits&, cudaStream_t) = {
+      launch_width<After::nothing>,   launch_width<After::slots_of_rows>, launch_width<After::residual>,
+      launch_width<After::gelu_tanh>, launch_width<After::gelu_erf>,      launch_width<After::silu>,
+      launch_width<After::anything>,  launch_width<After::outliers>};
+  kLaunch[static_cast<int>(after(args))](choose(args, limits).width, args, limits, stream);
 }
+
+constexpr const char* kAfterText[] = {"",
+                                      "; of the ranks, those of the rows' slots",
+                                      "; residual or gate before the store",
+                                      "; gelu_tanh before the store",
+                                      "; gelu_erf before the store",
+                                      "; silu before the store",
+                                      "; epilogue before the store",
+                                      "; outliers and epilogue before the store"};
 
 void describe(const GemmArgs& args, const Limits& limits, Explanation& to) {
   const Choice choice = choose(args, limits);
@@ -735,7 +853,7 @@ void describe(const GemmArgs& args, const Limits& limits, Explanation& to) {
       "low-rank update by %s%s",
       kGemmSm90.name, args.member_count, args.member_count == 1 ? "" : "s", n, kBlockM, choice.width, choice.waves,
       kCluster, choice.width == 128 ? Config<128>::kStages : Config<256>::kStages, is_wide(args) ? "wgmma" : "mma.sync",
-      has_extras(args) ? "; outliers or epilogue before the store" : "");
+      kAfterText[static_cast<int>(after(args))]);
 }
 
 }  // namespace
