@@ -7,7 +7,7 @@
 // of every batch. The slice of a batch comes in stages of kStageK columns through a ring of shared buffers, as many
 // ahead as fit. A block's warps divide the work:
 //
-//   copy      one warp brings the stages, one finds the ranks that tiles of rows need
+//   copy      one warp brings the stages, one finds the ranks that tiles of rows need, two describe the adapters
 //   multiply  two warpgroups take turns at the items (batch, 64 columns of x.A^T). wgmma has the ranks as its 64 rows,
 //             A comes from memory or shared memory in the registers of the lanes that need it, and the rows of x are
 //             the columns. An item's sums go to the blocks that own the rows, which add them up in a fixed order and
@@ -232,18 +232,33 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
       }
     } else if (warp == 1) {
       find_needed_steps(args, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
-    }
-  } else if (warp < kCopyWarps + kMultiplyGroups * 4) {
-    ptx::registers_more<104>();
-    const int group_of_warps = warp / 4 - kCopyWarps / 4, w = warp % 4, thread = static_cast<int>(threadIdx.x) % 128;
-    const int g = lane / 4, t = lane % 4;
-    constexpr int kSums = kRows / 2;
-    const int owned = kRows / 2 >> plan.cluster_log;  // pairs of rows, of a full batch
-    const uint32_t box = base + plan.boxes_at + group_of_warps * plan.box_bytes;
-    const uint32_t sums_full = barrier(shared.sums_full[group_of_warps]);
-    const uint32_t sums_free = barrier(shared.sums_free[group_of_warps]);
-    if (warp < kCopyWarps + 2) {
-      const int describer = static_cast<int>(threadIdx.x) - kCopyWarps * 32;
+    } else {
+      // The fragments of a block's first ranks, from the slice on; null for an empty block.
+      const auto fragments_of = [&](int block) -> const uint4* {
+        for (int m = 0, after = 0; m < args.member_count; ++m) {
+          const AdapterView& ad = args.member[m].adapters;
+          const int at = block - first_block(ad, after), count = ad.down_columns / kBlock;
+          if (at >= 0 && at < count) return ad.a + (static_cast<int64_t>(at) * 2 * k_steps + start / 32) * 32;
+          after = first_block(ad, after) + count;
+        }
+        return nullptr;
+      };
+      // Before anything is read: behind the copies of x a load takes microseconds.
+      if (warp == 2 && plan.a_resident && steps) {
+        const uint32_t full = barrier(shared.a_full);
+        int present = 0;
+        for (int i = lane; i < plan.blocks * 2; i += 32) present += fragments_of(i / 2) != nullptr;
+        present = __reduce_add_sync(~0u, present);
+        if (lane == 0) ptx::barrier_expect_bytes(full, static_cast<uint32_t>(present * steps * 512));
+        __syncwarp();
+        for (int i = lane; i < plan.blocks * 2; i += 32) {
+          if (const uint4* const from = fragments_of(i / 2)) {
+            ptx::bulk_load(base + plan.a_at + i * plan.slice * 16, from + static_cast<int64_t>(i % 2) * k_steps * 32,
+                           static_cast<uint32_t>(steps * 512), full);
+          }
+        }
+      }
+      const int describer = static_cast<int>(threadIdx.x) - 2 * 32;
       if (describer < plan.blocks) {
         Block block{};
         int after = 0;
@@ -254,7 +269,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
           if (at >= 0 && at < count) {
             const int parts = count / ad.chunk_count;
             const Chunk chunk = ad.chunks[at / parts];
-            block.a = ad.a + (static_cast<int64_t>(at) * 2 * k_steps + start / 32) * 32;
+            block.a = fragments_of(describer);
             block.h = member.h + chunk.up;
             block.up_columns = ad.up_columns;
             block.scale = ad.scale[chunk.slot];
@@ -272,7 +287,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
         shared.block[describer] = block;
       }
       ptx::named_sync(1, 2 * 32);
-      if (warp == kCopyWarps) {
+      if (warp == 2) {
         int exponent = INT_MIN;
         for (int i = lane; i < plan.blocks; i += 32) exponent = max(exponent, shared.block[i].term_exponent);
         exponent = __reduce_max_sync(~0u, exponent);
@@ -280,22 +295,17 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
           shared.exponent = exponent;
           ptx::barrier_arrive(barrier(shared.described));
         }
-        if (plan.a_resident && steps) {
-          const uint32_t full = barrier(shared.a_full);
-          int present = 0;
-          for (int i = 0; i < plan.blocks; ++i) present += shared.block[i].a ? 2 : 0;
-          if (lane == 0) ptx::barrier_expect_bytes(full, static_cast<uint32_t>(present * steps * 512));
-          __syncwarp();
-          for (int i = lane; i < plan.blocks * 2; i += 32) {
-            const uint4* const from = shared.block[i / 2].a;
-            if (from) {
-              ptx::bulk_load(base + plan.a_at + i * plan.slice * 16, from + static_cast<int64_t>(i % 2) * k_steps * 32,
-                             static_cast<uint32_t>(steps * 512), full);
-            }
-          }
-        }
       }
     }
+  } else if (warp < kCopyWarps + kMultiplyGroups * 4) {
+    ptx::registers_more<104>();
+    const int group_of_warps = warp / 4 - kCopyWarps / 4, w = warp % 4, thread = static_cast<int>(threadIdx.x) % 128;
+    const int g = lane / 4, t = lane % 4;
+    constexpr int kSums = kRows / 2;
+    const int owned = kRows / 2 >> plan.cluster_log;  // pairs of rows, of a full batch
+    const uint32_t box = base + plan.boxes_at + group_of_warps * plan.box_bytes;
+    const uint32_t sums_full = barrier(shared.sums_full[group_of_warps]);
+    const uint32_t sums_free = barrier(shared.sums_free[group_of_warps]);
     if (plan.groups) {
       ptx::barrier_wait(barrier(shared.described), 0);
       if (plan.a_resident && steps) ptx::barrier_wait(barrier(shared.a_full), 0);
@@ -699,15 +709,50 @@ Plan shape(int m, int k, int blocks, int cluster, int clusters, int rows, bool a
   return plan;
 }
 
+// Without adapters a slice of at most 2048, and small batches unless the cluster is large. With adapters batches as
+// large as leave stages under way, since each of them reads A again; up to 32 ranks A is in shared memory, beyond that
+// only beside a large batch. Measured on an H200, us (cluster, rows of a batch, R: A in shared memory, / stages):
+//   M 4608, K 3072    rank 0    2,14 /27 14.0    1,12 /27 14.5     2,24 /17 14.6
+//                     rank 16   2,35 R/8 17.5    4,39 R/9 19.9     2,24 R/13 21.1
+//                     rank 64   4,31 R/6 22.4    2,35 /9 23.8      4,39 /9 24.5
+//                     rank 128  2,35 /9 32.2     4,39 /9 36.9      8,44 R/4 38.5
+//     4 slots of rank 16, rows in order    2,35 /9 23.0     4,31 R/6 23.5    none used  2,35 /9 16.2   4,31 R/6 17.5
+//   M 4608, K 12288   rank 0    8,31 /13 44.9    8,24 /17 45.6     4,16 /27 46.7
+//                     rank 16   8,31 R/10 52.4   8,39 R/8 56.6     8,44 R/6 60.6
+//                     rank 64   8,44 /8 76.4     8,31 /12 82.6     4,31 /12 93.8
+//                     rank 128  8,44 /8 101.8    8,31 /12 114.6    4,31 /12 125.7
+//   M 4608, K 15360   rank 16   8,24 R/12 71.8   8,31 R/9 71.9     8,44 /8 88.8
+//                     rank 128  8,44 /8 130.5    8,31 /12 147.8
+//   M 4096, K 8192    rank 64   8,46 /8 43.0     8,23 R/6 49.6     4,46 /8 51.8
+//   M 2048, K 14336   rank 64   8,46 /8 45.1     8,28 /12 51.2     4,23 /16 63.4
 Plan plan_for(const PrepareArgs& args, const Limits& limits) {
   const int blocks = blocks_of(args);
-  Plan plan{};
-  for (int i = 0; i < 4; ++i) {
-    const int cluster = 1 << i;
-    if (!limits.prepare_clusters[i]) continue;
-    plan = shape(args.m, args.k, blocks, cluster, limits.prepare_clusters[i], 16, true, limits);
-    if (!plan.stages) plan = shape(args.m, args.k, blocks, cluster, limits.prepare_clusters[i], 16, false, limits);
-    if (plan.stages) break;
+  const auto good = [&](const Plan& plan, int rows) {
+    const bool last = plan.cluster == kMaxCluster;
+    const int of_cluster = (args.m + plan.clusters - 1) / plan.clusters;
+    const int batches = (of_cluster + plan.batch_rows - 1) / plan.batch_rows;
+    const int of_batch = (plan.slice + kStageK - 1) / kStageK;
+    if (!last && plan.clusters * plan.cluster < limits.multiprocessors * 3 / 4) return false;
+    const bool all = plan.stages >= batches * of_batch, half_more = 2 * plan.stages >= 3 * of_batch;
+    const bool large = plan.batch_rows > 30;
+    if (!blocks) return rows <= (last ? 32 : 16) && (last || plan.slice <= 2048) && (all || half_more);
+    if (!last && (rows < 32 || of_cluster < 24)) return false;
+    if (!plan.a_resident) return last || (plan.stages > of_batch && large);
+    if (blocks > 4 || (blocks > 2 && (!large || args.row_slot))) return false;
+    return all || (half_more && plan.batch_rows > 12) || (batches == 2 && 4 * plan.stages >= 5 * of_batch);
+  };
+  Plan plan{};  // the last that fits, where none is good
+  for (const bool a_resident : {true, false}) {
+    for (int i = 0; i < 4; ++i) {
+      for (const int rows : {48, 32, 24, 16, 8}) {
+        if (!limits.prepare_clusters[i]) continue;
+        const Plan next =
+            shape(args.m, args.k, blocks, 1 << i, limits.prepare_clusters[i], rows, a_resident && blocks, limits);
+        if (!next.stages) continue;
+        plan = next;
+        if (good(plan, rows)) return plan;
+      }
+    }
   }
   return plan;
 }
