@@ -5,7 +5,7 @@ import math
 
 import torch
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 F32, BF16 = 0, 2
 W8A16, DYNAMIC, STATIC = 0, 1, 2
 ACTIVATIONS = {"gelu_tanh": 1, "gelu_erf": 2, "silu": 3}

@@ -34,6 +34,9 @@ struct LinearSpec {
   float x_scale = 0.f;
   float x_divisor = 127.f;
   float outlier_threshold = 0.f;
+  int scale_block = 0;  // columns of W that share a scale beside s_w; 0: none do
+
+  int scale_blocks() const { return scale_block ? (k + scale_block - 1) / scale_block : 0; }
 
   // Both read x alike, so that one quantized x serves both.
   bool shares_x_with(const LinearSpec& other) const {
@@ -141,10 +144,17 @@ class Device {
   virtual octolora_stream stream_create() = 0;
   virtual void stream_destroy(octolora_stream stream) = 0;
   virtual void stream_synchronize(octolora_stream stream) = 0;
-  // Waits for all work on the device; called before an object's memory goes. Never throws.
-  virtual void drain() noexcept = 0;
+  virtual void synchronize() = 0;  // all work on the device
+  // The same before an object's memory goes, when errors have no one to go to.
+  void drain() noexcept {
+    try {
+      synchronize();
+    } catch (const Error&) {
+    }
+  }
   virtual uint64_t in_use() const = 0;
-  // desc has its defaults filled in and is valid; scale and bias are host arrays, weight may be null (zeros).
+  // desc has its defaults filled in and is valid; scale, block_scale and bias are host arrays, weight may be null
+  // (zeros).
   virtual std::unique_ptr<Linear> create_linear(const LinearSpec& spec, const octolora_linear_desc& desc) = 0;
 
   // In their order; the slots are of this device.

@@ -3,6 +3,7 @@
 // Every argument the header rules out gives its status and a message with the numbers, keeps nothing and leaves the
 // library usable.
 #include <algorithm>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -10,6 +11,7 @@
 #include <thread>
 #include <utility>
 
+#include "support/cases.h"
 #include "support/runner.h"
 
 namespace test {
@@ -190,6 +192,7 @@ std::vector<BadCall> bad_calls() {
        bad,
        {"bytes", "NULL"},
        [](S s) { return octolora_device_memory_in_use(s.device, nullptr); }},
+      {"device_synchronize: NULL", bad, {"device", "NULL"}, [](S) { return octolora_device_synchronize(nullptr); }},
       {"count: NULL", bad, {"count", "NULL"}, [](S) { return octolora_cuda_device_count(nullptr); }},
       {"threads: 0", bad, {"threads", "0", "1024"}, [](S s) { return octolora_device_set_threads(s.device, 0); }},
       {"threads: 1025", bad, {"threads", "1025"}, [](S s) { return octolora_device_set_threads(s.device, 1025); }},
@@ -234,7 +237,7 @@ std::vector<BadCall> bad_calls() {
        [](S s) { return octolora_linear_create(s.device, &s.desc, nullptr); }},
       {"linear: struct_size 8",
        bad,
-       {"struct_size", "8", "64"},
+       {"struct_size", "8", "80"},
        [](S s) { return s.desc.struct_size = 8, s.create(); }},
       {"linear: n 0", bad, {"n = 0"}, [](S s) { return s.desc.n = 0, s.create(); }},
       {"linear: n -5", bad, {"n = -5"}, [](S s) { return s.desc.n = -5, s.create(); }},
@@ -282,6 +285,41 @@ std::vector<BadCall> bad_calls() {
        bad,
        {"outlier_threshold", "nan"},
        [](S s) { return s.desc.outlier_threshold = kNan, s.create(); }},
+      {"linear: blocks of 16",
+       bad,
+       {"scale_block = 16", "32"},
+       [](S s) { return s.desc.scale_block = 16, s.create(); }},
+      {"linear: blocks of -32", bad, {"scale_block = -32"}, [](S s) { return s.desc.scale_block = -32, s.create(); }},
+      {"linear: NULL block scales",
+       bad,
+       {"block_scale", "NULL"},
+       [](S s) { return s.desc.mode = OCTOLORA_W8A16, s.desc.scale_block = 32, s.create(); }},
+      {"linear: block scales without blocks",
+       bad,
+       {"block_scale", "scale_block = 0"},
+       [](S s) {
+         const uint16_t one = 0x3c00;
+         s.desc.mode = OCTOLORA_W8A16, s.desc.block_scale = &one;
+         return s.create();
+       }},
+      {"linear: block scales with W8A8",
+       OCTOLORA_UNSUPPORTED,
+       {"scale_block = 32", "W8A8 dynamic", "OCTOLORA_W8A16"},
+       [](S s) {
+         const std::vector<uint16_t> ones(static_cast<size_t>(s.desc.n) * s.desc.k, 0x3c00);
+         s.desc.scale_block = 32, s.desc.block_scale = ones.data();
+         return s.create();
+       }},
+      {"linear: infinite block scale",
+       bad,
+       {"block_scale[3,0]", "0xfc00"},
+       [](S s) {
+         std::vector<uint16_t> scales(static_cast<size_t>(s.desc.n) * s.desc.k, 0x3c00);
+         s.desc.mode = OCTOLORA_W8A16, s.desc.scale_block = s.desc.k / 32 * 32 + 32;
+         scales[3] = 0xfc00;
+         s.desc.block_scale = scales.data();
+         return s.create();
+       }},
       {"linear: 256 TiB of weights",
        OCTOLORA_OUT_OF_MEMORY,
        {},
@@ -945,13 +983,21 @@ void weight_memory(octolora_device* device) {
   p.k = 2048;
   p.w.assign(static_cast<size_t>(p.n) * p.k, 3);
   p.w_scale.assign(p.n, 1.f);
-  for (int32_t mode : {OCTOLORA_W8A16, OCTOLORA_W8A8_DYNAMIC}) {
+  p.block_scale = Typed(Type::f16, p.w.size() / 32);
+  const struct {
+    int32_t mode;
+    int scale_block;
+  } kinds[] = {{OCTOLORA_W8A16, 0}, {OCTOLORA_W8A16, 32}, {OCTOLORA_W8A8_DYNAMIC, 0}};
+  for (const auto& [mode, scale_block] : kinds) {
     p.mode = mode;
+    p.scale_block = scale_block;
     const uint64_t before = memory_in_use(device);
     const Linear linear = make_linear(device, p);
     const uint64_t held = memory_in_use(device) - before;
     // Weights, a scale, a bias and a column sum for each channel, and the padding of each dimension to whole tiles.
-    const uint64_t most = static_cast<uint64_t>(p.n + 256) * (p.k + 256) + 16ull * p.n + 4096;
+    // Block scales stay in 16 bits.
+    const uint64_t scales = scale_block ? static_cast<uint64_t>(p.n + 256) * (p.k / 32) * 2 : 0;
+    const uint64_t most = static_cast<uint64_t>(p.n + 256) * (p.k + 256) + scales + 16ull * p.n + 4096;
     if (held < p.w.size() || held > most) {
       fail("mode %d: %llu bytes held for %zu weights, expected at most %llu", mode, (unsigned long long)held,
            p.w.size(), (unsigned long long)most);
@@ -1018,6 +1064,36 @@ void grown_structs(octolora_device* device, bool cuda) {
   }
 }
 
+// One of a version without block scales ends before them; what lies behind it is not read.
+void linear_without_blocks(octolora_device* device) {
+  Problem p;
+  p.n = 3, p.k = 4;
+  p.w.assign(12, 1);
+  p.w_scale.assign(1, 1.f);
+  octolora_linear_desc desc = describe(p);
+  desc.struct_size = offsetof(octolora_linear_desc, scale_block);
+  desc.scale_block = -1;
+  octolora_linear* linear = nullptr;
+  CHECK_OK(octolora_linear_create(device, &desc, &linear));
+  octolora_linear_destroy(linear);
+}
+
+// How a linear with block scales runs, with few rows and with many.
+void explained_blocks(octolora_device* device, bool cuda) {
+  for (const int m : {3, 200}) {
+    Spec s;
+    s.mode = OCTOLORA_W8A16;
+    s.scale_block = 32;
+    s.m = m, s.n = 64, s.k = 64;
+    s.x_type = s.y_type = Type::bf16;
+    const Problem p = make_problem(s);
+    const Linear linear = make_linear(device, p);
+    const std::string whole = Runner(device, cuda, linear.get(), nullptr, p).explain();
+    for (const char* word : {"block scales", cuda ? "mma" : "cpu: "})
+      if (whole.find(word) == std::string::npos) fail("the explanation lacks '%s':\n%s", word, whole.c_str());
+  }
+}
+
 // Text of whole lines that name the call; what does not fit is cut off.
 void explanation(octolora_device* device, bool cuda) {
   Scene s(device, cuda);
@@ -1070,6 +1146,8 @@ void fill(Suite& suite, const Options& options) {
   suite.add("destroyed in any order", [=] { any_order(options.ordinal); });
   suite.add("explanation", [=] { explanation(device.get(), cuda); });
   suite.add("grown structs", [=] { grown_structs(device.get(), cuda); });
+  suite.add("linear of a version without blocks", [=] { linear_without_blocks(device.get()); });
+  suite.add("explanation of block scales", [=] { explained_blocks(device.get(), cuda); });
   suite.add("no rows", [=] { no_rows(device.get(), cuda); });
   suite.add("workspace of many rows", [=] { workspace_grows(device.get()); });
 }

@@ -30,8 +30,11 @@ Spec base_spec(const Options& options, int32_t mode, Type x) {
 }
 
 // A random history of set, set_scale and clear over three slots; after each step y is that of the slots' contents.
-void history(const Options& options, octolora_device* device, int32_t mode, Type x, bool split, bool magnitudes) {
-  const Problem base = make_problem(base_spec(options, mode, x));
+void history(const Options& options, octolora_device* device, int32_t mode, Type x, bool split, bool magnitudes,
+             int scale_block) {
+  Spec base_of = base_spec(options, mode, x);
+  base_of.scale_block = scale_block;
+  const Problem base = make_problem(base_of);
   const std::vector<int32_t> capacity = {64, 17, 5};
   const Linear linear = make_linear(device, base);
   const Slots slots = make_slots(linear.get(), capacity, split, magnitudes);
@@ -447,9 +450,11 @@ void fill(Suite& suite, const Options& options) {
     for (Type x : {Type::f32, Type::f16, Type::bf16}) {
       for (bool split : {false, true}) {
         for (bool magnitudes : {false, true}) {
-          suite.add(text("history %s %s%s%s", modes[mode], format(x).name, split ? " split" : "",
-                         magnitudes ? " magnitudes" : ""),
-                    [=] { history(options, device.get(), mode, x, split, magnitudes); });
+          for (int scale_block : mode == OCTOLORA_W8A16 ? std::vector<int>{0, 64} : std::vector<int>{0}) {
+            suite.add(text("history %s %s%s%s%s", modes[mode], format(x).name, split ? " split" : "",
+                           magnitudes ? " magnitudes" : "", scale_block ? " block scales" : ""),
+                      [=] { history(options, device.get(), mode, x, split, magnitudes, scale_block); });
+          }
         }
       }
     }

@@ -398,6 +398,21 @@ void stream_order(const Options& options, octolora_device* device) {
   expect_close(with_second, evaluate(with_second, kCudaArithmetic), b.read_y());
 }
 
+// octolora_device_synchronize waits for streams that the default stream does not wait for.
+void device_synchronize(const Options& options, octolora_device* device) {
+  const Problem p = make_problem(spec_of(options, OCTOLORA_W8A8_STATIC, Type::f32, 130));
+  const Linear linear = make_linear(device, p);
+  std::unique_ptr<Stream> stream;
+  if (options.cuda()) stream = std::make_unique<Stream>(device);
+  Runner runner(device, options.cuda(), linear.get(), nullptr, p);
+  runner.clear_y();
+  for (int i = 0; i < (options.quick ? 1 : 200); ++i) runner.enqueue(nullptr, stream ? stream->get() : nullptr);
+  CHECK_OK(octolora_device_synchronize(device));
+  Problem base = p;
+  base.adapters.clear();
+  expect_close(base, evaluate(base, options.cuda() ? kCudaArithmetic : kCpuArithmetic), runner.read_y());
+}
+
 // A stream of the CPU device, where one is given at all, is NULL.
 void cpu_stream(const Options& options, octolora_device* device) {
   if (options.cuda()) skip("for the CPU device");
@@ -432,6 +447,7 @@ void fill(Suite& suite, const Options& options) {
   suite.add("graph of quantized", [=] { quantized_graph(options, device.get()); });
   suite.add("two streams", [=] { two_streams(options, device.get()); });
   suite.add("stream order", [=] { stream_order(options, device.get()); });
+  suite.add("device synchronize", [=] { device_synchronize(options, device.get()); });
   suite.add("stream of the CPU", [=] { cpu_stream(options, device.get()); });
 }
 

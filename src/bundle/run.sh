@@ -10,7 +10,7 @@
 #              or those of them in TOOLS. Calls that fail on purpose, such as an allocation of 2^60 bytes, are no
 #              findings. Racecheck gets one host thread: it looks for races within a kernel, and loses track of what
 #              several threads launch at once ("Internal Sanitizer Error: ... failure to track a kernel launch").
-#   java       the JUnit tests that need a GPU, under -Xcheck:jni
+#   java       the JUnit tests that need a GPU, under -Xcheck:jni; forwards of the soak test in SOAK, by default 8000
 #   verify     the command line on the recorded layers of real checkpoints
 #   bench      the native micro-benchmark; its arguments in BENCH_ARGS
 #   jmh        the JMH benchmarks of calls from Java; its arguments in JMH_ARGS, by default short (2 minutes)
@@ -35,7 +35,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 mkdir -p "$logs"
 native=(env "LD_LIBRARY_PATH=$here/natives/io/octolora/runtime/linux-x86_64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")
-class_path=$here/natives:$(printf '%s:' "$here"/lib/*.jar)
+class_path=$here/natives:$here/lib/cuda-types:$(printf '%s:' "$here"/lib/*.jar)
 java=("$here/jre/bin/java" -Dorg.bytedeco.javacpp.cachedir="$scratch/cache" -Djava.io.tmpdir="$scratch" -Xcheck:jni)
 failed=0
 
@@ -86,21 +86,25 @@ sanitizer_part() {
 junit() {
   local out=$scratch/junit.log status
   "${java[@]}" --enable-native-access=ALL-UNNAMED -Doctolora.fixtures="$here/fixtures" \
+    ${SOAK:+-Doctolora.soak.forwards="$SOAK"} \
     -cp "$class_path$here/test-classes" org.junit.platform.console.ConsoleLauncher execute --disable-banner \
-    --disable-ansi-colors --fail-if-no-tests --details=tree --config "jqwik.database=$scratch/jqwik" \
+    --disable-ansi-colors --fail-if-no-tests --details=verbose --config "jqwik.database=$scratch/jqwik" \
     --scan-classpath "$here/test-classes" "$@" 2>&1 | tee "$out"
   status=${PIPESTATUS[0]}
   [ "$status" -eq 0 ] || return "$status"
-  grep -Eq '\[ +[1-9][0-9]* tests successful' "$out" || return 3
-  grep -Eq '\[ +0 containers aborted' "$out" || return 4
-  ! grep -q 'in native method' "$out" || return 5
+  grep -aEq '\[ +[1-9][0-9]* tests successful' "$out" || return 3
+  grep -aEq '\[ +0 containers aborted' "$out" || return 4
+  ! grep -aq 'in native method' "$out" || return 5
 }
 
 java_part() {
   local tags=(--include-tag gpu)
   [ "$device" = cpu ] && tags=(--exclude-tag gpu)
   step java junit "${tags[@]}"
-  grep -E 'tests (successful|failed|aborted|skipped)|skipped:|in native method' "$logs/java.log"
+  grep -aE 'tests (successful|failed|aborted|skipped)|skipped:|forwards on|one copy|in native method' "$logs/java.log"
+  echo "the longest, in milliseconds:"
+  awk '/ uniqueId: / { id = $0; gsub(/.*uniqueId: \[[^]]*\]\/|\[|\]|class:|method:|test-template[a-z-]*:/, "", id) }
+    / duration: / { print $(NF - 1), id }' "$logs/java.log" | sort -rn | head -n 12
 }
 
 # base, recording, threshold or -, adapters

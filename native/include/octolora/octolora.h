@@ -7,6 +7,7 @@
  *   W8A8   base(x)[m,n] = s_x[m] * s_w[n] * sum_k q(x)[m,k] * W[n,k]      (int8 x int8, exact int32 sum)
  *          with outlier columns O:  k in O leaves the int8 sum and is added as  s_w[n] * sum_{k in O} x[m,k] * W[n,k]
  *   W8A16  base(x)[m,n] = s_w[n] * sum_k x[m,k] * W[n,k]                  (int8 widened in registers)
+ *          with block scales d:     s_w[n] * sum_b d[n,b] * sum_{k in block b} x[m,k] * W[n,k]
  *
  * Activation, residual [M,N] and gate [N] are optional, and linears that read the same x (q, k and v; gate and up) may
  * share one call. The adapter branch always reads the unquantized x. Every sum but the int32 one, and all that follows
@@ -42,7 +43,7 @@ extern "C" {
 #endif
 
 /* Changes whenever a signature, a struct or the meaning of a value does. Compare with octolora_abi_version(). */
-#define OCTOLORA_ABI_VERSION 2
+#define OCTOLORA_ABI_VERSION 3
 
 /* ---- Status ------------------------------------------------------------------------------------------------------ */
 
@@ -119,6 +120,8 @@ OCTOLORA_API octolora_status octolora_stream_create(octolora_device* device, oct
 OCTOLORA_API octolora_status octolora_stream_destroy(octolora_device* device, octolora_stream stream);
 /* Waits for all work enqueued on the stream and reports its errors. */
 OCTOLORA_API octolora_status octolora_stream_synchronize(octolora_device* device, octolora_stream stream);
+/* The same for all streams of the device, whoever made them. */
+OCTOLORA_API octolora_status octolora_device_synchronize(octolora_device* device);
 
 /* ---- Linear ------------------------------------------------------------------------------------------------------ */
 
@@ -150,6 +153,11 @@ typedef struct octolora_linear_desc {
   const int8_t* weight; /* [n,k], host or device; NULL: zeros until octolora_linear_write() */
   const float* scale;   /* [scale_count], host; s_w, so that the real weight is s_w * W */
   const float* bias;    /* [n], host, or NULL */
+  /* W8A16: 0, or a multiple of 32: input columns that share a scale beside s_w. Block b of a row is columns
+   * b * scale_block and on, the last as short as k makes it, and the real weight is s_w[n] * d[n,b] * W[n,k]. GGUF's
+   * Q8_0 has blocks of 32, and no s_w: a scale of 1 for the tensor. */
+  int32_t scale_block;
+  const uint16_t* block_scale; /* fp16 [n, ceil(k / scale_block)], host; d. NULL without blocks */
 } octolora_linear_desc;
 
 OCTOLORA_API octolora_status octolora_linear_create(octolora_device* device, const octolora_linear_desc* desc,

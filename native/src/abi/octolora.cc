@@ -123,6 +123,32 @@ Struct read_struct(const Struct* given, const char* what, size_t least) {
   return copy;
 }
 
+void check_blocks(const octolora_linear_desc& d, LinearSpec& spec) {
+  if (d.scale_block < 0 || d.scale_block % 32) {
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "scale_block = %d, expected 0 or a multiple of 32", d.scale_block);
+  }
+  if (!d.scale_block) {
+    if (!d.block_scale) return;
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "block_scale = %p with scale_block = 0, expected NULL",
+                static_cast<const void*>(d.block_scale));
+  }
+  if (spec.mode != Mode::w8a16) {
+    throw Error(OCTOLORA_UNSUPPORTED,
+                "scale_block = %d with mode = %d (%s): block scales are for OCTOLORA_W8A16 (0), as each would need an "
+                "int32 sum of its own",
+                d.scale_block, d.mode, name_of(spec.mode));
+  }
+  require(d.block_scale, "block_scale");
+  require_aligned(d.block_scale, alignof(uint16_t), "block_scale");
+  spec.scale_block = d.scale_block;
+  const int64_t blocks = spec.scale_blocks();
+  for (int64_t i = 0; i < d.n * blocks; ++i) {
+    if ((d.block_scale[i] & 0x7c00) != 0x7c00) continue;
+    throw Error(OCTOLORA_INVALID_ARGUMENT, "block_scale[%lld,%lld] = 0x%04x, expected a finite fp16 number",
+                static_cast<long long>(i / blocks), static_cast<long long>(i % blocks), d.block_scale[i]);
+  }
+}
+
 LinearSpec check(const octolora_linear_desc& d) {
   if (d.n < 1) throw Error(OCTOLORA_INVALID_ARGUMENT, "n = %d, expected 1 or more", d.n);
   if (d.k < 1 || d.k > OCTOLORA_MAX_K) {
@@ -170,6 +196,7 @@ LinearSpec check(const octolora_linear_desc& d) {
     }
     spec.outlier_threshold = d.outlier_threshold;
   }
+  check_blocks(d, spec);
   return spec;
 }
 
@@ -567,12 +594,19 @@ octolora_status octolora_stream_synchronize(octolora_device* device, octolora_st
   });
 }
 
+octolora_status octolora_device_synchronize(octolora_device* device) {
+  return guarded([&] {
+    require(device, "device");
+    device->impl->synchronize();
+  });
+}
+
 octolora_status octolora_linear_create(octolora_device* device, const octolora_linear_desc* desc,
                                        octolora_linear** linear) {
   return guarded([&] {
     require(device, "device");
     require(linear, "linear");
-    auto d = read_struct(desc, "desc", sizeof(octolora_linear_desc));
+    auto d = read_struct(desc, "desc", offsetof(octolora_linear_desc, scale_block));
     const LinearSpec spec = check(d);
     auto made = std::make_unique<octolora_linear>();
     made->device = device->impl;

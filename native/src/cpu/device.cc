@@ -57,7 +57,7 @@ class CpuDevice final : public Device {
   octolora_stream stream_create() override { return nullptr; }
   void stream_destroy(octolora_stream) override {}
   void stream_synchronize(octolora_stream) override {}
-  void drain() noexcept override {}
+  void synchronize() override {}
   uint64_t in_use() const override { return context_->in_use.load(std::memory_order_relaxed); }
   void fill(const SlotFill* fills, int count, octolora_stream) override {
     for (int i = 0; i < count; ++i)

@@ -31,6 +31,7 @@ constexpr int64_t kPiece = 2048;
 constexpr int64_t kDownPiece = 256;
 // k multiplied in one go: a panel of it (48 * 4096 bytes) fits the second cache beside a chunk of rows.
 constexpr int64_t kDepth = 4096;
+static_assert(kDepth % kScaleBlock == 0);
 // Outlier columns multiplied in one go.
 constexpr int64_t kOutlierPiece = 64;
 // Channels of H made by one task, at least.
@@ -139,9 +140,9 @@ class Pass {
             static_cast<long long>(low_rank_columns(args)));
     for (int i = 0; i < args.output_count; ++i) {
       const Panels& panels = static_cast<const CpuLinear*>(args.outputs[i].linear)->panels_;
-      to.note("N = %lld: in %lld panels of %d channels; %d rows of x in a register tile",
+      to.note("N = %lld: in %lld panels of %d channels%s; %d rows of x in a register tile",
               static_cast<long long>(panels.rows), static_cast<long long>(panels.count()), panels.columns,
-              kernels.rows);
+              args.outputs[i].linear->spec.scale_block ? " with block scales" : "", kernels.rows);
     }
   }
 
@@ -423,10 +424,20 @@ class Pass {
   }
 
   void multiply_floats(const CpuLinear& linear, int64_t panel, int64_t row, int chunk, float* tile) const {
+    alignas(64) float scales[kDepth / kScaleBlock * kMaxTileColumns];
     for (int64_t k = 0; k < spec_.k; k += kDepth) {
+      const float* block_scales = nullptr;
+      if (linear.spec.scale_block) {
+        const Panels& blocks = linear.block_panels_;
+        const int64_t first = k / kScaleBlock, count = std::min(kDepth / kScaleBlock, blocks.k - first);
+        const int width = blocks.width(panel);
+        kernels_.widen(linear.block_scale_.data() + blocks.offset(panel) + first * width, Dtype::f16, count * width,
+                       scales);
+        block_scales = scales;
+      }
       for (int i = 0; i < chunk; i += kernels_.rows) {
         kernels_.multiply_int8(std::min(kernels_.rows, chunk - i), linear.panels_.width(panel) / kernels_.lanes,
-                               reinterpret_cast<const int8_t*>(weights_at(linear, panel, k)),
+                               reinterpret_cast<const int8_t*>(weights_at(linear, panel, k)), block_scales,
                                floats_ + (row + i) * scratch_.float_stride + k, scratch_.float_stride,
                                std::min(kDepth, spec_.k - k), tile + i * kernels_.columns, kernels_.columns, k > 0);
       }

@@ -61,9 +61,9 @@ struct Kernels {
   void (*multiply_codes)(int row_count, int vectors, const void* weights, const void* codes, int64_t code_stride,
                          int64_t k, int32_t* tile, int64_t tile_stride, bool accumulate);
   // The same in fp32, every product and sum in the order of k: the bits do not depend on row_count or on how k is cut.
-  // int8 weights are [k][w] and unflipped.
-  void (*multiply_int8)(int row_count, int vectors, const int8_t* weights, const float* x, int64_t x_stride, int64_t k,
-                        float* tile, int64_t tile_stride, bool accumulate);
+  // int8 weights are [k][w] and unflipped; scales null, or [k / kScaleBlock][w] that they are multiplied by, exactly.
+  void (*multiply_int8)(int row_count, int vectors, const int8_t* weights, const float* scales, const float* x,
+                        int64_t x_stride, int64_t k, float* tile, int64_t tile_stride, bool accumulate);
   void (*multiply_float)(int row_count, int vectors, const float* weights, const float* x, int64_t x_stride, int64_t k,
                          float* tile, int64_t tile_stride, bool accumulate);
 
@@ -77,6 +77,7 @@ struct Kernels {
   void (*activate)(float* v, int64_t count, Activation activation);
 };
 
+constexpr int kScaleBlock = 32;  // values of k that share a block scale; longer blocks are stored as several
 constexpr int kMaxTileColumns = 48;
 constexpr int kMaxTileRows = 8;
 

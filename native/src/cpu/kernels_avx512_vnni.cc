@@ -32,6 +32,7 @@ struct Vector {
   }
   static void store(float* p, Float v) { _mm512_storeu_ps(p, v); }
   static Float broadcast(float v) { return _mm512_set1_ps(v); }
+  static Float multiply(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static Float multiply_add(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
 };
 
@@ -202,8 +203,8 @@ const Kernels kAvx512Vnni = {
     .quantize = quantize,
     .store_codes = store_codes<int8_t>,
     .multiply_codes = multiply_codes,
-    .multiply_int8 = multiply_any<Vector, kRows, kVectors, int8_t>,
-    .multiply_float = multiply_any<Vector, kRows, kVectors, float>,
+    .multiply_int8 = multiply_int8<Vector, kRows, kVectors>,
+    .multiply_float = multiply_float<Vector, kRows, kVectors>,
     .scale_sums = scale_sums,
     .multiply_by = multiply_by,
     .add_scaled = add_scaled,

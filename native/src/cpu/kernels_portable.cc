@@ -32,6 +32,7 @@ struct Vector {
   }
   static void store(float* p, Float v) { __builtin_memcpy(p, &v, sizeof v); }
   static Float broadcast(float v) { return Float{v, v, v, v}; }
+  static Float multiply(Float a, Float b) { return a * b; }
   static Float multiply_add(Float a, Float b, Float c) { return a * b + c; }
 };
 
@@ -43,8 +44,8 @@ void multiply_codes(int row_count, int vectors, const void* weights, const void*
   for (int64_t first = 0; first < k; first += kExactTerms) {
     const int64_t terms = k - first < kExactTerms ? k - first : kExactTerms;
     float exact[kRows * kVectors * kLanes];
-    multiply_any<Vector, kRows, kVectors, int8_t>(row_count, vectors, w + first * width, q + first, code_stride, terms,
-                                                  exact, width, false);
+    multiply_any<Vector, kRows, kVectors, false>(row_count, vectors, w + first * width, nullptr, q + first, code_stride,
+                                                 terms, exact, width, false);
     const bool add = accumulate || first > 0;
     for (int i = 0; i < row_count; ++i) {
       for (int j = 0; j < width; ++j) {
@@ -137,8 +138,8 @@ const Kernels kPortable = {
     .quantize = quantize_any,
     .store_codes = store_codes<float>,
     .multiply_codes = multiply_codes,
-    .multiply_int8 = multiply_any<Vector, kRows, kVectors, int8_t>,
-    .multiply_float = multiply_any<Vector, kRows, kVectors, float>,
+    .multiply_int8 = multiply_int8<Vector, kRows, kVectors>,
+    .multiply_float = multiply_float<Vector, kRows, kVectors>,
     .scale_sums = scale_sums,
     .multiply_by = multiply_by,
     .add_scaled = add_scaled,

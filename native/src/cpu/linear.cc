@@ -105,7 +105,7 @@ void CpuSlots::measure(Slot& slot) const {
       double square = 0;
       for (int64_t first = 0; first < k_; first += kPiece) {
         const int64_t count = std::min(kPiece, k_ - first);
-        int8_t codes[kPiece];
+        float codes[kPiece];
         linear_.read(row, first, count, codes);
         double delta[kPiece] = {};
         for (int64_t panel = 0; panel < a.count(); ++panel) {
@@ -132,10 +132,13 @@ CpuLinear::CpuLinear(const std::shared_ptr<Context>& context, const LinearSpec& 
       flip_(s.mode == Mode::w8a16 ? uint8_t{0} : context->kernels.weight_flip),
       weight_(context, static_cast<uint64_t>(panels_.size()), "the packed weights"),
       scale_(context, static_cast<uint64_t>(panels_.padded_rows()), "the weight scales"),
+      block_panels_{s.n, s.scale_block ? (s.k + kScaleBlock - 1) / kScaleBlock : 0, panels_.columns, panels_.lanes, 1},
+      block_scale_(context, static_cast<uint64_t>(block_panels_.size()), "the block scales"),
       bias_(context, desc.bias != nullptr ? static_cast<uint64_t>(panels_.padded_rows()) : 0, "the bias"),
       has_bias_(desc.bias != nullptr) {
   for (int i = 0; i < spec.n; ++i) scale_.data()[i] = desc.scale[desc.scale_count == 1 ? 0 : i];
   if (has_bias_) std::memcpy(bias_.data(), desc.bias, static_cast<size_t>(spec.n) * sizeof(float));
+  if (spec.scale_block) fill_block_scale(desc.block_scale);
   if (desc.weight != nullptr) {
     write(0, spec.n, desc.weight);
   } else if (flip_ != 0) {
@@ -164,9 +167,26 @@ void CpuLinear::write(int first_row, int rows, const int8_t* weight) {
   });
 }
 
-void CpuLinear::read(int64_t row, int64_t first, int64_t count, int8_t* codes) const {
-  unpack(panels_, row, first, count, reinterpret_cast<const int8_t*>(weight_.data()), codes);
-  for (int64_t i = 0; i < count; ++i) codes[i] = static_cast<int8_t>(static_cast<uint8_t>(codes[i]) ^ flip_);
+// from [n][blocks]; a block of more than kScaleBlock columns is repeated.
+void CpuLinear::fill_block_scale(const uint16_t* from) {
+  std::vector<uint16_t> row(static_cast<size_t>(block_panels_.k));
+  for (int64_t i = 0; i < spec.n; ++i, from += spec.scale_blocks()) {
+    for (int64_t j = 0; j < block_panels_.k; ++j) row[j] = from[j * kScaleBlock / spec.scale_block];
+    pack(block_panels_, i, 0, block_panels_.k, row.data(), block_scale_.data());
+  }
+}
+
+void CpuLinear::read(int64_t row, int64_t first, int64_t count, float* codes) const {
+  uint8_t stored[kPiece];
+  unpack(panels_, row, first, count, weight_.data(), stored);
+  for (int64_t i = 0; i < count; ++i) codes[i] = static_cast<float>(static_cast<int8_t>(stored[i] ^ flip_));
+  if (!spec.scale_block) return;
+  uint16_t halves[kPiece / kScaleBlock];
+  float scales[kPiece / kScaleBlock];
+  const int64_t blocks = (count + kScaleBlock - 1) / kScaleBlock;
+  unpack(block_panels_, row, first / kScaleBlock, blocks, block_scale_.data(), halves);
+  context_->kernels.widen(halves, Dtype::f16, blocks, scales);
+  for (int64_t i = 0; i < count; ++i) codes[i] *= scales[i / kScaleBlock];
 }
 
 std::unique_ptr<Slots> CpuLinear::create_slots(const std::vector<int>& capacity, bool, bool magnitudes) {

@@ -59,12 +59,14 @@ class CpuLinear final : public Linear {
   CpuLinear(const std::shared_ptr<Context>& context, const LinearSpec& spec, const octolora_linear_desc& desc);
   void write(int first_row, int rows, const int8_t* weight) override;
   std::unique_ptr<Slots> create_slots(const std::vector<int>& capacity, bool split, bool magnitudes) override;
-  // s_w, and codes of one row of W from its place `first` on.
+  // s_w, and codes of one row of W from its place `first` on, times their block scales where there are any.
   float scale(int64_t row) const { return scale_.data()[row]; }
-  void read(int64_t row, int64_t first, int64_t count, int8_t* codes) const;
+  void read(int64_t row, int64_t first, int64_t count, float* codes) const;
   void quantized(const QuantizedArgs& args) const override;
 
  private:
+  void fill_block_scale(const uint16_t* from);
+
   friend class Pass;
   friend class CpuSlots;
 
@@ -73,7 +75,10 @@ class CpuLinear final : public Linear {
   const uint8_t flip_;  // XORed into every stored weight
   Array<uint8_t> weight_;
   Array<float> scale_;  // [n] in whole panels, whatever scale_count was
-  Array<float> bias_;   // [n] in whole panels
+  // fp16, empty or a matrix [n, k / kScaleBlock, rounded up] in panels
+  const Panels block_panels_;
+  Array<uint16_t> block_scale_;
+  Array<float> bias_;  // [n] in whole panels
   const bool has_bias_;
 };
 

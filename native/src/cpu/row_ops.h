@@ -182,10 +182,11 @@ void activate(float* v, int64_t count, Activation activation) {
 }
 
 // One register tile of the fp32 products. V names the vector: Float, kLanes, zero(), load() of kLanes floats or int8,
-// store(), broadcast(), multiply_add().
-template <class V, int Rows, int Vectors, class Weight>
-void multiply_tile(const Weight* weights, const float* x, int64_t x_stride, int64_t k, float* tile, int64_t tile_stride,
-                   bool accumulate) {
+// store(), broadcast(), multiply(), multiply_add(). Scaled: an int8 times its fp16 scale has at most 19 bits, so the
+// product is exact.
+template <class V, int Rows, int Vectors, bool Scaled, class Weight>
+void multiply_tile(const Weight* weights, const float* scales, const float* x, int64_t x_stride, int64_t k, float* tile,
+                   int64_t tile_stride, bool accumulate) {
   typename V::Float sums[Rows][Vectors];
   const float* row[Rows];
 #pragma GCC unroll 8
@@ -195,16 +196,27 @@ void multiply_tile(const Weight* weights, const float* x, int64_t x_stride, int6
     for (int j = 0; j < Vectors; ++j)
       sums[i][j] = accumulate ? V::load(tile + i * tile_stride + j * V::kLanes) : V::zero();
   }
-  for (int64_t p = 0; p < k; ++p, weights += Vectors * V::kLanes) {
-    typename V::Float w[Vectors];
+  const auto multiply = [&](int64_t from, int64_t to, const float* scale) __attribute__((always_inline)) {
+    for (int64_t p = from; p < to; ++p, weights += Vectors * V::kLanes) {
+      typename V::Float w[Vectors];
 #pragma GCC unroll 8
-    for (int j = 0; j < Vectors; ++j) w[j] = V::load(weights + j * V::kLanes);
+      for (int j = 0; j < Vectors; ++j) {
+        w[j] = V::load(weights + j * V::kLanes);
+        if constexpr (Scaled) w[j] = V::multiply(w[j], V::load(scale + j * V::kLanes));
+      }
 #pragma GCC unroll 8
-    for (int i = 0; i < Rows; ++i) {
-      const typename V::Float value = V::broadcast(row[i][p]);
+      for (int i = 0; i < Rows; ++i) {
+        const typename V::Float value = V::broadcast(row[i][p]);
 #pragma GCC unroll 8
-      for (int j = 0; j < Vectors; ++j) sums[i][j] = V::multiply_add(value, w[j], sums[i][j]);
+        for (int j = 0; j < Vectors; ++j) sums[i][j] = V::multiply_add(value, w[j], sums[i][j]);
+      }
     }
+  };
+  if constexpr (Scaled) {
+    for (int64_t p = 0; p < k; p += kScaleBlock, scales += Vectors * V::kLanes)
+      multiply(p, p + kScaleBlock < k ? p + kScaleBlock : k, scales);
+  } else {
+    multiply(0, k, nullptr);
   }
 #pragma GCC unroll 8
   for (int i = 0; i < Rows; ++i) {
@@ -214,20 +226,35 @@ void multiply_tile(const Weight* weights, const float* x, int64_t x_stride, int6
 }
 
 // Run-time sizes to the tile compiled for them.
-template <class V, int Rows, int Vectors, class Weight>
-void multiply_any(int row_count, int vectors, const Weight* weights, const float* x, int64_t x_stride, int64_t k,
-                  float* tile, int64_t tile_stride, bool accumulate) {
+template <class V, int Rows, int Vectors, bool Scaled, class Weight>
+void multiply_any(int row_count, int vectors, const Weight* weights, const float* scales, const float* x,
+                  int64_t x_stride, int64_t k, float* tile, int64_t tile_stride, bool accumulate) {
   if constexpr (Vectors > 1) {
     if (vectors < Vectors)
-      return multiply_any<V, Rows, Vectors - 1>(row_count, vectors, weights, x, x_stride, k, tile, tile_stride,
-                                                accumulate);
+      return multiply_any<V, Rows, Vectors - 1, Scaled>(row_count, vectors, weights, scales, x, x_stride, k, tile,
+                                                        tile_stride, accumulate);
   }
   if constexpr (Rows > 1) {
     if (row_count < Rows)
-      return multiply_any<V, Rows - 1, Vectors>(row_count, vectors, weights, x, x_stride, k, tile, tile_stride,
-                                                accumulate);
+      return multiply_any<V, Rows - 1, Vectors, Scaled>(row_count, vectors, weights, scales, x, x_stride, k, tile,
+                                                        tile_stride, accumulate);
   }
-  multiply_tile<V, Rows, Vectors>(weights, x, x_stride, k, tile, tile_stride, accumulate);
+  multiply_tile<V, Rows, Vectors, Scaled>(weights, scales, x, x_stride, k, tile, tile_stride, accumulate);
+}
+
+template <class V, int Rows, int Vectors>
+void multiply_float(int row_count, int vectors, const float* weights, const float* x, int64_t x_stride, int64_t k,
+                    float* tile, int64_t tile_stride, bool accumulate) {
+  multiply_any<V, Rows, Vectors, false>(row_count, vectors, weights, nullptr, x, x_stride, k, tile, tile_stride,
+                                        accumulate);
+}
+
+template <class V, int Rows, int Vectors>
+void multiply_int8(int row_count, int vectors, const int8_t* weights, const float* scales, const float* x,
+                   int64_t x_stride, int64_t k, float* tile, int64_t tile_stride, bool accumulate) {
+  (scales != nullptr ? multiply_any<V, Rows, Vectors, true, int8_t>
+                     : multiply_any<V, Rows, Vectors, false, int8_t>)(row_count, vectors, weights, scales, x, x_stride,
+                                                                      k, tile, tile_stride, accumulate);
 }
 
 }  // namespace

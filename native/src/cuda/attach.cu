@@ -389,8 +389,9 @@ __global__ __launch_bounds__(kThreads) void clear(const ClearArgs p) {
 constexpr int kNormRows = 32;  // of W, a block's
 constexpr int kNormK = 128;    // values of K at a time
 
-// g[n] = m[n] / |W[n,:] + c B[n,:] A|, with W = s_w q. A block has 32 rows of W; a thread 4 of them, 4 values of K
-// wide. w8a16: W is stored in the order that kernels.h gives, and the block takes A in the same.
+// g[n] = m[n] / |W[n,:] + c B[n,:] A|, with W = s_w q, or s_w d q with block scales. A block has 32 rows of W; a thread
+// 4 of them, 4 values of K wide. w8a16: W is stored in the order that kernels.h gives, and the block takes A in the
+// same.
 __global__ __launch_bounds__(kThreads) void row_norms(const NormArgs p, bool w8a16) {
   if (!*p.has_magnitude) return;
   __shared__ float a[kChunkRank][kNormK];
@@ -458,10 +459,12 @@ __global__ __launch_bounds__(kThreads) void row_norms(const NormArgs p, bool w8a
       if (n >= p.n || stored >= p.k_pitch) continue;
       const uint32_t bytes =
           *reinterpret_cast<const uint32_t*>(p.weight + static_cast<int64_t>(n) * p.k_pitch + stored);
+      const int64_t block = static_cast<int64_t>(stored / kScaleBlock) * block_scale_pitch(p.n) + n;
+      const float block_scale = p.block_scale ? decode16(p.block_scale[block], true) : 1.f;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const float q = static_cast<float>(static_cast<int8_t>(bytes >> 8 * j & 255u));
-        const float w = p.weight_scale[n] * q + delta[i][j];
+        const float w = p.weight_scale[n] * (block_scale * q) + delta[i][j];  // the inner product is exact
         square[i] += w * w;
       }
     }

@@ -65,7 +65,8 @@ struct ClearArgs {
 // factor[i] = magnitude[i] / norm of row i of W + c B A, of one slot.
 struct NormArgs {
   const int8_t* weight = nullptr;
-  const float* weight_scale = nullptr;  // s_w [N]
+  const float* weight_scale = nullptr;    // s_w [N]
+  const uint16_t* block_scale = nullptr;  // d, or null: 1
   int n = 0, k = 0, k_pitch = 0;
   const uint4* a = nullptr;
   const uint16_t* b = nullptr;

@@ -125,12 +125,9 @@ void CudaDevice::stream_synchronize(octolora_stream stream) {
   OCTOLORA_CUDA(cudaStreamSynchronize(cuda_stream(stream)), "cuda:%d", ordinal);
 }
 
-void CudaDevice::drain() noexcept {
-  try {
-    const Current current(ordinal);
-    cudaDeviceSynchronize();
-  } catch (const Error&) {
-  }
+void CudaDevice::synchronize() {
+  const Current current(ordinal);
+  OCTOLORA_CUDA(cudaDeviceSynchronize(), "cuda:%d", ordinal);
 }
 
 std::unique_ptr<Linear> CudaDevice::create_linear(const LinearSpec& spec, const octolora_linear_desc& desc) {
@@ -156,10 +153,27 @@ CudaLinear::CudaLinear(CudaDevice& device_, const LinearSpec& spec_, const octol
     bias_ = std::make_unique<Buffer>(device, static_cast<size_t>(spec.n) * sizeof(float));
     bias_->fill(desc.bias, spec.n);
   }
+  if (spec.scale_block) fill_block_scale(desc.block_scale);
   if (desc.weight)
     write(0, spec.n, desc.weight);
   else
     weight_.clear();
+}
+
+// from [N][blocks]; a block of more than kScaleBlock columns is repeated.
+void CudaLinear::fill_block_scale(const uint16_t* from) {
+  const int rows = (spec.k + kScaleBlock - 1) / kScaleBlock, pitch = block_scale_pitch(spec.n);
+  const int64_t blocks = spec.scale_blocks();
+  std::vector<uint16_t> columns(static_cast<size_t>(rows) * pitch);
+  for (int n = 0; n < spec.n; n += 8) {  // eight at a time: whole lines of both arrays
+    for (int row = 0; row < rows; ++row) {
+      const int64_t block = row * kScaleBlock / spec.scale_block;
+      for (int i = n; i < std::min(n + 8, spec.n); ++i)
+        columns[static_cast<size_t>(row) * pitch + i] = from[i * blocks + block];
+    }
+  }
+  block_scale_ = std::make_unique<Buffer>(device, columns.size() * sizeof(uint16_t));
+  block_scale_->fill(columns.data(), columns.size());
 }
 
 void CudaLinear::write(int first_row, int rows, const int8_t* weight) {
@@ -185,7 +199,7 @@ Workspace CudaLinear::place(const ForwardArgs& f) const {
   if (spec.mode == Mode::w8a16)
     take(w.planes, padded * (f.x_type == Dtype::f32 ? 3 : 1));
   else
-    take(w.q, padded);
+    take(w.q, std::max(padded, decode_q_bytes(f.rows, spec.k)));
   take(w.rows, f.rows);
   if (spec.outlier_threshold > 0) {
     w.outliers.words = (spec.k + 31) / 32;
@@ -198,8 +212,6 @@ Workspace CudaLinear::place(const ForwardArgs& f) const {
     const auto* slots = static_cast<const CudaSlots*>(f.outputs[i].slots);
     if (!slots || !slots->view().slot_count) continue;
     take(w.h[i], static_cast<size_t>(f.rows) * slots->view().up_columns);
-    take(w.down[i],
-         static_cast<size_t>(decode_parts(spec.k)) * std::min(f.rows, kDecodeRows) * slots->view().down_columns);
     take(w.total_bias[i], f.outputs[i].linear->spec.n);
     const int tiles = (f.rows + kSlotRows - 1) / kSlotRows;
     take(w.needed_steps[i], static_cast<size_t>(tiles) * needed_words(slots->view().up_columns));
@@ -235,6 +247,7 @@ GemmMember CudaLinear::member() const {
   member.weight = weight_.as<int8_t>();
   member.n = spec.n;
   member.scale = scale_.as<float>();
+  member.block_scale = block_scale_ ? block_scale_->as<uint16_t>() : nullptr;
   member.bias = bias_ ? bias_->as<float>() : nullptr;
   return member;
 }
@@ -288,7 +301,6 @@ Plan plan_of(const ForwardArgs& f) {
     plan.adapters = true;
     from.adapters = to.adapters = slots->view();
     from.h = workspace.h[i];
-    from.down = workspace.down[i];
     to.h = workspace.h[i];
     if (f.row_slot) {
       from.needed_steps = workspace.needed_steps[i];

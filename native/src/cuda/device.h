@@ -59,7 +59,7 @@ class CudaDevice final : public Device {
   octolora_stream stream_create() override;
   void stream_destroy(octolora_stream stream) override;
   void stream_synchronize(octolora_stream stream) override;
-  void drain() noexcept override;
+  void synchronize() override;
   uint64_t in_use() const override { return in_use_.load(); }
   std::unique_ptr<Linear> create_linear(const LinearSpec& spec, const octolora_linear_desc& desc) override;
   void fill(const SlotFill* fills, int count, octolora_stream stream) override;
@@ -187,7 +187,6 @@ struct Workspace {
   RowScale* rows = nullptr;
   OutlierView outliers;
   uint16_t* h[kMaxMembers] = {};
-  float* down[kMaxMembers] = {};
   float* total_bias[kMaxMembers] = {};
   uint32_t* needed_steps[kMaxMembers] = {};
   size_t bytes = 0;
@@ -213,8 +212,10 @@ class CudaLinear final : public Linear {
   const int k_pitch;
 
  private:
+  void fill_block_scale(const uint16_t* from);
+
   Buffer weight_, scale_;
-  std::unique_ptr<Buffer> bias_;
+  std::unique_ptr<Buffer> bias_, block_scale_;
 };
 
 }  // namespace octolora::cuda

@@ -7,6 +7,9 @@
 //
 //   q [M,K] int8 (W8A8) or x [M,K] 16-bit (W8A16)   W [N,K] int8   h [M,R], B [N,R] 16-bit   y [M,N] fp32, fp16 or bf16
 //
+// W8A16 with block scales has  sum_b d[n,b] * sum_{k in b} x[m,k] W[n,k]  in place of the sum over k: the two k-steps
+// of a block of 32 begin with sums of 0, which are then multiplied by d in fp32 and added to the accumulators.
+//
 // A stage holds 128 bytes of each row of both operands: 128 int8 of K or 64 16-bit ranks. The low-rank update is
 // therefore ceil(R/64) more blocks of the same pipeline, fetched while the last blocks of K still multiply; between the
 // two, the int32 accumulators become floats where they are, since both instructions share the layout of C (ptx.cuh).
@@ -30,32 +33,11 @@
 namespace octolora::cuda::gemm {
 
 // What is multiplied: int8 alone, int8 and then outlier columns in 16 bits, int8 alone with the sums as the result, or
-// 16-bit x with widened weights.
-enum class Base { w8a8, w8a8_outliers, w8a8_sums, w8a16_bf16, w8a16_f16 };
+// 16-bit x with widened weights, without and with block scales.
+enum class Base { w8a8, w8a8_outliers, w8a8_sums, w8a16_bf16, w8a16_f16, w8a16_bf16_blocks, w8a16_f16_blocks };
 
-template <Base kBase_, int BlockM, int BlockN, int WarpM, int WarpN, int Stages_>
-struct Config {
-  static constexpr Base kBase = kBase_;
-  static constexpr bool kInt8 = kBase != Base::w8a16_bf16 && kBase != Base::w8a16_f16;
-  static constexpr int kBlockM = BlockM, kBlockN = BlockN, kWarpM = WarpM, kWarpN = WarpN, kStages = Stages_;
-  static constexpr int kWarps = BlockM / WarpM * (BlockN / WarpN);
-  static constexpr int kThreads = kWarps * 32;
-  static constexpr int kXTiles = kInt8 ? 1 : 2;  // 128-byte tiles of x a stage: 128 values of K
-  static constexpr int kXBytes = BlockM * 128 * kXTiles;
-  static constexpr int kStageBytes = kXBytes + BlockN * 128;
-  static constexpr int kStoreBytes = BlockM * (BlockN * 4 + 16);
-  static constexpr int kPipelineBytes = kStages * kStageBytes > kStoreBytes ? kStages* kStageBytes : kStoreBytes;
-  static constexpr int kSharedBytes = kPipelineBytes + BlockM * 8 + BlockN * 8;
-  static constexpr int kBlocks = 2 * (kSharedBytes + 1024) <= 228 * 1024 ? 2 : 1;  // on one multiprocessor
-  static_assert(WarpM % 16 == 0 && WarpN % 16 == 0, "ldmatrix.x4 brings 16 rows of either operand");
-  static_assert(BlockM % WarpM == 0 && BlockN % WarpN == 0 && kStages >= 2);
-};
-
-constexpr int kBlockK = 128;  // values of K a block of the pipeline
-constexpr int kBlockRank = 64;
-constexpr int kRasterRows = 12;  // tiles of M that are walked together, so that a wave shares its rows of W in L2
-
-// What a block may have where this is compiled for; a tile that needs more is not built there.
+// What a block may have where this is compiled for; a tile that needs more is not built there. A multiprocessor has 1
+// KiB more, and takes 1 KiB for itself of every block.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
 constexpr int kSharedLimit = 99 * 1024;
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
@@ -63,6 +45,34 @@ constexpr int kSharedLimit = 163 * 1024;
 #else
 constexpr int kSharedLimit = 227 * 1024;
 #endif
+
+template <Base kBase_, int BlockM, int BlockN, int WarpM, int WarpN, int Stages_>
+struct Config {
+  static constexpr Base kBase = kBase_;
+  static constexpr bool kInt8 = kBase == Base::w8a8 || kBase == Base::w8a8_outliers || kBase == Base::w8a8_sums;
+  static constexpr bool kBlockScales = kBase == Base::w8a16_bf16_blocks || kBase == Base::w8a16_f16_blocks;
+  static constexpr int kBlockM = BlockM, kBlockN = BlockN, kWarpM = WarpM, kWarpN = WarpN, kStages = Stages_;
+  static constexpr int kWarps = BlockM / WarpM * (BlockN / WarpN);
+  static constexpr int kThreads = kWarps * 32;
+  static constexpr int kXTiles = kInt8 ? 1 : 2;  // 128-byte tiles of x a stage: 128 values of K
+  static constexpr int kXBytes = BlockM * 128 * kXTiles;
+  static constexpr int kWBytes = BlockN * 128;
+  static constexpr int kScaleBytes = kBlockScales ? 4 * BlockN * 2 : 0;  // d [4 blocks][BlockN] fp16
+  static constexpr int kStageBytes = kXBytes + kWBytes + kScaleBytes;
+  static constexpr int kStoreBytes = BlockM * (BlockN * 4 + 16);
+  static constexpr int kPipelineBytes = kStages * kStageBytes > kStoreBytes ? kStages* kStageBytes : kStoreBytes;
+  static constexpr int kSharedBytes = kPipelineBytes + BlockM * 8 + BlockN * 8;
+  // Blocks on one multiprocessor, by shared memory; eight warps with block scales need more than half of the registers.
+  static constexpr bool kTwoBlocks =
+      2 * (kSharedBytes + 1024) <= kSharedLimit + 1024 && !(kBlockScales && kThreads > 128);
+  static constexpr int kBlocks = kTwoBlocks ? 2 : 1;
+  static_assert(WarpM % 16 == 0 && WarpN % 16 == 0, "ldmatrix.x4 brings 16 rows of either operand");
+  static_assert(BlockM % WarpM == 0 && BlockN % WarpN == 0 && kStages >= 2);
+};
+
+constexpr int kBlockK = 128;  // values of K a block of the pipeline
+constexpr int kBlockRank = 64;
+constexpr int kRasterRows = 12;  // tiles of M that are walked together, so that a wave shares its rows of W in L2
 
 template <class C>
 __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
@@ -138,6 +148,17 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
   Rows x_rows = rows_of(args.x, x_bytes, x_bytes, m0, args.m);
   const Rows w_rows = rows_of(out.weight, args.k_pitch, args.k_pitch, n0, out.n);
 
+  // The four rows of d of a block, from row `first` on: a thread copies 8 columns of one.
+  const auto fetch_block_scales = [&](uint32_t to, int first) {
+    constexpr int kPieces = C::kBlockN / 8;
+    static_assert(!C::kBlockScales || 4 * kPieces <= C::kThreads);
+    const int row = first + static_cast<int>(threadIdx.x) / kPieces, column = static_cast<int>(threadIdx.x) % kPieces;
+    if (threadIdx.x >= 4 * kPieces) return;
+    const int pitch = block_scale_pitch(out.n), n = n0 + column * 8;
+    ptx::copy_async_16(to + threadIdx.x * 16, out.block_scale + static_cast<int64_t>(row) * pitch + n,
+                       row * kScaleBlock < args.k && n < pitch);
+  };
+
   // A quarter of a block: they are issued between the k-steps of the block that multiplies meanwhile.
   int next = 0, next_stage = 0, next_k = 0, next_rank = needed_from(0);
   const auto fetch_quarter = [&](int quarter) {
@@ -148,6 +169,9 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
                   quarters);
       }
       load_rows(rows_n, w_rows, w_tile, next_k, quarter, quarters);
+      if constexpr (C::kBlockScales) {
+        if (quarter == 0) fetch_block_scales(w_tile + C::kWBytes, next_k / kScaleBlock);
+      }
     } else if (next_rank < rank_blocks) {
       const int offset = next_rank * kBlockRank * 2, pitch = out.adapters.up_columns * 2;
       load_rows(rows_m, rows_of(out.h, pitch, pitch, m0, args.m), x_tile, offset, quarter, quarters);
@@ -241,6 +265,61 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
       multiply16(x, w, j, f16);
     }
   };
+  // 32 values of 16-bit x and of int8 W: 64 and 32 bytes.
+  [[maybe_unused]] const auto multiply_widened = [&](uint32_t x_tile, uint32_t w_tile, int step, bool f16) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t x[kTilesM][4];
+#pragma unroll
+      for (int i = 0; i < kTilesM; ++i) {
+        x_fragment(x[i], x_tile + step / 2 * C::kBlockM * 128, i, step % 2 * 2 + half);
+      }
+#pragma unroll
+      for (int j = 0; j < kTilesN / 2; ++j) {
+        uint32_t bytes[4], w[4];
+        w_fragment(bytes, w_tile, j, step);
+        widen(bytes[half], f16, w[0], w[1]);
+        widen(bytes[half + 2], f16, w[2], w[3]);
+        multiply16(x, w, j, f16);
+      }
+    }
+  };
+  // The same with block scales: value += d * (x . W over the block).
+  [[maybe_unused]] const auto multiply_scaled = [&](uint32_t x_tile, uint32_t w_tile, int step, bool f16) {
+    const uint32_t scales = w_tile + C::kWBytes + (step * C::kBlockN + warp_n + 2 * t) * 2;
+    // All of W once, then x piece by piece: the other way round needs more registers.
+    uint32_t w[kTilesN][2][2];
+    float2 d[kTilesN];
+#pragma unroll
+    for (int j = 0; j < kTilesN; j += 2) {
+      uint32_t bytes[4];
+      w_fragment(bytes, w_tile, j / 2, step);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) widen(bytes[i], f16, w[j + i / 2][i % 2][0], w[j + i / 2][i % 2][1]);
+#pragma unroll
+      for (int i = j; i < j + 2; ++i) d[i] = decode16x2(ptx::load_shared(scales + i * 16), true);
+    }
+#pragma unroll
+    for (int i = 0; i < kTilesM; ++i) {
+      uint32_t x[2][4];
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        x_fragment(x[half], x_tile + step / 2 * C::kBlockM * 128, i, step % 2 * 2 + half);
+#pragma unroll
+      for (int j = 0; j < kTilesN; ++j) {
+        float sum[4] = {};
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          if (f16)
+            ptx::mma_f16(sum, x[half], w[j][half][0], w[j][half][1]);
+          else
+            ptx::mma_bf16(sum, x[half], w[j][half][0], w[j][half][1]);
+        }
+#pragma unroll
+        for (int c = 0; c < 4; ++c) value[i][j][c] = fmaf(c % 2 ? d[j].y : d[j].x, sum[c], value[i][j][c]);
+      }
+    }
+  };
 
   if constexpr (kInt8) {
     int32_t sum[kTilesM][kTilesN][4] = {};
@@ -268,28 +347,16 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
       v = kSums ? __int_as_float(sum[i][j][c]) : static_cast<float>(sum[i][j][c]) * row_scales[m].scale;
     });
   } else {
-    constexpr bool kF16 = C::kBase == Base::w8a16_f16;
+    constexpr bool kF16 = C::kBase == Base::w8a16_f16 || C::kBase == Base::w8a16_f16_blocks;
     each([](float& v, int, int, int, int, int) { v = 0.f; });
     for (int block = 0; block < k_blocks; ++block) {
       const uint32_t x_tile = advance(), w_tile = x_tile + C::kXBytes;
 #pragma unroll
-      for (int step = 0; step < 4; ++step) {  // 32 values of K: 32 bytes of W, 64 bytes of x
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          uint32_t x[kTilesM][4];
-#pragma unroll
-          for (int i = 0; i < kTilesM; ++i) {
-            x_fragment(x[i], x_tile + step / 2 * C::kBlockM * 128, i, step % 2 * 2 + half);
-          }
-#pragma unroll
-          for (int j = 0; j < kTilesN / 2; ++j) {
-            uint32_t bytes[4], w[4];
-            w_fragment(bytes, w_tile, j, step);
-            widen(bytes[half], kF16, w[0], w[1]);
-            widen(bytes[half + 2], kF16, w[2], w[3]);
-            multiply16(x, w, j, kF16);
-          }
-        }
+      for (int step = 0; step < 4; ++step) {
+        if constexpr (C::kBlockScales)
+          multiply_scaled(x_tile, w_tile, step, kF16);
+        else
+          multiply_widened(x_tile, w_tile, step, kF16);
         fetch_quarter(step);
       }
     }

@@ -20,6 +20,9 @@
 // through shared memory of its own, which the copy engine empties while the next tile multiplies. Where x is read in
 // place, the main loop needs nothing that prepare makes, and the kernel starts while prepare still runs.
 //
+// With block scales the two k-steps of 32 values of K make sums of their own, which are multiplied by d and added to
+// the accumulators. A stage brings the d of its two blocks and 128 rows of W.
+//
 // Barriers a stage: `full` (the bytes of the stage, one producer arrival) in each block; `empty`, with an arrival from
 // each consumer warp of both blocks, since a producer writes into both.
 #include <cuda.h>
@@ -49,9 +52,10 @@ constexpr int kWeightBytes = kBlockN * kBlockK;
 constexpr int kMaxShared = 232448;                // what a block may have on sm_90
 [[maybe_unused]] constexpr int kRasterTiles = 6;  // tiles along the tokens that a wave walks together
 
-// Tokens of a tile, and those that are stored together.
-template <int Tokens, int StoreTokens>
+// Tokens of a tile, those that are stored together, and whether W has block scales.
+template <int Tokens, int StoreTokens, bool BlockScales = false>
 struct Config {
+  static constexpr bool kBlockScales = BlockScales;
   static constexpr int kTokens = Tokens, kStoreTokens = StoreTokens;
   [[maybe_unused]] static constexpr int kParts = kTokens / kStoreTokens;
   // Rows that one block of the cluster loads. Where half of the tile is no whole number of swizzle groups, the two
@@ -62,11 +66,13 @@ struct Config {
   static constexpr int kStoreBytes = kTokens * 128;  // 64 columns of y in 16 bits, a warpgroup's own
   static constexpr int kPowers = kTokens * 4;        // p of the tile, a warpgroup's own
   static constexpr int kFixedBytes = kWarpgroups * (kStoreBytes + kPowers);
-  static constexpr int kStages = std::min((kMaxShared - kFixedBytes) / (kStageBytes + 16), 8);
+  static constexpr int kScaleBytes = kBlockScales ? kBlockK / kScaleBlock * kBlockN * 2 : 0;  // fp16 [2][kBlockN]
+  static constexpr int kStages = std::min((kMaxShared - kFixedBytes) / (kStageBytes + kScaleBytes + 16), 8);
   static constexpr int kStaging = kStages * kStageBytes;
   static constexpr int kPowersAt = kStaging + kWarpgroups * kStoreBytes;
   static constexpr int kBarriers = kPowersAt + kWarpgroups * kPowers;
-  static constexpr int kSharedBytes = kBarriers + kStages * 16;
+  static constexpr int kScales = kBarriers + kStages * 16;
+  static constexpr int kSharedBytes = kScales + kStages * kScaleBytes;
   static_assert(kSharedBytes <= kMaxShared && kStages >= 4);
   static_assert(kTokenBytes % 1024 == 0 && kBoxTokens % 8 == 0, "whole swizzle groups");
   static_assert(kTokens % kStoreTokens == 0 && kStoreTokens % 8 == 0 && kStoreTokens * 2 <= kTokens);
@@ -183,9 +189,21 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           ptx::tensor_load_multicast(base + stage * C::kStageBytes + part * 128, map, byte, at.m + part, full(stage),
                                      (1 << kCluster) - 1);
         };
+        const GemmMember& out = args.member[at.output];
+        const int pitch = block_scale_pitch(out.n);
+        const int scale_bytes = C::kBlockScales ? max(0, min(kBlockN, pitch - at.n)) * 2 : 0;
         for (int block = 0; block < p.k_blocks; ++block) {
           ptx::barrier_wait(empty(stage), phase ^ 1);
-          ptx::barrier_expect_bytes(full(stage), kCluster * C::kBoxTokens * 128 + kWeightBytes);
+          ptx::barrier_expect_bytes(full(stage), kCluster * C::kBoxTokens * 128 + kWeightBytes + 2 * scale_bytes);
+          if (scale_bytes) {
+            const int last = (args.k - 1) / kScaleBlock;  // once more where a stage has no second: it meets zeros
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+              const int64_t row = min(2 * block + half, last);
+              ptx::bulk_load(base + C::kScales + stage * C::kScaleBytes + half * kBlockN * 2,
+                             out.block_scale + row * pitch + at.n, scale_bytes, full(stage));
+            }
+          }
           load_tokens(&p.x, block * 128);
           ptx::tensor_load(base + stage * C::kStageBytes + C::kTokenBytes, &output.w, block * kBlockK, at.n,
                            full(stage));
@@ -249,6 +267,25 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       }
     };
 
+    // The same of two of a stage's k-steps, for block scales, and the scales of rows `row` and row + 8.
+    [[maybe_unused]] const auto widen_half = [&](uint32_t(&a)[2][4], float(&d)[2], int half) {
+      const uint32_t at = my_weights + stage * C::kStageBytes;
+      const uint32_t scales = base + C::kScales + stage * C::kScaleBytes + (half * kBlockN + row) * 2;
+      uint32_t bytes[2][2];
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        bytes[k][0] = ptx::load_shared(at + (((2 * half + k) ^ swizzle) * 16));
+        bytes[k][1] = ptx::load_shared(at + (((2 * half + k) ^ swizzle) * 16) + 8 * 64);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) d[i] = decode16(ptx::load_shared_u16(scales + i * 16), true);
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        widen<kF16>(bytes[k][0], a[k][0], a[k][2]);
+        widen<kF16>(bytes[k][1], a[k][1], a[k][3]);
+      }
+    };
+
     const uint32_t staging = base + C::kStaging + warpgroup * C::kStoreBytes;
     const uint32_t powers = base + C::kPowersAt + warpgroup * C::kPowers;
     bool ready = !args.rows;  // prepare is done, or there is none
@@ -272,8 +309,54 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         previous = stage;
         step_stage();
       };
-      widen_stage(a[0]);
-      multiply_stage(a[0], true);
+      // With block scales: one block after the other. While its sums are added the other warpgroup has the tensor
+      // cores.
+      float sum[kRegisters], d[2][2];
+      uint32_t half_a[2][2][4];
+      [[maybe_unused]] const auto start_half = [&](int half) {
+        const uint64_t x = tokens() + 4 * half;
+        ptx::wgmma_fence();
+        multiply(sum, half_a[half][0], x, kF16, false);
+        multiply(sum, half_a[half][1], x + 2, kF16, true);
+        ptx::wgmma_commit();
+      };
+      [[maybe_unused]] const auto widen_next = [&](int half) { widen_half(half_a[half], d[half], half); };
+      [[maybe_unused]] const auto add_half = [&](int half) {
+        pin(sum);
+#pragma unroll
+        for (int i = 0; i < kRegisters; ++i) value[i] = fmaf(d[half][i / 2 % 2], sum[i], value[i]);
+      };
+      [[maybe_unused]] const auto first_half = [&] {
+        start_half(0);
+        widen_next(1);
+        ptx::wgmma_wait<0>();
+        add_half(0);
+      };
+      [[maybe_unused]] const auto start_second_half = [&] {
+        start_half(1);
+        previous = stage;
+        step_stage();
+      };
+      if constexpr (C::kBlockScales) {
+#pragma unroll
+        for (int i = 0; i < kRegisters; ++i) value[i] = 0.f;
+        ptx::barrier_wait(full(stage), phase);
+        widen_next(0);
+        for (int block = 1; block < p.k_blocks; ++block) {
+          first_half();
+          start_second_half();
+          ptx::barrier_wait(full(stage), phase);
+          widen_next(0);
+          ptx::wgmma_wait<0>();
+          add_half(1);
+          release(previous);
+        }
+        first_half();
+        start_second_half();
+      } else {
+        widen_stage(a[0]);
+        multiply_stage(a[0], true);
+      }
 
       // What the end of the tile needs, except for what prepare makes.
       const int up_columns = out.adapters.up_columns;
@@ -305,7 +388,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         return out.adapters.chunks[step * kChunkRank / output.chunk_columns].b_f16 != 0;
       };
       const uint32_t f16_steps = __ballot_sync(~0u, lane * kChunkRank < up_columns && step_f16(lane));
-      for (int block = 1; block < p.k_blocks; block += 2) {
+      for (int block = 1; !C::kBlockScales && block < p.k_blocks; block += 2) {
         widen_stage(a[1]);
         multiply_stage(a[1], false);
         if (block + 1 == p.k_blocks) break;
@@ -329,6 +412,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       if (leader) ptx::store_wait_read<0>();  // of the tile before
       sync_warpgroup();
       ptx::wgmma_wait<0>();
+      if constexpr (C::kBlockScales) add_half(1);
       pin(value);
       release(previous);
 
@@ -513,19 +597,23 @@ void set_up() {
 struct Tile {
   int tokens, stages;
   double weight;
-  bool epilogue;
+  bool epilogue, block_scales;
   void (*launch)(const GemmArgs&, const Limits&, cudaStream_t);
   void (*set_up)();
 };
 template <class C, bool kEpilogue>
 constexpr Tile tile_of(double weight) {
-  return {C::kTokens, C::kStages, weight, kEpilogue, launch<C, kEpilogue>, set_up<C, kEpilogue>};
+  return {C::kTokens, C::kStages, weight, kEpilogue, C::kBlockScales, launch<C, kEpilogue>, set_up<C, kEpilogue>};
 }
 using Wide = Config<256, 64>;
 using Odd = Config<216, 72>;
 using Narrow = Config<128, 64>;
-constexpr Tile kTiles[] = {tile_of<Wide, false>(1.0), tile_of<Odd, false>(1.01), tile_of<Narrow, false>(1.4),
-                           tile_of<Odd, true>(1.01), tile_of<Narrow, true>(1.4)};
+using Scaled = Config<160, 80, true>;
+using ScaledNarrow = Config<128, 64, true>;
+constexpr Tile kTiles[] = {
+    tile_of<Wide, false>(1.0),          tile_of<Odd, false>(1.01),  tile_of<Narrow, false>(1.4),
+    tile_of<Odd, true>(1.01),           tile_of<Narrow, true>(1.4), tile_of<Scaled, false>(1.0),
+    tile_of<ScaledNarrow, false>(1.05), tile_of<Scaled, true>(1.0), tile_of<ScaledNarrow, true>(1.05)};
 
 int64_t tiles_of(const GemmArgs& args, int tokens) {
   int64_t pairs = 0;
@@ -540,9 +628,9 @@ bool any_epilogue(const GemmArgs& args) {
 
 // The one whose tiles fill the last wave best.
 const Tile& choose_tile(const GemmArgs& args, const Limits& limits) {
-  const bool epilogue = any_epilogue(args);
+  const bool epilogue = any_epilogue(args), block_scales = has_block_scales(args);
   const auto cost = [&](const Tile& tile) {
-    if (tile.epilogue != epilogue) return HUGE_VAL;
+    if (tile.epilogue != epilogue || tile.block_scales != block_scales) return HUGE_VAL;
     const int64_t tiles = tiles_of(args, tile.tokens), clusters = limits.multiprocessors / kCluster;
     return static_cast<double>((tiles + clusters - 1) / clusters) * tile.tokens * tile.weight;
   };
@@ -563,6 +651,7 @@ const char* refuses(const GemmArgs& args, const Limits& limits) {
   if (args.y_type == Dtype::f32) return "y is fp32";
   for (int i = 0; i < args.member_count; ++i) {
     const GemmMember& out = args.member[i];
+    if (!out.block_scale != !args.member[0].block_scale) return "only some outputs have block scales";
     if (out.n % 8 || reinterpret_cast<uintptr_t>(out.y) % 16) return "rows of y are not of whole 16 bytes";
   }
   return nullptr;
@@ -575,9 +664,12 @@ void launch_best(const GemmArgs& args, const Limits& limits, cudaStream_t stream
 void describe(const GemmArgs& args, const Limits& limits, Explanation& to) {
   const Tile& tile = choose_tile(args, limits);
   const double waves = static_cast<double>(tiles_of(args, tile.tokens)) / (limits.multiprocessors / kCluster);
-  to.launch("%s, %d output%s: tile of %d tokens x %d, clusters of %d, %d stages, %.2f waves; %s", kGemmW8a16Sm90.name,
-            args.member_count, args.member_count == 1 ? "" : "s", tile.tokens, kBlockN, kCluster, tile.stages, waves,
-            tile.tokens == kTiles->tokens ? "the widest tile" : "leaves less of the last wave empty than wider tiles");
+  to.launch("%s%s, %d output%s: tile of %d tokens x %d, clusters of %d, %d stages, %.2f waves; %s", kGemmW8a16Sm90.name,
+            tile.block_scales ? ", block scales" : "", args.member_count, args.member_count == 1 ? "" : "s",
+            tile.tokens, kBlockN, kCluster, tile.stages, waves,
+            tile.tokens == (tile.block_scales ? Scaled::kTokens : Wide::kTokens)
+                ? "the widest tile"
+                : "leaves less of the last wave empty than wider tiles");
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 //   weight   int8 [N][k_pitch], k_pitch = K up to a multiple of 16, zero filled. For W8A16 the 16 values of each
 //            aligned group of K are stored as 0 1 8 9  2 3 10 11  4 5 12 13  6 7 14 15, so that four bytes widen to
 //            the two registers of an mma operand.
+//   d        block scales, fp16 [kScaleBlock columns of K][N up to a multiple of 8], zero filled
 //   q        int8 [M][k_pitch], zero filled                                          (workspace)
 //   rows     {s_x, p} [M], p a power of two, see prepare.cu                          (workspace)
 //   h        16-bit [M][up_columns]: x.A^T of all slots, scaled                      (workspace)
@@ -27,7 +28,9 @@ namespace octolora::cuda {
 constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 constexpr int64_t round_up64(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-constexpr int kChunkRank = 16;  // ranks that share one description, one k-step of an mma
+constexpr int kChunkRank = 16;   // ranks that share one description, one k-step of an mma
+constexpr int kScaleBlock = 32;  // values of K that share a block scale; longer blocks are stored as several
+__host__ __device__ constexpr int block_scale_pitch(int n) { return (n + 7) / 8 * 8; }
 
 // 16 ranks of a slot. Without OCTOLORA_LORA_SPLIT a chunk has 16 columns in a and in b/h, at the same index. With it,
 // 32 in a (high, low) and 48 in b/h, so that (h_hi + h_lo)(b_hi + b_lo) becomes h_hi b_hi + h_lo b_hi + h_hi b_lo.
@@ -53,7 +56,8 @@ struct AdapterView {
   int slot_count = 0;
   int chunk_count = 0;
   int down_columns = 0;
-  int up_columns = 0;  // of b and h, multiple of 16
+  int up_columns = 0;    // of b and h, multiple of 16
+  int slot_columns = 0;  // of these, the most that one slot has
 };
 
 struct RowScale {
@@ -79,7 +83,6 @@ constexpr int kMaxMembers = OCTOLORA_MAX_OUTPUTS;
 struct PrepareMember {
   AdapterView adapters;
   uint16_t* h = nullptr;
-  float* down = nullptr;  // decode.cu: pieces of x.A^T, [decode_parts(K)][M][down_columns]
   // total_bias[i] = bias[i] + the biases of all slots, scaled; null: not asked for.
   float* total_bias = nullptr;  // [N]
   const float* bias = nullptr;  // [N] or null
@@ -108,7 +111,8 @@ struct PrepareArgs {
 struct GemmMember {
   const int8_t* weight = nullptr;
   int n = 0;
-  const float* scale = nullptr;  // s_w [N]
+  const float* scale = nullptr;           // s_w [N]
+  const uint16_t* block_scale = nullptr;  // d, or null: 1
   // [N] or null. With row_slot it is the linear's own, and a row adds scale * slot_bias of its slot where has_bias;
   // without, it has the biases of all slots in it.
   const float* bias = nullptr;
@@ -176,9 +180,20 @@ extern const GemmFamily kGemmW8a16Sm90;  // gemm_w8a16_sm90.cu: W8A16 on Hopper
 extern const GemmFamily kGemmW8a8;       // gemm_w8a8.cu: everywhere
 extern const GemmFamily kGemmW8a16;      // gemm_w8a16.cu: everywhere
 
+inline bool has_block_scales(const GemmArgs& args) {
+  for (int i = 0; i < args.member_count; ++i)
+    if (args.member[i].block_scale) return true;
+  return false;
+}
+
 // decode.cu: all of a forward with few rows on Hopper
 constexpr int kDecodeRows = 64;
-int decode_parts(int k);
+// Its q: for each 128 values of K [decode_tokens(M)][128], as the copy engine's 128-byte swizzle has it: the 16 bytes c
+// of row r lie at c ^ r % 8. Rows from M on are whatever was there.
+__host__ __device__ constexpr int decode_tokens(int m) { return m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64; }
+constexpr size_t decode_q_bytes(int m, int k) {
+  return static_cast<size_t>(round_up(k, 128)) * decode_tokens(m < kDecodeRows ? m : kDecodeRows);
+}
 void launch_prepare_few(const PrepareArgs& args, cudaStream_t stream);
 void describe_prepare_few(const PrepareArgs& args, Explanation& to);
 void set_up_decode(Limits& limits);  // fills limits.clusters

@@ -169,6 +169,8 @@ void CudaSlots::place(const std::vector<int>& capacity) {
   view_.chunk_count = chunks;
   view_.down_columns = static_cast<int>(down_columns(chunks));
   view_.up_columns = static_cast<int>(up_columns(chunks));
+  for (const Range& range : ranges_)
+    view_.slot_columns = std::max(view_.slot_columns, static_cast<int>(up_columns(range.count)));
   const auto all = [&](uint8_t* memory) {
     size_t bytes = 0;
     const auto take = [&](auto*& pointer, size_t count) {
@@ -297,6 +299,7 @@ void CudaSlots::compose(int first, int end, cudaStream_t stream) {
     NormArgs norm;
     norm.weight = weights.weight;
     norm.weight_scale = weights.scale;
+    norm.block_scale = weights.block_scale;
     norm.n = n;
     norm.k = linear_.spec.k;
     norm.k_pitch = linear_.k_pitch;

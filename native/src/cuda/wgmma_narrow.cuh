@@ -23,6 +23,15 @@ __device__ __forceinline__ void tensor_load_hinted(uint32_t to, const CUtensorMa
       "l"(map), "r"(x), "r"(y), "r"(barrier), "l"(policy)
       : "memory");
 }
+// Brings a box into L2.
+__device__ __forceinline__ void tensor_prefetch(const CUtensorMap* map, int x, int y) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];\n" ::"l"(map), "r"(x), "r"(y)
+               : "memory");
+}
+// Whole 16 bytes, from a multiple of 16.
+__device__ __forceinline__ void bulk_prefetch(const void* from, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;\n" ::"l"(from), "r"(bytes) : "memory");
+}
 // Arrives at a hardware barrier for `threads` threads without waiting for it.
 __device__ __forceinline__ void named_arrive(int number, int threads) {
   asm volatile("bar.arrive %0, %1;\n" ::"r"(number), "r"(threads) : "memory");
@@ -37,6 +46,23 @@ __device__ __forceinline__ uint4 load_cluster_16(uint32_t address, uint32_t rank
                : "memory");
   return v;
 }
+
+// To the same address in block `rank` of the cluster, completing four bytes on the barrier at the same address there.
+// No fence: those of the cluster scope wait for all that the thread has under way in memory.
+__device__ __forceinline__ void store_async_cluster(uint32_t address, uint32_t barrier, uint32_t rank, uint32_t value) {
+  asm volatile(
+      "{\n.reg .b32 to, on;\n"
+      "mapa.shared::cluster.u32 to, %0, %2;\n"
+      "mapa.shared::cluster.u32 on, %1, %2;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [to], %3, [on];\n}\n" ::"r"(address),
+      "r"(barrier), "r"(rank), "r"(value)
+      : "memory");
+}
+// The halves of a barrier of the cluster that says nothing about memory.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\n" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;\n" ::: "memory"); }
 
 #define OCTOLORA_D4(c, i) c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3])
 #define OCTOLORA_D8(c, i) OCTOLORA_D4(c, i), OCTOLORA_D4(c, i + 4)
@@ -84,6 +110,12 @@ OCTOLORA_NARROW_16(wgmma_f16, "f16", 16, 8, 8, 9, 10, 11, 12, 13)
 OCTOLORA_NARROW_16(wgmma_f16, "f16", 32, 16, 16, 17, 18, 19, 20, 21)
 OCTOLORA_NARROW_16(wgmma_f16, "f16", 48, 24, 24, 25, 26, 27, 28, 29)
 OCTOLORA_NARROW_16(wgmma_f16, "f16", 64, 32, 32, 33, 34, 35, 36, 37)
+
+// The registers of an operand stay what they are until here.
+__device__ __forceinline__ void keep(uint32_t (&a)[4][4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(a[i][0]), "+r"(a[i][1]), "+r"(a[i][2]), "+r"(a[i][3])::"memory");
+}
 
 #undef OCTOLORA_NARROW_16
 #undef OCTOLORA_NARROW_S8

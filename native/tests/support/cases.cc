@@ -142,6 +142,7 @@ std::string Spec::name() const {
   std::string s = text("%s%s%s m=%d n=%d k=%d %s->%s %s%s%s", modes[mode], round_x ? "+round" : "",
                        x_divisor == 127.5f ? "/127.5" : "", m, n, k, format(x_type).name, format(y_type).name,
                        fill_name(fill), bias ? " bias" : "", scale_per_channel ? "" : " tensor_scale");
+  if (scale_block) s += text(" blocks=%d", scale_block);
   if (outlier_columns == kAll) s += " outliers=all";
   if (outlier_columns >= 0 && outlier_columns != kAll) s += text(" outliers=%d", outlier_columns);
   for (const AdapterSpec& a : adapters) {
@@ -178,6 +179,17 @@ Problem make_problem(const Spec& s) {
     v = p.exact ? static_cast<float>(std::ldexp(1.0, -random.below(3)))
                 : static_cast<float>(0.001 + 0.01 * random.uniform());
   }
+  p.scale_block = s.scale_block;
+  if (s.scale_block) {
+    p.block_scale = Typed(Type::f16, static_cast<size_t>(s.n) * ((s.k + s.scale_block - 1) / s.scale_block));
+    // Some are subnormal, some zero, some negative; a row is not all zeros, which no magnitude could bring to a length.
+    const double sizes[] = {1, 1, 1, 0x1p-16, 0};
+    for (size_t i = 0; i < p.block_scale.size(); ++i) {
+      const bool first = i % (p.block_scale.size() / s.n) == 0;
+      const double size = sizes[random.below(first ? 3 : 5)] * (random.coin() ? 1 : -1);
+      p.block_scale.set(i, p.exact ? std::ldexp(1.0, -random.below(2)) : size * (0.2 + 2 * random.uniform()));
+    }
+  }
   if (s.bias) {
     p.bias.resize(s.n);
     for (float& b : p.bias) b = static_cast<float>(p.exact ? random.between(-1000, 1000) : random.normal());
@@ -205,12 +217,23 @@ Problem make_problem(const Spec& s) {
 
 namespace {
 
+// What the factors of a case are drawn from; the numbers count the rows of tables in spec_of.
+struct Levels {
+  std::vector<int> edges, ranks;
+  std::vector<Fill> fills;
+  std::vector<int> modes, adapters, epilogues;
+};
 // 16, 32, 64, 128, 192 and 256 are the tile sizes of kernels; an edge case lies on either side of each.
-const std::vector<int> kEdges = {1,  2,   5,   15,  16,  17,  31,  32,  33,  63, 64,
-                                 65, 127, 128, 129, 191, 192, 193, 255, 256, 257};
-const std::vector<int> kQuickEdges = {1, 15, 16, 17, 33, 64, 65};
-const std::vector<int> kRanks = {1, 5, 8, 16, 33, 64, 128, 512};
-const std::vector<int> kQuickRanks = {1, 8, 16, 33};
+const Levels kAllLevels = {
+    {1, 2, 5, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 255, 256, 257},
+    {1, 5, 8, 16, 33, 64, 128, 512},
+    {Fill::normal, Fill::exact, Fill::zero_rows, Fill::nan_rows, Fill::inf_rows, Fill::subnormal, Fill::huge},
+    {0, 1, 2, 3, 4, 5, 6, 7},
+    {0, 1, 2, 3, 4, 5, 6},
+    {0, 1, 2, 3, 4, 5}};
+// For sanitizers, which look at accesses and not at numbers: what takes another branch.
+const Levels kQuickLevels = {{1, 16, 17, 33, 65}, {1, 8, 16, 33},  {Fill::normal, Fill::exact, Fill::nan_rows},
+                             {0, 1, 2, 4, 6},     {0, 3, 4, 5, 6}, {0, 1, 4, 5}};
 
 enum Factor {
   kMode,
@@ -231,8 +254,7 @@ enum Factor {
   kFactors
 };
 
-Spec spec_of(const std::vector<int>& level, const std::vector<int>& edges, const std::vector<int>& ranks,
-             uint64_t seed) {
+Spec spec_of(const std::vector<int>& level, const Levels& levels, uint64_t seed) {
   Random random(seed);
   Spec s;
   s.seed = seed;
@@ -240,20 +262,24 @@ Spec spec_of(const std::vector<int>& level, const std::vector<int>& edges, const
     int32_t mode;
     bool round;
     float divisor;
+    int scale_block = 0;
   } modes[] = {{OCTOLORA_W8A16, false, 127.f},       {OCTOLORA_W8A8_DYNAMIC, false, 127.f},
                {OCTOLORA_W8A8_DYNAMIC, true, 127.f}, {OCTOLORA_W8A8_DYNAMIC, false, 127.5f},
-               {OCTOLORA_W8A8_STATIC, false, 127.f}, {OCTOLORA_W8A8_STATIC, true, 127.f}};
-  s.mode = modes[level[kMode]].mode;
-  s.round_x = modes[level[kMode]].round;
-  s.x_divisor = modes[level[kMode]].divisor;
+               {OCTOLORA_W8A8_STATIC, false, 127.f}, {OCTOLORA_W8A8_STATIC, true, 127.f},
+               {OCTOLORA_W8A16, false, 127.f, 32},   {OCTOLORA_W8A16, false, 127.f, 96}};
+  const auto& mode = modes[levels.modes[level[kMode]]];
+  s.mode = mode.mode;
+  s.round_x = mode.round;
+  s.x_divisor = mode.divisor;
+  s.scale_block = mode.scale_block;
   s.x_type = kTypes[level[kXType]];
   s.y_type = kTypes[level[kYType]];
   s.bias = level[kBias];
   s.scale_per_channel = level[kScale];
-  s.m = edges[level[kM]];
-  s.n = edges[level[kN]];
-  s.k = edges[level[kK]];
-  s.fill = static_cast<Fill>(level[kFill]);
+  s.m = levels.edges[level[kM]];
+  s.n = levels.edges[level[kN]];
+  s.k = levels.edges[level[kK]];
+  s.fill = levels.fills[level[kFill]];
   if (s.fill == Fill::exact) s.x_divisor = 127.f;  // the other divisor has no exact step
   static const int outliers[] = {-1, 0, 1, 7, Spec::kAll};
   if (s.mode == OCTOLORA_W8A8_DYNAMIC) s.outlier_columns = outliers[level[kOutliers]];
@@ -267,18 +293,20 @@ Spec spec_of(const std::vector<int>& level, const std::vector<int>& edges, const
   } epilogues[] = {{OCTOLORA_ACTIVATION_NONE, false, false},    {OCTOLORA_ACTIVATION_NONE, true, true},
                    {OCTOLORA_ACTIVATION_NONE, false, true},     {OCTOLORA_ACTIVATION_GELU_TANH, false, false},
                    {OCTOLORA_ACTIVATION_GELU_ERF, true, false}, {OCTOLORA_ACTIVATION_SILU, true, true}};
-  s.activation = epilogues[level[kEpilogue]].activation;
-  s.gate = epilogues[level[kEpilogue]].gate;
-  s.residual = epilogues[level[kEpilogue]].residual;
+  const auto& epilogue = epilogues[levels.epilogues[level[kEpilogue]]];
+  s.activation = epilogue.activation;
+  s.gate = epilogue.gate;
+  s.residual = epilogue.residual;
   if (s.fill == Fill::exact) s.activation = OCTOLORA_ACTIVATION_NONE;
   s.row_slots = static_cast<RowSlots>(level[kRows]);
 
+  const std::vector<int>& ranks = levels.ranks;
   const int rank = ranks[level[kRank]];
   auto add = [&](int r, Type a, Type b, float scale, bool split, bool bias) {
     s.adapters.push_back({r, a, b, scale, split, bias});
   };
   const int any = random.below(3);
-  switch (level[kAdapters]) {
+  switch (levels.adapters[level[kAdapters]]) {
     case 0:
       break;
     case 1:
@@ -308,20 +336,19 @@ Spec spec_of(const std::vector<int>& level, const std::vector<int>& edges, const
 }  // namespace
 
 std::vector<Spec> pairwise_specs(uint64_t seed, bool quick) {
-  const std::vector<int>& edges = quick ? kQuickEdges : kEdges;
-  const std::vector<int>& ranks = quick ? kQuickRanks : kRanks;
-  const int edge_levels = static_cast<int>(edges.size());
+  const Levels& from = quick ? kQuickLevels : kAllLevels;
+  const int edge_levels = static_cast<int>(from.edges.size());
   std::vector<int> levels(kFactors);
-  levels[kMode] = 6;
+  levels[kMode] = static_cast<int>(from.modes.size());
   levels[kXType] = levels[kYType] = 3;
   levels[kBias] = levels[kScale] = 2;
   levels[kM] = levels[kN] = levels[kK] = edge_levels;
-  levels[kAdapters] = 7;
-  levels[kRank] = static_cast<int>(ranks.size());
+  levels[kAdapters] = static_cast<int>(from.adapters.size());
+  levels[kRank] = static_cast<int>(from.ranks.size());
   levels[kOutliers] = 5;
-  levels[kFill] = 7;
+  levels[kFill] = static_cast<int>(from.fills.size());
   levels[kOffset] = 4;
-  levels[kEpilogue] = 6;
+  levels[kEpilogue] = static_cast<int>(from.epilogues.size());
   levels[kRows] = 4;
 
   // Greedy: of some random candidates, the one with the most pairs not seen yet; half of the candidates are built
@@ -340,7 +367,7 @@ std::vector<Spec> pairwise_specs(uint64_t seed, bool quick) {
   while (!open.empty()) {
     std::vector<int> best;
     int best_count = -1;
-    for (int candidate = 0; candidate < 12; ++candidate) {
+    for (int candidate = 0; candidate < (quick ? 100 : 12); ++candidate) {
       std::vector<int> level(kFactors);
       for (int f = 0; f < kFactors; ++f) level[f] = random.below(levels[f]);
       if (candidate % 2) {
@@ -362,7 +389,7 @@ std::vector<Spec> pairwise_specs(uint64_t seed, bool quick) {
     for (int f = 0; f < kFactors; ++f) {
       for (int g = f + 1; g < kFactors; ++g) open.erase({f, best[f], g, best[g]});
     }
-    specs.push_back(spec_of(best, edges, ranks, random.next() % 1000000));
+    specs.push_back(spec_of(best, from, random.next() % 1000000));
   }
   return specs;
 }
@@ -374,12 +401,16 @@ std::vector<Spec> corner_specs(uint64_t seed, bool quick) {
     s.seed = random.next() % 1000000;
     specs.push_back(s);
   };
-  const int32_t modes[] = {OCTOLORA_W8A16, OCTOLORA_W8A8_DYNAMIC, OCTOLORA_W8A8_STATIC};
+  const struct {
+    int32_t mode;
+    int scale_block;
+  } kinds[] = {{OCTOLORA_W8A16, 0}, {OCTOLORA_W8A8_DYNAMIC, 0}, {OCTOLORA_W8A8_STATIC, 0}, {OCTOLORA_W8A16, 32}};
   const Spec::AdapterSpec f16 = {16, Type::f16, Type::f16, 0.7f, false, false};
   const Spec::AdapterSpec bf16 = {33, Type::bf16, Type::bf16, 0.4f, false, true};
-  for (int32_t mode : modes) {
+  for (const auto& kind : kinds) {
     Spec s;
-    s.mode = mode;
+    s.mode = kind.mode;
+    s.scale_block = kind.scale_block;
     s.adapters = {f16, bf16};
     s.bias = true;
     s.m = 0, s.n = 33, s.k = 65;
@@ -407,7 +438,7 @@ std::vector<Spec> corner_specs(uint64_t seed, bool quick) {
     s.m = 7, s.n = 4099, s.k = 640;
     add(s);
     // Rows longer than any piece that a kernel takes at a time, with outliers in every piece.
-    if (mode == OCTOLORA_W8A8_DYNAMIC) {
+    if (s.mode == OCTOLORA_W8A8_DYNAMIC) {
       Spec wide = s;
       wide.m = 35, wide.n = 70, wide.k = 9001;
       for (Fill fill : {Fill::exact, Fill::normal}) {

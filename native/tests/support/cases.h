@@ -24,6 +24,7 @@ struct Spec {
   float x_divisor = 127.f;
   Type x_type = Type::f32, y_type = Type::f32;
   bool bias = false, scale_per_channel = true;
+  int scale_block = 0;
   int outlier_columns = -1;  // -1: threshold off; 0: on, none found; kAll: every column
   Fill fill = Fill::normal;
   struct AdapterSpec {

@@ -24,7 +24,8 @@ std::string format_text(const char* format, std::va_list args) {
 int usage(const char* program, const char* what) {
   std::fprintf(
       stderr,
-      "%s: %s\nusage: %s [--device cpu|cuda:N|all] [--filter TEXT] [--quick] [--one-thread] [--seed N] [--list]\n",
+      "%s: %s\n"
+      "usage: %s [--device cpu|cuda:N|all] [--filter TEXT] [--quick] [--one-thread] [--seed N] [--list] [--times]\n",
       program, what, program);
   return 2;
 }
@@ -59,7 +60,7 @@ void needs_threads(const Options& options) {
 int run_main(int argc, char** argv, const std::function<void(Suite&, const Options&)>& fill) {
   Options options;
   std::string device = "cpu", filter;
-  bool list = false;
+  bool list = false, times = false;
   for (int i = 1; i < argc; ++i) {
     const std::string flag = argv[i];
     if (flag == "--quick") {
@@ -68,6 +69,8 @@ int run_main(int argc, char** argv, const std::function<void(Suite&, const Optio
       options.one_thread = true;
     } else if (flag == "--list") {
       list = true;
+    } else if (flag == "--times") {
+      times = true;
     } else if ((flag == "--device" || flag == "--filter" || flag == "--seed") && i + 1 < argc) {
       const char* value = argv[++i];
       if (flag == "--device") device = value;
@@ -108,7 +111,11 @@ int run_main(int argc, char** argv, const std::function<void(Suite&, const Optio
     fill(suite, options);
     std::printf("%s on %s, seed %llu%s\n", octolora_version(), place.c_str(),
                 static_cast<unsigned long long>(options.seed), options.quick ? ", quick" : "");
-    const auto start = std::chrono::steady_clock::now();
+    using Clock = std::chrono::steady_clock;
+    const auto seconds_since = [](Clock::time_point start) {
+      return std::chrono::duration<double>(Clock::now() - start).count();
+    };
+    const Clock::time_point start = Clock::now();
     for (const Suite::Case& c : suite.cases_) {
       if (c.name.find(filter) == std::string::npos) continue;
       if (list) {
@@ -116,9 +123,11 @@ int run_main(int argc, char** argv, const std::function<void(Suite&, const Optio
         continue;
       }
       std::string failure;
+      const Clock::time_point begin = Clock::now();
       try {
         c.body();
         ++passed;
+        if (times) std::printf("%8.3f s  %s\n", seconds_since(begin), c.name.c_str());
         continue;
       } catch (const Skip& s) {
         ++skipped;
@@ -132,8 +141,7 @@ int run_main(int argc, char** argv, const std::function<void(Suite&, const Optio
         std::fflush(stdout);
       }
     }
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    std::printf("%s: %.1f s\n", place.c_str(), seconds.count());
+    std::printf("%s: %.1f s\n", place.c_str(), seconds_since(start));
   }
   if (list) return 0;
   if (failed > kMostFailuresShown) std::printf("... and %d more failures\n", failed - kMostFailuresShown);

@@ -8,6 +8,7 @@
 //   --one-thread              leave out the cases that call from several host threads, for racecheck
 //   --seed N                  another draw of the random cases
 //   --list                    print the names of the cases
+//   --times                   print the seconds that each case took
 //
 // Exit status: 0 all passed, 1 a case failed or none ran, 2 bad usage, 77 the device is not there (the reason is
 // printed).

@@ -6,6 +6,8 @@
 //   base, W8A8      the int32 sum is exact; its conversion to fp32 and the two scales:      3 u(f32) |base|
 //   base, W8A16     k additions; the scale:                      (k d + u(f32)) s_w sum |x||w|
 //                   fp32 x in three bf16 pieces, on tensor cores:         2^-23 s_w sum |x||w|
+//                   with block scales, w = d q is exact in fp32 (8 and 11 bits); where instead sums of a block are
+//                   multiplied, one fma a block and piece:      b d s_w sum |x||w|
 //   outliers        one addition a column; the scale:            (|O| d + u(f32)) s_w sum |x||w|
 //                   fp32 x as a pair of 16-bit numbers, on tensor cores:  2^-16 s_w sum |x||w|
 //   h = c x.A^T     k additions, c:                              (k d + u(f32)) |c| sum |x||A|
@@ -18,7 +20,7 @@
 //   adapter bias    product and addition:                        2 u(f32) |c bias|
 //                   on tensor cores the bias in the 16-bit type, c as a pair: (u(h) + 2^-16) |c bias|
 //   the last sum    of rank + 8 terms, in any order:             (rank + 8) d (sum of the terms' absolute values)
-//   underflow       of a product anywhere:                       2^-149 a product
+//   underflow       of a product anywhere:                       2^-149 a product, times what follows it, if above 1
 //                   of the pieces of an fp32 x, on tensor cores: bf16 stops at 2^-133, rounded: 2^-134 s_w sum |w|
 //                                                                tf32 at 2^-136, cut off:       2^-136 |c| sum |A|
 //   activation f    an error e of its argument v:                sup |f(z) - f(v)| for |z - v| <= e. f falls to its one
@@ -44,7 +46,6 @@
 #include "oracle.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "harness.h"
 
@@ -67,6 +68,14 @@ float measured(const Problem& p, int64_t i) {
 float b_at(const Adapter& a, int n, int r) { return a.b.value[static_cast<int64_t>(n) * a.b_stride + r]; }
 
 float w_scale(const Problem& p, int n) { return p.w_scale.size() == 1 ? p.w_scale[0] : p.w_scale[n]; }
+
+// The code at (n, k), times its block scale: exact.
+double weight_at(const Problem& p, int n, int k) {
+  const double code = p.w[static_cast<int64_t>(n) * p.k + k];
+  if (!p.scale_block) return code;
+  const int64_t blocks = (p.k + p.scale_block - 1) / p.scale_block;
+  return code * p.block_scale.value[n * blocks + k / p.scale_block];
+}
 
 // Rows that hold a NaN or an infinity, as given or after the rounding to fp16.
 std::vector<uint8_t> rows_not_finite(const Problem& p) {
@@ -117,7 +126,7 @@ Factor factor_of(const Problem& p, const Adapter& a, const FactorStorage& a_stor
   const double c = a.scale, s_w = w_scale(p, n);
   double square = 0, error_square = 0;
   for (int k = 0; k < p.k; ++k) {
-    const double base = s_w * p.w[static_cast<int64_t>(n) * p.k + k];
+    const double base = s_w * weight_at(p, n, k);
     double sum = 0, absolute = std::fabs(base), error = 0;
     for (int r = 0; r < a.rank; ++r) {
       const double up = b_at(a, n, r), down = a.a.value[static_cast<int64_t>(r) * p.k + k];
@@ -285,9 +294,13 @@ Expected evaluate(const Problem& p, const Arithmetic& arithmetic, const std::vec
 
   std::vector<double> w_absolutes(p.n);  // sum |w| of each channel
   for (int n = 0; n < p.n; ++n) {
-    const int8_t* w = &p.w[static_cast<int64_t>(n) * p.k];
-    w_absolutes[n] = std::accumulate(w, w + p.k, 0.0, [](double sum, int8_t v) { return sum + std::abs(v); });
+    for (int k = 0; k < p.k; ++k) w_absolutes[n] += std::fabs(weight_at(p, n, k));
   }
+
+  // With block scales: sums that are multiplied by one, and the largest, if above 1.
+  const double sums = p.scale_block ? (p.k + 31) / 32 * (x_in_pieces ? 3 : 1) : 0;
+  double most_scale = 1;
+  for (float scale : p.block_scale.value) most_scale = std::max<double>(most_scale, std::fabs(scale));
 
   // F_i and its relative error, [n][adapters + 1]: the first is G, the last 1.
   const size_t count = p.adapters.size();
@@ -351,12 +364,13 @@ Expected evaluate(const Problem& p, const Arithmetic& arithmetic, const std::vec
       if (w8a16) {
         double absolute = 0;
         for (int k = 0; k < p.k; ++k) {
-          y += static_cast<double>(x[k]) * w[k];
-          absolute += std::fabs(static_cast<double>(x[k]) * w[k]);
+          const double weight = weight_at(p, n, k);
+          y += x[k] * weight;
+          absolute += std::fabs(x[k] * weight);
         }
         y *= s_w;
-        error += (p.k * d + kSingle + (x_in_pieces ? kThreePieces : 0)) * std::fabs(s_w) * absolute;
-        error += 0x1p-149 * p.k + (x_in_pieces ? kBf16Underflow * std::fabs(s_w) * w_absolute : 0);
+        error += ((p.k + sums) * d + kSingle + (x_in_pieces ? kThreePieces : 0)) * std::fabs(s_w) * absolute;
+        error += 0x1p-149 * p.k * most_scale + (x_in_pieces ? kBf16Underflow * std::fabs(s_w) * w_absolute : 0);
         terms += std::fabs(y);
       } else {
         double base = static_cast<double>(q.row_scale[m]) * s_w * q.sums[at];

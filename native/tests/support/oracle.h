@@ -31,6 +31,8 @@ struct Problem {
   float threshold = 0.f;
   std::vector<int8_t> w;       // [n,k]
   std::vector<float> w_scale;  // [n] or [1]
+  int scale_block = 0;         // columns of k that share a block scale, or 0
+  Typed block_scale;           // fp16 [n, ceil(k / scale_block)], or empty
   std::vector<float> bias;     // [n] or empty
   Typed x;                     // [m,k]
   Type y_type = Type::f32;

@@ -26,6 +26,8 @@ inline octolora_linear_desc describe(const Problem& p) {
   d.weight = p.w.data();
   d.scale = p.w_scale.data();
   d.bias = p.bias.empty() ? nullptr : p.bias.data();
+  d.scale_block = p.scale_block;
+  if (p.scale_block) d.block_scale = reinterpret_cast<const uint16_t*>(p.block_scale.bytes.data());
   return d;
 }
 

@@ -7,10 +7,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <memory>
+#include <new>
 
 #include "octolora/octolora.h"
 
-static_assert(OCTOLORA_ABI_VERSION == 2, "NativeOctolora.java binds version 2: bring both to the new version");
+static_assert(OCTOLORA_ABI_VERSION == 3, "NativeOctolora.java binds version 3: bring both to the new version");
 
 // numbers: ordinal, compute capability, units. name [128], kernels [32]: zero-terminated UTF-8.
 inline octolora_status octolora_java_device_info(const octolora_device* device, int32_t* numbers, int64_t* memory,
@@ -37,7 +39,8 @@ inline octolora_status octolora_java_copy(octolora_device* device, void* to, con
 inline octolora_status octolora_java_linear_create(octolora_device* device, int32_t n, int32_t k, int32_t mode,
                                                    int32_t round_x, float x_scale, float x_divisor,
                                                    float outlier_threshold, const void* weight, int32_t scale_count,
-                                                   const float* scale, const float* bias, octolora_linear** linear) {
+                                                   const float* scale, int32_t scale_block, const void* block_scale,
+                                                   const float* bias, octolora_linear** linear) {
   octolora_linear_desc desc{};
   desc.struct_size = sizeof desc;
   desc.n = n;
@@ -51,24 +54,38 @@ inline octolora_status octolora_java_linear_create(octolora_device* device, int3
   desc.weight = static_cast<const int8_t*>(weight);
   desc.scale = scale;
   desc.bias = bias;
+  desc.scale_block = scale_block;
+  desc.block_scale = static_cast<const uint16_t*>(block_scale);
   return octolora_linear_create(device, &desc, linear);
 }
 
-inline octolora_status octolora_java_slots_set(octolora_slots* slots, int32_t slot, int32_t rank, int32_t a_dtype,
-                                               int32_t b_dtype, int32_t precision, const void* a, const void* b,
-                                               const float* bias, const float* magnitude, float scale,
+// Of a direct buffer, from its position on.
+inline int64_t octolora_java_address(const void* buffer) { return reinterpret_cast<int64_t>(buffer); }
+
+// octolora_slots_set_many; numbers: slots, slot, rank, a_dtype, b_dtype, precision, a, b, bias and magnitude of each.
+inline octolora_status octolora_java_slots_set(const int64_t* numbers, const float* scales, int32_t count,
                                                octolora_stream stream) {
-  octolora_adapter_desc adapter{};
-  adapter.struct_size = sizeof adapter;
-  adapter.rank = rank;
-  adapter.a_dtype = a_dtype;
-  adapter.b_dtype = b_dtype;
-  adapter.precision = precision;
-  adapter.a = a;
-  adapter.b = b;
-  adapter.bias = bias;
-  adapter.magnitude = magnitude;
-  return octolora_slots_set(slots, slot, &adapter, scale, stream);
+  const std::unique_ptr<octolora_adapter_desc[]> adapters(new (std::nothrow) octolora_adapter_desc[count]());
+  const std::unique_ptr<octolora_slot_fill[]> fills(new (std::nothrow) octolora_slot_fill[count]());
+  if (!adapters || !fills) return OCTOLORA_OUT_OF_MEMORY;
+  for (int32_t i = 0; i < count; ++i, numbers += 10) {
+    octolora_adapter_desc& adapter = adapters[i];
+    adapter.struct_size = sizeof adapter;
+    adapter.rank = static_cast<int32_t>(numbers[2]);
+    adapter.a_dtype = static_cast<int32_t>(numbers[3]);
+    adapter.b_dtype = static_cast<int32_t>(numbers[4]);
+    adapter.precision = static_cast<int32_t>(numbers[5]);
+    adapter.a = reinterpret_cast<const void*>(numbers[6]);
+    adapter.b = reinterpret_cast<const void*>(numbers[7]);
+    adapter.bias = reinterpret_cast<const float*>(numbers[8]);
+    adapter.magnitude = reinterpret_cast<const float*>(numbers[9]);
+    fills[i].struct_size = sizeof(octolora_slot_fill);
+    fills[i].slot = static_cast<int32_t>(numbers[1]);
+    fills[i].slots = reinterpret_cast<octolora_slots*>(numbers[0]);
+    fills[i].adapter = &adapter;
+    fills[i].scale = scales[i];
+  }
+  return octolora_slots_set_many(fills.get(), count, stream);
 }
 
 // A forward; outputs: linear, slots, y, residual, gate and activation of each.

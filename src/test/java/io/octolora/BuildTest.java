@@ -21,12 +21,17 @@ import org.junit.jupiter.api.Test;
 class BuildTest {
   private static final Path ROOT = Path.of(System.getProperty("basedir", ""));
 
-  private static String first(String file, String pattern) throws IOException {
+  private static Path inSourceTree(String file) {
     Path path = ROOT.resolve(file);
     if (!Files.exists(path)) {
       System.out.println("SKIPPED: BuildTest: not run in the source tree, no " + path);
     }
     Assumptions.assumeTrue(Files.exists(path), "not in the source tree");
+    return path;
+  }
+
+  private static String first(String file, String pattern) throws IOException {
+    Path path = inSourceTree(file);
     Matcher match = Pattern.compile(pattern).matcher(Files.readString(path));
     assertTrue(match.find(), () -> file + " has no " + pattern);
     return match.group(1);
@@ -48,6 +53,7 @@ class BuildTest {
    */
   @Test
   void bindingsComeInOneVersion() {
+    inSourceTree("pom.xml"); // elsewhere the class path is not Maven's
     Pattern jar = Pattern.compile("(javacpp|cuda)-([0-9][0-9.-]*[0-9])(-[a-z].*)?\\.jar");
     Map<String, Set<String>> versions = new TreeMap<>();
     for (String entry : System.getProperty("java.class.path").split(File.pathSeparator)) {

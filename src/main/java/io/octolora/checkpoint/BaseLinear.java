@@ -2,14 +2,16 @@
 package io.octolora.checkpoint;
 
 import io.octolora.FormatException;
+import io.octolora.internal.Halves;
+import java.nio.ByteBuffer;
 import org.jetbrains.annotations.Nullable;
 
 /**
  * One linear layer of a checkpoint, {@code y[M,n] = x[M,k] · Wᵀ + bias}. Describes; the data belongs to the
  * {@link Checkpoint} and is readable until that is closed.
  *
- * <p>A module counts as linear if it has a two-dimensional {@code weight}. Among unquantized modules embedding tables
- * are such too: nothing in the files tells them apart. Norms (one dimension) and convolutions (three to five) are not
+ * <p>A module counts as linear if it has a two-dimensional {@code weight}. Among unquantized modules, and in GGUF files,
+ * embedding tables are such too: nothing in the files tells them apart. Norms (one dimension) and convolutions (three to five) are not
  * listed.
  */
 public final class BaseLinear {
@@ -20,11 +22,17 @@ public final class BaseLinear {
   private final @Nullable Quantization quantization;
   private final Tensor weight;
   private final @Nullable Tensor scale;
+  private final int scaleBlock;
   private final @Nullable Tensor bias;
 
-  /** scale and quantization are null exactly for {@link WeightFormat#FLOAT}. */
+  /** One scale a row or for all; scale and quantization are null exactly for {@link WeightFormat#FLOAT}. */
   BaseLinear(String name, int n, int k, WeightFormat format, @Nullable Quantization quantization, Tensor weight,
       @Nullable Tensor scale, @Nullable Tensor bias) {
+    this(name, n, k, format, quantization, weight, scale, 0, bias);
+  }
+
+  private BaseLinear(String name, int n, int k, WeightFormat format, @Nullable Quantization quantization, Tensor weight,
+      @Nullable Tensor scale, int scaleBlock, @Nullable Tensor bias) {
     this.name = name;
     this.n = n;
     this.k = k;
@@ -32,7 +40,14 @@ public final class BaseLinear {
     this.quantization = quantization;
     this.weight = weight;
     this.scale = scale;
+    this.scaleBlock = scaleBlock;
     this.bias = bias;
+  }
+
+  /** Weight-only, with a scale for each scaleBlock columns of a row and none beside: F16 [n, k / scaleBlock]. */
+  static BaseLinear ofBlocks(String name, int n, int k, WeightFormat format, Tensor weight, Tensor scales,
+      int scaleBlock, @Nullable Tensor bias) {
+    return new BaseLinear(name, n, k, format, Quantization.weightOnly(), weight, scales, scaleBlock, bias);
   }
 
   /** The module's path in the checkpoint. */
@@ -70,10 +85,10 @@ public final class BaseLinear {
   }
 
   /**
-   * Real units per code: {@code W[row, column] = scale[row] · code}. A new array of n numbers, or of one for the whole
-   * matrix; finite and not negative. bitsandbytes: {@code SCB / 127}, one division rounded to fp32 (bitsandbytes
-   * multiplies by its fp32 constant for 1/127, which differs by at most one unit in the last place). Others: the stored
-   * scale, widened.
+   * Real units per code: {@code W[row, column] = scale[row] · code}, and times a {@link #blockScale} where there are
+   * such. A new array of n numbers, or of one for the whole matrix; finite and not negative. bitsandbytes:
+   * {@code SCB / 127}, one division rounded to fp32 (bitsandbytes multiplies by its fp32 constant for 1/127, which
+   * differs by at most one unit in the last place). Others: the stored scale, widened; with block scales 1.
    *
    * @throws IllegalStateException if the layer is not quantized, or the checkpoint is closed
    * @throws FormatException if a stored value is negative, infinite or NaN
@@ -81,6 +96,9 @@ public final class BaseLinear {
   public float[] scale() {
     if (scale == null) {
       throw new IllegalStateException("%s is not quantized: %s".formatted(name, weight));
+    }
+    if (scaleBlock > 0) {
+      return new float[] {1};
     }
     float[] values = scale.toFloats();
     for (int row = 0; row < values.length; row++) {
@@ -90,6 +108,32 @@ public final class BaseLinear {
       }
       if (format == WeightFormat.BITSANDBYTES_INT8) {
         values[row] /= 127;
+      }
+    }
+    return values;
+  }
+
+  /** Columns of a row that share a {@link #blockScale}: 32 for GGUF Q8_0, 0 where there are none. */
+  public int scaleBlock() {
+    return scaleBlock;
+  }
+
+  /**
+   * {@code [n, k / scaleBlock]} fp16 in a new direct little-endian buffer; null where {@link #scaleBlock} is 0.
+   *
+   * @throws IllegalStateException if the checkpoint is closed
+   * @throws FormatException if one is infinite or NaN
+   */
+  public @Nullable ByteBuffer blockScale() {
+    if (scale == null || scaleBlock == 0) {
+      return null;
+    }
+    ByteBuffer values = scale.bytes();
+    for (int i = 0; i < values.limit(); i += 2) {
+      if ((values.getShort(i) & 0x7c00) == 0x7c00) {
+        int row = (int) (i / 2 / scale.dimension(1));
+        throw new FormatException("%s: block %d of row %d is %s, expected a finite number".formatted(scale,
+            i / 2 % scale.dimension(1), row, Halves.fromFloat16(values.getShort(i))));
       }
     }
     return values;

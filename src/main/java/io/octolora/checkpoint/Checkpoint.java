@@ -6,6 +6,7 @@ import io.octolora.OctoloraException;
 import io.octolora.Status;
 import io.octolora.internal.Names;
 import java.io.IOException;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collections;
@@ -15,43 +16,61 @@ import java.util.Map;
 import java.util.TreeMap;
 
 /**
- * The files of a base model: one safetensors file, an index with its shards, or a folder of transformers, diffusers or
- * optimum-quanto with its {@code config.json}. Each module's format is read from its tensors: one of
+ * The files of a base model: one safetensors file, an index with its shards, a folder of transformers, diffusers or
+ * optimum-quanto with its {@code config.json}, or a GGUF file. Each module's format is read from its tensors: one of
  * {@link WeightFormat}. Files whose tensors speak for two int8 formats are refused with both readings. Nothing is
  * copied or converted, except that packed codes are unpacked where they are read. Safe for use by several threads.
  */
 public final class Checkpoint implements AutoCloseable {
   private final Path path;
-  private final WeightFiles weights;
+  private final Runnable close;
   private final Map<String, Tensor> tensors;
   private final Map<String, BaseLinear> linears;
   private final String recognition;
   private final List<String> notes;
+  private final boolean gguf;
 
-  private Checkpoint(Path path, WeightFiles weights, Map<String, BaseLinear> linears, String recognition,
-      List<String> notes) {
+  private Checkpoint(Path path, Runnable close, Map<String, Tensor> tensors, Map<String, BaseLinear> linears,
+      String recognition, List<String> notes, boolean gguf) {
     this.path = path;
-    this.weights = weights;
-    this.tensors = Collections.unmodifiableMap(weights.tensors());
+    this.gguf = gguf;
+    this.close = close;
+    this.tensors = Collections.unmodifiableMap(tensors);
     this.linears = Collections.unmodifiableMap(linears);
     this.recognition = recognition;
     this.notes = List.copyOf(notes);
   }
 
   /**
-   * @param path a folder, a {@code .safetensors} file or a {@code .safetensors.index.json} file
+   * @param path a folder, a {@code .safetensors} file, a {@code .safetensors.index.json} file or a {@code .gguf} file
    * @throws IOException if a file cannot be read or mapped
    * @throws FormatException if a file is damaged, or of a format that is not read here; the message says which
    */
   public static Checkpoint open(Path path) throws IOException {
     List<String> notes = new ArrayList<>();
-    WeightFiles weights = WeightFiles.open(path, notes);
+    boolean folder = Files.isDirectory(path);
+    Path file = folder ? WeightFiles.choose(path) : path;
+    if (GgufFile.is(file)) {
+      return openGguf(path, GgufFile.open(file), notes);
+    }
+    WeightFiles weights = WeightFiles.open(file, folder, notes);
     try {
       LinearReader reader = new LinearReader(path, weights, QuantizationConfig.read(weights), notes);
       Map<String, BaseLinear> linears = reader.read();
-      return new Checkpoint(path, weights, linears, reader.recognition(), notes);
+      return new Checkpoint(path, weights::close, weights.tensors(), linears, reader.recognition(), notes, false);
     } catch (Throwable e) {
       weights.close();
+      throw e;
+    }
+  }
+
+  private static Checkpoint openGguf(Path path, GgufFile file, List<String> notes) {
+    try {
+      GgufLayers layers = new GgufLayers(file, notes);
+      Map<String, BaseLinear> linears = layers.read();
+      return new Checkpoint(path, file::close, file.tensors(), linears, layers.recognition(), notes, true);
+    } catch (Throwable e) {
+      file.close();
       throw e;
     }
   }
@@ -96,9 +115,14 @@ public final class Checkpoint implements AutoCloseable {
     return linear;
   }
 
-  /** Every tensor of every file, by name; unmodifiable. */
+  /** Every tensor of every file, by name; unmodifiable. Those of GGUF's Q8_0 are I8, the codes alone. */
   public Map<String, Tensor> tensors() {
     return tensors;
+  }
+
+  /** Whether this is a GGUF file: its tensors may then have other names than the modules. */
+  public boolean isGguf() {
+    return gguf;
   }
 
   /** What was seen in the files and which format that makes it, in a sentence for people. */
@@ -114,7 +138,7 @@ public final class Checkpoint implements AutoCloseable {
   /** Closes the files: see {@link SafetensorsFile#close()}. Idempotent. */
   @Override
   public void close() {
-    weights.close();
+    close.run();
   }
 
   @Override

@@ -149,7 +149,7 @@ final class LinearReader {
       case TORCHAO_INT8 -> readTorchao(module);
       case COMPRESSED_TENSORS_INT8 -> readCompressedTensors(module);
       case COMFYUI_INT8 -> readComfy(module);
-      case FLOAT -> throw new IllegalStateException(module);
+      case GGUF_Q8_0, FLOAT -> throw new IllegalStateException(module);
     }
   }
 

@@ -5,18 +5,11 @@ import com.fasterxml.jackson.core.JsonParser;
 import com.fasterxml.jackson.core.JsonToken;
 import io.octolora.FormatException;
 import io.octolora.Status;
-import io.octolora.internal.InputFiles;
 import io.octolora.internal.Json;
 import java.io.IOException;
-import java.io.UncheckedIOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
-import java.nio.MappedByteBuffer;
-import java.nio.channels.ClosedChannelException;
-import java.nio.channels.FileChannel;
-import java.nio.file.Files;
 import java.nio.file.Path;
-import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
@@ -24,7 +17,6 @@ import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import org.jetbrains.annotations.Nullable;
 
 /**
  * One safetensors file of any size, memory-mapped: 8 bytes header length N (little-endian), N bytes JSON, then the
@@ -39,29 +31,16 @@ public final class SafetensorsFile implements AutoCloseable {
   /** The reference reader's limit, itself allowed. */
   static final long MAX_HEADER_BYTES = 100_000_000;
 
-  /**
-   * Windows start at multiples of this many bytes and reach over the next, as far as one buffer can: every range of up
-   * to a step's length lies in the window that its first byte selects.
-   */
-  private static final int WINDOW_SHIFT = 30;
-
-  private static final long WINDOW_STEP = 1L << WINDOW_SHIFT;
-
-  private final Path file;
-  private final FileChannel channel;
+  private final MappedFile data;
   private final Map<String, Tensor> tensors;
   private final Map<String, String> metadata;
-  private volatile MappedByteBuffer @Nullable [] windows;
 
-  private SafetensorsFile(Path file, FileChannel channel, long size, MappedByteBuffer[] windows, Header header,
-      long dataStart) {
-    this.file = file;
-    this.channel = channel;
-    this.windows = windows;
+  private SafetensorsFile(MappedFile data, Header header, long dataStart) {
+    this.data = data;
     this.metadata = Collections.unmodifiableMap(header.metadata);
     Map<String, Tensor> byName = new LinkedHashMap<>();
     for (Entry entry : header.entries) {
-      byName.put(entry.name, new Tensor(this, entry.name, entry.type, entry.shape, entry.elementCount,
+      byName.put(entry.name, new Tensor(data, entry.name, entry.type, entry.shape, entry.elementCount,
           dataStart + entry.begin, entry.end - entry.begin));
     }
     this.tensors = Collections.unmodifiableMap(byName);
@@ -72,14 +51,10 @@ public final class SafetensorsFile implements AutoCloseable {
    * @throws FormatException if it is no safetensors file or breaks a rule of the format
    */
   public static SafetensorsFile open(Path file) throws IOException {
-    if (Files.isDirectory(file)) {
-      throw new FormatException("%s is a folder, expected a safetensors file".formatted(file));
-    }
-    InputFiles.refuseSpecial(file);
-    FileChannel channel = FileChannel.open(file, StandardOpenOption.READ);
+    MappedFile data = MappedFile.open(file, "a safetensors file");
     try {
-      long size = channel.size();
-      ByteBuffer start = read(channel, 0, (int) Math.min(size, 9), file);
+      long size = data.size();
+      ByteBuffer start = read(data, 0, (int) Math.min(size, 9));
       if (size < 8) {
         throw new FormatException("%s: %d bytes, a safetensors file has at least 8".formatted(file, size));
       }
@@ -100,19 +75,20 @@ public final class SafetensorsFile implements AutoCloseable {
             headerBytes == 0 ? "nothing" : "byte 0x%02x".formatted(start.get(8))));
       }
       byte[] text = new byte[(int) headerBytes];
-      readFully(channel, 8, ByteBuffer.wrap(text), file);
+      data.read(8, ByteBuffer.wrap(text));
       Header header = Json.parse(text, 0, text.length, file + " header", Header::read);
       header.checkLayout(size - 8 - headerBytes, file);
-      return new SafetensorsFile(file, channel, size, map(channel, size), header, 8 + headerBytes);
+      data.map();
+      return new SafetensorsFile(data, header, 8 + headerBytes);
     } catch (Throwable e) {
-      channel.close();
+      data.close();
       throw e;
     }
   }
 
   /** As given to {@link #open}. */
   public Path file() {
-    return file;
+    return data.file();
   }
 
   /** By name, in the order of the header; unmodifiable. Readable after {@link #close()}, their data is not. */
@@ -128,88 +104,21 @@ public final class SafetensorsFile implements AutoCloseable {
   /** Reading data afterwards throws IllegalStateException; buffers handed out before stay valid. Idempotent. */
   @Override
   public void close() {
-    windows = null;
-    try {
-      channel.close();
-    } catch (IOException e) {
-      throw new UncheckedIOException(e);
-    }
+    data.close();
   }
 
-  /** Read-only little-endian view of a range inside the file. */
-  ByteBuffer bytes(long position, int length) {
-    MappedByteBuffer[] mapped = windows;
-    if (mapped == null) {
-      throw new IllegalStateException(file + " is closed");
-    }
-    ByteBuffer view;
-    if (length == 0) {
-      view = mapped[0].slice(0, 0);
-    } else if (length <= WINDOW_STEP) {
-      int window = (int) (position >> WINDOW_SHIFT);
-      view = mapped[window].slice((int) (position - window * WINDOW_STEP), length);
-    } else {
-      try {
-        view = channel.map(FileChannel.MapMode.READ_ONLY, position, length);
-      } catch (IOException e) {
-        throw new UncheckedIOException("%s: mapping %d bytes from byte %d".formatted(file, length, position), e);
-      }
-    }
-    return view.asReadOnlyBuffer().order(ByteOrder.LITTLE_ENDIAN);
-  }
-
-  /**
-   * A little-endian copy of a range inside the file, by a plain read: a page fault in a mapping makes the system read
-   * megabytes around a few wanted bytes.
-   */
-  ByteBuffer copy(long position, int length) {
-    requireOpen();
+  private static ByteBuffer read(MappedFile data, long position, int length) throws IOException {
     ByteBuffer buffer = ByteBuffer.allocate(length).order(ByteOrder.LITTLE_ENDIAN);
-    try {
-      readFully(channel, position, buffer, file);
-      return buffer.flip();
-    } catch (ClosedChannelException e) {
-      return bytes(position, length); // an interrupt of some thread closed the channel; the mapping outlives it
-    } catch (IOException e) {
-      throw new UncheckedIOException("%s: reading %d bytes from byte %d".formatted(file, length, position), e);
-    }
-  }
-
-  void requireOpen() {
-    if (windows == null) {
-      throw new IllegalStateException(file + " is closed");
-    }
-  }
-
-  private static MappedByteBuffer[] map(FileChannel channel, long size) throws IOException {
-    MappedByteBuffer[] windows = new MappedByteBuffer[Math.toIntExact(((size - 1) >> WINDOW_SHIFT) + 1)];
-    for (int i = 0; i < windows.length; i++) {
-      long start = i * WINDOW_STEP;
-      windows[i] = channel.map(FileChannel.MapMode.READ_ONLY, start, Math.min(size - start, Integer.MAX_VALUE));
-    }
-    return windows;
-  }
-
-  private static ByteBuffer read(FileChannel channel, long position, int length, Path file) throws IOException {
-    ByteBuffer buffer = ByteBuffer.allocate(length).order(ByteOrder.LITTLE_ENDIAN);
-    readFully(channel, position, buffer, file);
+    data.read(position, buffer);
     return buffer.flip();
-  }
-
-  private static void readFully(FileChannel channel, long position, ByteBuffer target, Path file) throws IOException {
-    while (target.hasRemaining()) {
-      if (channel.read(target, position + target.position()) < 0) {
-        throw new IOException("%s became shorter while it was read".formatted(file));
-      }
-    }
   }
 
   /** Names a file that is plainly something else; returns if it is not. */
   private static void refuseForeign(Path file, ByteBuffer start) {
     int magic = start.getInt(0);
     String what = null;
-    if (magic == GgufHeader.MAGIC) {
-      throw GgufHeader.refusal(file);
+    if (magic == GgufFile.MAGIC) {
+      what = "a GGUF file";
     } else if (magic == 0x04034b50) {
       what = "a zip archive, as torch.save writes pickles";
     } else if ((magic & 0xff) == 0x80 && (magic >> 8 & 0xff) <= 5) {

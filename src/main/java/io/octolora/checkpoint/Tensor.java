@@ -17,14 +17,14 @@ import io.octolora.Status;
 import io.octolora.internal.Halves;
 
 /**
- * One tensor of a safetensors file: dense, row-major, little-endian, read through a memory mapping of the file. Nothing
- * is copied until asked for. Where a matrix is used in another form than it is stored in (packed codes, factors of
- * factors), it is a {@linkplain #derived derived} tensor, computed from others where it is read. The data belongs to
- * the {@link SafetensorsFile}: after its {@code close()} reading throws IllegalStateException, while buffers handed out
- * before stay valid. Safe for use by several threads.
+ * One tensor of a safetensors or GGUF file: dense, row-major, little-endian, read through a memory mapping of the file.
+ * Nothing is copied until asked for. Where a matrix is used in another form than it is stored in (packed codes, blocks
+ * of codes and scales, factors of factors), it is a {@linkplain #derived derived} tensor, computed from others where it
+ * is read. The data belongs to the {@link SafetensorsFile} or the {@link Checkpoint}: after its {@code close()} reading
+ * throws IllegalStateException, while buffers handed out before stay valid. Safe for use by several threads.
  */
 public final class Tensor {
-  private final SafetensorsFile source;
+  private final MappedFile source;
   private final String name;
   private final ElementType type;
   private final long[] shape;
@@ -41,12 +41,12 @@ public final class Tensor {
   }
 
   /** @param position of the first byte, from the start of the file */
-  Tensor(SafetensorsFile source, String name, ElementType type, long[] shape, long elementCount, long position,
+  Tensor(MappedFile source, String name, ElementType type, long[] shape, long elementCount, long position,
       long byteSize) {
     this(source, name, type, shape, elementCount, position, byteSize, null);
   }
 
-  private Tensor(SafetensorsFile source, String name, ElementType type, long[] shape, long elementCount, long position,
+  private Tensor(MappedFile source, String name, ElementType type, long[] shape, long elementCount, long position,
       long byteSize, @Nullable Reader reader) {
     this.source = source;
     this.name = name;
@@ -146,8 +146,8 @@ public final class Tensor {
     return direct(derivedBytes(offset, length)).asReadOnlyBuffer().order(ByteOrder.LITTLE_ENDIAN);
   }
 
-  /** A little-endian buffer in heap memory where that can be had. */
-  private ByteBuffer copy(long offset, int length) {
+  /** A little-endian buffer in heap memory where that can be had; the range lies in the tensor. */
+  ByteBuffer copy(long offset, int length) {
     return reader == null ? source.copy(position + offset, length) : derivedBytes(offset, length);
   }
 

@@ -33,12 +33,12 @@ final class WeightFiles implements AutoCloseable {
     this.notes = notes;
   }
 
-  static WeightFiles open(Path path, List<String> notes) throws IOException {
-    Path file = Files.isDirectory(path) ? choose(path) : path;
+  /** @param chosen whether the file was found by {@link #choose} and not named by the user */
+  static WeightFiles open(Path file, boolean chosen, List<String> notes) throws IOException {
     Pickles.refuse(file);
     String name = file.getFileName().toString();
     boolean index = name.endsWith(INDEX_END);
-    boolean model = index || SINGLE_NAMES.contains(name) || file != path;
+    boolean model = index || SINGLE_NAMES.contains(name) || chosen;
     WeightFiles weights = new WeightFiles(model ? file.toAbsolutePath().getParent() : null, notes);
     try {
       if (index) {
@@ -82,8 +82,8 @@ final class WeightFiles implements AutoCloseable {
     files.forEach(SafetensorsFile::close);
   }
 
-  /** The one weight file or index of a folder. */
-  private static Path choose(Path folder) throws IOException {
+  /** The one weight file or index of a folder, or where there is none, its one GGUF file. */
+  static Path choose(Path folder) throws IOException {
     List<String> names;
     try (Stream<Path> list = Files.list(folder)) {
       names = list.map(file -> file.getFileName().toString()).sorted().toList();
@@ -95,6 +95,9 @@ final class WeightFiles implements AutoCloseable {
     if (candidates.isEmpty()) {
       candidates.addAll(names.stream().filter(name -> name.endsWith(".safetensors")).toList());
     }
+    if (candidates.isEmpty()) {
+      candidates.addAll(names.stream().filter(name -> name.endsWith(".gguf")).toList());
+    }
     if (candidates.size() == 1) {
       return folder.resolve(candidates.get(0));
     }
@@ -104,9 +107,6 @@ final class WeightFiles implements AutoCloseable {
     }
     for (String name : names) {
       Pickles.refuse(folder.resolve(name));
-      if (name.endsWith(".gguf")) {
-        throw GgufHeader.refusal(folder.resolve(name));
-      }
     }
     throw new FormatException("%s: no %s, no %s and no index of theirs%s".formatted(folder, SINGLE_NAMES.get(0),
         SINGLE_NAMES.get(1),

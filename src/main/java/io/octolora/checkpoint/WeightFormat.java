@@ -18,6 +18,8 @@ public enum WeightFormat {
   COMPRESSED_TENSORS_INT8("compressed-tensors int8"),
   /** ComfyUI int8_tensorwise: int8 {@code weight} and the step of each row or of all, {@code weight_scale}. */
   COMFYUI_INT8("ComfyUI int8"),
+  /** GGUF Q8_0: blocks of 32 int8 codes of a row and their fp16 scale. */
+  GGUF_Q8_0("GGUF Q8_0"),
   /** fp32, fp16 or bf16: not quantized. */
   FLOAT("not quantized");
 

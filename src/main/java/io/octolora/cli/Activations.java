@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.octolora.cli;
 
+import io.octolora.internal.Halves;
 import io.octolora.oracle.FloatFormat;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
@@ -37,8 +38,8 @@ public final class Activations {
     for (float value : values) {
       switch (format) {
         case FLOAT32 -> bytes.putFloat(value);
-        case BFLOAT16 -> bytes.putShort((short) (Float.floatToRawIntBits((float) format.round(value)) >>> 16));
-        case FLOAT16 -> bytes.putShort(float16Bits((float) format.round(value)));
+        case BFLOAT16 -> bytes.putShort(Halves.toBfloat16(value));
+        case FLOAT16 -> bytes.putShort(Halves.toFloat16(value));
       }
     }
     return bytes.array();
@@ -51,42 +52,10 @@ public final class Activations {
     for (int i = 0; i < values.length; i++) {
       values[i] = switch (format) {
         case FLOAT32 -> bytes.getFloat();
-        case BFLOAT16 -> Float.intBitsToFloat(bytes.getShort() << 16);
-        case FLOAT16 -> float16Value(bytes.getShort());
+        case BFLOAT16 -> Halves.fromBfloat16(bytes.getShort());
+        case FLOAT16 -> Halves.fromFloat16(bytes.getShort());
       };
     }
     return values;
-  }
-
-  /** Of a value that fp16 holds. */
-  private static short float16Bits(float value) {
-    int sign = Float.floatToRawIntBits(value) >>> 16 & 0x8000;
-    if (Float.isNaN(value)) {
-      return (short) (sign | 0x7e00);
-    }
-    float magnitude = Math.abs(value);
-    if (Float.isInfinite(magnitude)) {
-      return (short) (sign | 0x7c00);
-    }
-    int exponent = Math.getExponent(magnitude);
-    if (magnitude == 0 || exponent < -14) {
-      return (short) (sign | (int) (magnitude * 0x1p24f)); // a multiple of 2^-24
-    }
-    int fraction = (Float.floatToRawIntBits(magnitude) & 0x7fffff) >>> 13;
-    return (short) (sign | exponent + 15 << 10 | fraction);
-  }
-
-  private static float float16Value(short bits) {
-    int exponent = bits >>> 10 & 0x1f;
-    int fraction = bits & 0x3ff;
-    float magnitude;
-    if (exponent == 0x1f) {
-      magnitude = fraction == 0 ? Float.POSITIVE_INFINITY : Float.NaN;
-    } else if (exponent == 0) {
-      magnitude = fraction * 0x1p-24f;
-    } else {
-      magnitude = Math.scalb(1f + fraction * 0x1p-10f, exponent - 15);
-    }
-    return bits < 0 ? -magnitude : magnitude;
   }
 }

@@ -7,8 +7,8 @@ import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 
 /**
- * {@code PATH} or {@code PATH=SCALE}. The text behind the last {@code =} is the scale if it is a decimal number, or the
- * name of one that is not finite, and no file carries the whole name.
+ * {@code PATH} or {@code PATH=SCALE}. The text behind the last {@code =} is the scale if no file carries the whole name
+ * and it is a decimal number, or the name of one that is not finite, or what is before it is a file.
  */
 record AdapterArgument(Path path, float scale) {
   private static final Pattern SCALED =
@@ -32,6 +32,11 @@ record AdapterArgument(Path path, float scale) {
             .formatted(matcher.group("scale"), matcher.group("path")));
       }
       return new AdapterArgument(Path.of(matcher.group("path")), scale);
+    }
+    int last = text.lastIndexOf('=');
+    if (last > 0 && !Files.exists(Path.of(text)) && Files.exists(Path.of(text.substring(0, last)))) {
+      throw new IllegalArgumentException("scale '%s' of %s: expected a number".formatted(text.substring(last + 1),
+          text.substring(0, last)));
     }
     return new AdapterArgument(Path.of(text), 1);
   }

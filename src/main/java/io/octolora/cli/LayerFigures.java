@@ -106,7 +106,7 @@ record LayerFigures(Outliers outliers, @Nullable Effect effect, @Nullable Cost c
         double scale = linear.scale()[linear.scale().length == 1 ? 0 : channel];
         for (int c = 0; c < k; c++) {
           weightNorm += (double) row[c] * row[c];
-          weightDifference += square(row[c] - scale * linear.weight()[channel * k + c]);
+          weightDifference += square(row[c] - scale * linear.weightAt(channel, c));
         }
         for (int m = 0; m < rows; m++) {
           double sum = bias == null ? 0 : bias[channel];

@@ -44,7 +44,13 @@ public final class Main implements Callable<Integer> {
   }
 
   public static void main(String[] args) {
-    System.exit(run(Terminal.ofProcess(), args));
+    StandardOutput out = new StandardOutput();
+    int status = run(Terminal.ofProcess(out), args);
+    if (out.failure() != null) {
+      System.err.println("octolora: standard output: " + out.failure().getMessage());
+      status = BAD_INPUT;
+    }
+    System.exit(status);
   }
 
   /** The whole program but for the end of the process; returns the exit status. */

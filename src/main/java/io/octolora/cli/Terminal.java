@@ -25,11 +25,11 @@ record Terminal(PrintWriter out, PrintWriter err, boolean colours, boolean progr
   /** What a text says. */
   enum Tone { GOOD, BAD, WARNING, TITLE }
 
-  /** The process's own streams; {@code NO_COLOR} in the environment turns colours off (no-color.org). */
-  static Terminal ofProcess() {
+  /** Standard output, given as a stream, and standard error; {@code NO_COLOR} in the environment turns colours off (no-color.org). */
+  static Terminal ofProcess(OutputStream out) {
     @Nullable String noColor = System.getenv("NO_COLOR");
     boolean colours = isTerminal(1) && (noColor == null || noColor.isEmpty()) && !"dumb".equals(System.getenv("TERM"));
-    return new Terminal(writer(System.out), writer(System.err), colours, isTerminal(2));
+    return new Terminal(writer(out), writer(System.err), colours, isTerminal(2));
   }
 
   /** UTF-8 whatever the locale: JSON asks for it, and names in files are not bound to a locale. */

@@ -46,6 +46,8 @@ import picocli.CommandLine.Spec;
         "An error is given in units of its bound, what roundings of the number formats can explain: 1 passes."})
 final class VerifyCommand implements Callable<Integer> {
   private static final int MAX_ROWS = 1 << 16;
+  /** Of x or y: as bytes they are in one array. */
+  private static final int MAX_NUMBERS = Integer.MAX_VALUE / 4;
 
   @ParentCommand
   private Main main;
@@ -136,6 +138,9 @@ final class VerifyCommand implements Callable<Integer> {
       Device on = opened.add(open(device));
       Map<String, String> skipped = new LinkedHashMap<>();
       List<BaseLinear> layers = layers(base, views, recording, skipped);
+      if (recording == null) {
+        layers.forEach(this::requireRows);
+      }
       VerifyOutcome outcome = new VerifyOutcome(base, on, arguments, views, recording, unquantized,
           new ArrayList<>(), new LinkedHashMap<>(), skipped);
       if (!json) {
@@ -158,10 +163,18 @@ final class VerifyCommand implements Callable<Integer> {
     }
   }
 
+  private void requireRows(BaseLinear linear) {
+    int most = MAX_NUMBERS / Math.max(linear.k(), linear.n());
+    if (rows > most) {
+      throw usage("--rows %d: expected at most %d for %s".formatted(rows, most, linear));
+    }
+  }
+
   /** Before the layers run: they may take minutes. */
   private void requireWritable(Path file) {
-    if (Files.isDirectory(file)) {
-      throw usage("--report %s: a folder, expected the name of a file".formatted(file));
+    if (Files.exists(file) && !Files.isRegularFile(file)) { // which the page would take the place of
+      throw usage("--report %s: %s, expected the name of a file".formatted(file,
+          Files.isDirectory(file) ? "a folder" : "a pipe, socket or device"));
     }
     Path folder = file.toAbsolutePath().getParent();
     if (!Files.isDirectory(folder)) {
@@ -174,8 +187,10 @@ final class VerifyCommand implements Callable<Integer> {
     for (LoraPair pair : adapter.pairs()) {
       requireFinite(adapter, pair.a());
       requireFinite(adapter, pair.b());
-      if (pair.bias() != null) {
-        requireFinite(adapter, pair.bias());
+      for (Tensor vector : new Tensor[] {pair.bias(), pair.magnitude()}) {
+        if (vector != null) {
+          requireFinite(adapter, vector);
+        }
       }
     }
   }

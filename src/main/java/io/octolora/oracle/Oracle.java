@@ -18,7 +18,8 @@ import java.util.stream.IntStream;
  * a[m]  = max |x'[m,k]| over the elements below t
  * q     = 0 for k in O, else clamp(rne(fl32(x' * fl32(divisor / a[m]))), -128, 127)      s_x[m] = fl32(a[m] / divisor)
  *         static: clamp(rne(fl32(x' / x_scale)), -128, 127)                              s_x = x_scale
- * base  = s_x[m] * s_w[n] * sum_k q W  +  s_w[n] * sum_{k in O} x W          W8A16: s_w[n] * sum_k x W
+ * base  = s_x[m] * s_w[n] * sum_k q W  +  s_w[n] * sum_{k in O} x W
+ *         W8A16: s_w[n] * sum_k x W, with block scales s_w[n] * sum_b d[n,b] * sum_{k in b} x W
  * y     = base + bias + sum_i c_i * (sum_r H_i[m,r] B_i[n,r] + beta_i[n])    H_i = x . A_i^T
  * }</pre>
  *
@@ -41,7 +42,9 @@ import java.util.stream.IntStream;
  * <ol>
  *   <li>int8 part: conversion of the sum, two scales, one spare: {@code 4 u |base_int8|}
  *   <li>outlier part over {@code |O|} columns: {@code (|O| d + 4 u) s_w sum|x||W|}; (t) an fp32 x may go in as a sum of
- *       two 16-bit numbers: {@code 2^-16 s_w sum|x||W|}. W8A16 the same over K, an fp32 x as three: {@code 2^-23}
+ *       two 16-bit numbers: {@code 2^-16 s_w sum|x||W|}. W8A16 the same over K, an fp32 x as three: {@code 2^-23}.
+ *       With block scales W is d times the code, which is exact in fp32; where instead the sums of blocks are
+ *       multiplied, each is added once more, and once for each of the three: {@code blocks d}, or three times that
  *   <li>factors: a file's 16-bit factors are kept as they are, and so are fp32 factors that a 16-bit type holds.
  *       Other fp32 factors become fp16 times a power of two that brings the largest element to 2^14 or more:
  *       {@code d(a) = 2^-11 |a| + 2^-35 max|a|}, the second term for subnormals and for choosing by the squared error
@@ -200,12 +203,13 @@ public final class Oracle {
           double sum = 0;
           double magnitude = 0;
           for (int c = 0; c < k; c++) {
-            double product = (double) x[m * k + c] * weights[channel * k + c];
+            double product = x[m * k + c] * linear.weightAt(channel, c);
             sum += product;
             magnitude += Math.abs(product);
           }
           base = sw * sum;
-          error = (k * addition + 4 * U + pieces * THREE_BF16) * Math.abs(sw) * magnitude;
+          double additions = k + linear.blocks() * (1 + 2 * pieces);
+          error = (additions * addition + 4 * U + pieces * THREE_BF16) * Math.abs(sw) * magnitude;
         } else {
           long sum = 0;
           for (int c = 0; c < k; c++) {
@@ -329,7 +333,7 @@ public final class Oracle {
       double square = 0;
       double errorSquare = 0;
       for (int c = 0; c < k; c++) {
-        double base = (double) linear.scaleOf(channel) * linear.weight()[channel * k + c];
+        double base = linear.scaleOf(channel) * linear.weightAt(channel, c);
         double sum = 0;
         double parts = Math.abs(base);
         double lost = 0;

@@ -30,6 +30,9 @@ record Source(Checkpoint checkpoint, Map<String, Object> config, boolean diffuse
 
   static Source of(Checkpoint checkpoint) throws IOException {
     Path path = checkpoint.path();
+    if (checkpoint.isGguf()) {
+      throw new FormatException(Status.UNSUPPORTED, "%s: this is a GGUF file, expected safetensors".formatted(path));
+    }
     Path folder = Files.isDirectory(path) ? path : path.toAbsolutePath().getParent();
     boolean model = folder == path || stem(path) != null;
     Path configFile = folder.resolve(CONFIG);

@@ -5,7 +5,9 @@ import io.octolora.OctoloraException;
 import io.octolora.Status;
 import io.octolora.internal.Names;
 import io.octolora.mapping.ModuleMap;
+import java.nio.ByteBuffer;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collection;
 import java.util.Collections;
 import java.util.HashMap;
@@ -16,6 +18,8 @@ import java.util.Map;
 import java.util.Objects;
 import java.util.Set;
 import java.util.TreeMap;
+import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.atomic.AtomicLong;
 import java.util.concurrent.locks.ReentrantLock;
 import org.jetbrains.annotations.Nullable;
 
@@ -29,9 +33,12 @@ import org.jetbrains.annotations.Nullable;
  * a choice of its own that no one changes, {@link #selectForRows} one from which each row of a batch takes its adapter.
  * What is attached to the layers themselves is apart from all of them.
  *
- * <p>Added adapters are in host memory, once, and their files may be closed. On the device each distinct choice in use
- * has the factors of its adapters; equal choices share them, so that asking again for one in use costs nothing. A new
- * one is filled before the old one is given up, and nothing changes where it does not fit.
+ * <p>Added adapters are in host memory, once, and their files may be closed: in pinned memory, which the device reads at
+ * the speed of its bus, as long as all of them fit the bytes that the set may pin, else in pageable memory. On the
+ * device each distinct choice in use has the factors of its adapters; equal choices share them, so that asking again for
+ * one in use costs nothing. A new one is filled before the old one is given up, and nothing changes where it does not
+ * fit. The memory of the former active choice is kept for the next one of the same ranks, so that swapping to and fro
+ * allocates nothing, until nothing is active.
  *
  * <p>The caller closes the set, its selections and the layers, in any order. All methods may be called from any thread
  * and while other threads run forwards on their own streams: a forward uses one choice, the old or the new one, never
@@ -47,15 +54,37 @@ public final class AdapterSet implements AutoCloseable {
   private static final class Adapter {
     final String name;
     final Map<String, HostAdapter> layers;
+    /** What the factors lie in; null for memory of the garbage collector's. */
+    final @Nullable PinnedMemory memory;
+    final long pinnedBytes;
 
-    Adapter(String name, Map<String, HostAdapter> layers) {
+    Adapter(String name, Map<String, HostAdapter> layers, @Nullable PinnedMemory memory, long pinnedBytes) {
       this.name = name;
       this.layers = layers;
+      this.memory = memory;
+      this.pinnedBytes = pinnedBytes;
     }
   }
 
   /** Adapters with their weights, and whether slot i is the i-th of them on every layer. */
   private record Choice(Map<Adapter, Float> weights, boolean forRows) {}
+
+  /** Native slots of a layer, for one choice after the other. */
+  private static final class Storage {
+    final Int8Linear layer;
+    final boolean magnitudes;
+    final int[] capacity;
+    final NativeHandle handle;
+    /** No enqueued work reads it. Guarded by the changes of the set once it is spare. */
+    boolean idle = true;
+
+    Storage(Int8Linear layer, LoraPrecision precision, boolean magnitudes, int[] capacity) {
+      this.layer = layer;
+      this.magnitudes = magnitudes;
+      this.capacity = capacity;
+      this.handle = layer.createSlots(precision, magnitudes, capacity);
+    }
+  }
 
   /** Filled slots by layer, shared by the selections of this choice. */
   private static final class Filled {
@@ -63,6 +92,8 @@ public final class AdapterSet implements AutoCloseable {
     final Map<String, AdapterSlots> slots = new HashMap<>();
     /** Guarded by the changes of the set. */
     int selections;
+    /** Whether the storage becomes spare when the last call that uses it is out; written before it is closed. */
+    volatile boolean reusable;
 
     Filled(Choice choice) {
       this.choice = choice;
@@ -83,6 +114,12 @@ public final class AdapterSet implements AutoCloseable {
   private final Map<String, Adapter> adapters = new LinkedHashMap<>();
   /** Guarded by changes; what at least one selection uses. */
   private final Map<Choice, Filled> filled = new HashMap<>();
+  /** By layer, of the former active choice. */
+  private final Map<String, Storage> spares = new ConcurrentHashMap<>();
+  /** By device, what slots are filled on, so that nobody's work on the default stream waits. */
+  private final Map<NativeHandle, Stream> streams = new HashMap<>();
+  private final long mostPinnedBytes;
+  private final AtomicLong pinnedBytes = new AtomicLong();
   /** Written under changes. A new one is in place before the old one is closed. */
   private volatile Selection active;
   private volatile boolean closed;
@@ -92,13 +129,19 @@ public final class AdapterSet implements AutoCloseable {
     this(layers, LoraPrecision.BITS_16);
   }
 
+  /** {@link #AdapterSet(Collection, LoraPrecision, long)} with 1 GiB to pin. */
+  public AdapterSet(Collection<Int8Linear> layers, LoraPrecision precision) {
+    this(layers, precision, 1L << 30);
+  }
+
   /**
    * No adapters yet.
    *
    * @param layers of distinct names; they may be on several devices
    * @param precision of all adapters
+   * @param mostPinnedBytes of host memory that this may pin
    */
-  public AdapterSet(Collection<Int8Linear> layers, LoraPrecision precision) {
+  public AdapterSet(Collection<Int8Linear> layers, LoraPrecision precision, long mostPinnedBytes) {
     Map<String, Int8Linear> byName = new TreeMap<>(Names.NATURAL);
     for (Int8Linear layer : layers) {
       if (byName.put(layer.name(), layer) != null) {
@@ -107,7 +150,19 @@ public final class AdapterSet implements AutoCloseable {
     }
     this.layers = Collections.unmodifiableMap(byName);
     this.precision = Objects.requireNonNull(precision, "precision");
-    this.active = select(Map.of());
+    this.mostPinnedBytes = mostPinnedBytes;
+    boolean complete = false;
+    try {
+      for (Int8Linear layer : byName.values()) {
+        streams.computeIfAbsent(layer.device, device -> new Stream(device, "Stream of " + this));
+      }
+      this.active = select(Map.of());
+      complete = true;
+    } finally {
+      if (!complete) {
+        streams.values().forEach(Stream::close);
+      }
+    }
   }
 
   // ---- Adapters
@@ -122,29 +177,85 @@ public final class AdapterSet implements AutoCloseable {
   public void add(String name, ModuleMap map) {
     List<String> absent = map.modules().stream().filter(module -> !layers.containsKey(module)).toList();
     if (!absent.isEmpty()) {
-      throw invalid("adapter %s changes %d layers that are not in this set of %d: %s%s".formatted(name, absent.size(),
-          layers.size(), String.join(", ", absent.subList(0, Math.min(NEAREST, absent.size()))),
-          absent.size() > NEAREST ? ", …" : ""));
+      throw invalid(HostAdapter.absent(name, absent, layers.size()));
     }
-    Map<String, HostAdapter> copies = new HashMap<>();
     for (String module : map.modules()) {
       Int8Linear layer = layers.get(module);
-      copies.put(module, HostAdapter.of(map.delta(module), layer.name, layer.n, layer.k));
+      HostAdapter.requireFit(map.delta(module), layer.name, layer.n, layer.k);
     }
-    add(name, copies);
+    add(copy(name, map));
+  }
+
+  private Adapter copy(String name, ModuleMap map) {
+    long bytes = HostAdapter.bytes(map);
+    NativeHandle device = streams.keySet().stream().filter(one -> !one.isClosed()).findFirst().orElse(null);
+    if (device == null || !reserve(bytes)) {
+      return pageable(name, map);
+    }
+    PinnedMemory memory = new PinnedMemory(device, "adapter " + name, bytes);
+    Adapter pinned = new Adapter(name, new HashMap<>(), memory, bytes);
+    boolean complete = false;
+    try {
+      pinned.layers.putAll(HostAdapter.all(map, memory::take));
+      complete = true;
+      return pinned;
+    } catch (OctoloraException refused) {
+      if (refused.status() != Status.OUT_OF_MEMORY) {
+        throw refused;
+      }
+      return pageable(name, map); // the system limits what may be pinned
+    } finally {
+      if (!complete) {
+        free(pinned);
+      }
+    }
+  }
+
+  private boolean reserve(long bytes) {
+    if (pinnedBytes.addAndGet(bytes) <= mostPinnedBytes) {
+      return true;
+    }
+    pinnedBytes.addAndGet(-bytes);
+    return false;
+  }
+
+  private static Adapter pageable(String name, ModuleMap map) {
+    return new Adapter(name, HostAdapter.all(map, ByteBuffer::allocateDirect), null, 0);
   }
 
   /** For factors that come from no file. */
   void add(String name, Map<String, HostAdapter> byLayer) {
+    add(new Adapter(name, byLayer, null, 0));
+  }
+
+  private void add(Adapter adapter) {
+    boolean added = false;
     changes.lock();
     try {
       requireOpen();
-      if (adapters.putIfAbsent(Objects.requireNonNull(name, "name"), new Adapter(name, byLayer)) != null) {
-        throw invalid("adapter %s is in this set already".formatted(name));
+      if (adapters.putIfAbsent(Objects.requireNonNull(adapter.name, "name"), adapter) != null) {
+        throw invalid("adapter %s is in this set already".formatted(adapter.name));
       }
+      added = true;
     } finally {
       changes.unlock();
+      if (!added) {
+        free(adapter);
+      }
     }
+  }
+
+  /** Once no slots are filled from it any more: what is filled has its own copy on the device. */
+  private void free(Adapter adapter) {
+    if (adapter.memory != null) {
+      adapter.memory.close();
+      pinnedBytes.addAndGet(-adapter.pinnedBytes);
+    }
+  }
+
+  /** Bytes of host memory that are pinned for the adapters now. */
+  public long pinnedBytes() {
+    return pinnedBytes.get();
   }
 
   /** Takes an adapter away, also from the active ones. Selections that have it keep it until they are closed. */
@@ -157,7 +268,7 @@ public final class AdapterSet implements AutoCloseable {
       if (rest.remove(name) != null) {
         setAdapters(rest);
       }
-      adapters.remove(name);
+      free(adapters.remove(name));
     } finally {
       changes.unlock();
     }
@@ -185,8 +296,14 @@ public final class AdapterSet implements AutoCloseable {
     changes.lock();
     try {
       Selection former = active;
-      active = select(weights);
+      active = select(weights, false, true);
+      former.leavesSpares = !active.filled.choice.weights.isEmpty();
       former.close();
+      if (former.leavesSpares) {
+        settle();
+      } else {
+        closeSpares();
+      }
     } finally {
       changes.unlock();
     }
@@ -245,7 +362,7 @@ public final class AdapterSet implements AutoCloseable {
    * @throws OctoloraException also {@link Status#OUT_OF_MEMORY}, with nothing kept
    */
   public Selection select(Map<String, Float> weights) {
-    return select(weights, false);
+    return select(weights, false, false);
   }
 
   /**
@@ -256,10 +373,10 @@ public final class AdapterSet implements AutoCloseable {
    *     all rows, and {@link Status#OUT_OF_MEMORY}, with nothing kept
    */
   public Selection selectForRows(Map<String, Float> weights) {
-    return select(weights, true);
+    return select(weights, true, false);
   }
 
-  private Selection select(Map<String, Float> weights, boolean forRows) {
+  private Selection select(Map<String, Float> weights, boolean forRows, boolean fromSpares) {
     changes.lock();
     try {
       requireOpen();
@@ -279,7 +396,7 @@ public final class AdapterSet implements AutoCloseable {
       Choice choice = new Choice(used, forRows);
       Filled slots = filled.get(choice);
       if (slots == null) {
-        slots = fill(choice);
+        slots = fill(choice, fromSpares);
         filled.put(choice, slots);
       }
       slots.selections++;
@@ -289,61 +406,147 @@ public final class AdapterSet implements AutoCloseable {
     }
   }
 
-  private Filled fill(Choice choice) {
-    List<Adapter> all = new ArrayList<>(choice.weights.keySet());
+  /** What a choice puts on a layer: in slot i the i-th of these adapters, or nothing where it is not on this layer. */
+  private record Part(Int8Linear layer, List<Adapter> adapters, int[] capacity, boolean magnitudes) {
+    @Nullable HostAdapter factors(int slot) {
+      return adapters.get(slot).layers.get(layer.name);
+    }
+  }
+
+  private List<Part> parts(Choice choice) {
+    List<Part> parts = new ArrayList<>();
+    for (Int8Linear layer : layers.values()) {
+      List<Adapter> here = new ArrayList<>(choice.weights.keySet());
+      if (choice.forRows) { // the last that is here may go, those between keep their places
+        while (!here.isEmpty() && !here.get(here.size() - 1).layers.containsKey(layer.name)) {
+          here.remove(here.size() - 1);
+        }
+      } else {
+        here.removeIf(adapter -> !adapter.layers.containsKey(layer.name));
+      }
+      if (here.isEmpty()) {
+        continue;
+      }
+      boolean magnitudes = false;
+      int[] capacity = new int[here.size()];
+      for (int i = 0; i < capacity.length; i++) {
+        HostAdapter factors = here.get(i).layers.get(layer.name);
+        capacity[i] = factors == null ? 1 : factors.rank;
+        if (factors != null && factors.magnitude != null) {
+          magnitudes = true;
+          if (choice.forRows) {
+            throw new OctoloraException(Status.UNSUPPORTED, ("adapter %s has magnitudes (DoRA) on %s: they change "
+                + "the base of all rows, so no row can take it alone").formatted(here.get(i).name, layer.name));
+          }
+        }
+      }
+      parts.add(new Part(layer, here, capacity, magnitudes));
+    }
+    return parts;
+  }
+
+  /** @param fromSpares whether to take what the former active choice left */
+  private Filled fill(Choice choice, boolean fromSpares) {
+    List<Part> parts = parts(choice);
+    Map<String, Storage> taken = new HashMap<>();
+    if (fromSpares) {
+      settle();
+      for (Part part : parts) {
+        Storage spare = spares.get(part.layer.name);
+        if (spare != null && spare.idle && spare.magnitudes == part.magnitudes
+            && Arrays.equals(spare.capacity, part.capacity)) {
+          spares.remove(part.layer.name, spare);
+          taken.put(part.layer.name, spare);
+        }
+      }
+      closeSpares();
+    }
+    try {
+      return fill(choice, parts, taken);
+    } catch (OctoloraException failure) {
+      if (failure.status() != Status.OUT_OF_MEMORY || spares.isEmpty()) {
+        throw failure;
+      }
+      closeSpares();
+      return fill(choice, parts, taken);
+    }
+  }
+
+  /** @param taken storage by layer, which is taken out */
+  private Filled fill(Choice choice, List<Part> parts, Map<String, Storage> taken) {
     Filled fresh = new Filled(choice);
-    Set<NativeHandle> devices = new LinkedHashSet<>();
     boolean complete = false;
     try {
-      for (Int8Linear layer : layers.values()) {
-        List<Adapter> here = new ArrayList<>(all);
-        if (choice.forRows) { // the last that is here may go, those between keep their places
-          while (!here.isEmpty() && !here.get(here.size() - 1).layers.containsKey(layer.name)) {
-            here.remove(here.size() - 1);
-          }
-        } else {
-          here.removeIf(adapter -> !adapter.layers.containsKey(layer.name));
+      Map<NativeHandle, SlotFills> fills = new LinkedHashMap<>(); // by device
+      for (Part part : parts) {
+        Storage storage = taken.remove(part.layer.name);
+        if (storage == null) {
+          storage = new Storage(part.layer, precision, part.magnitudes, part.capacity);
         }
-        if (here.isEmpty()) {
-          continue;
+        AdapterSlots slots = slots(fresh, storage);
+        fresh.slots.put(part.layer.name, slots);
+        if (part.layer.linear.isClosed()) {
+          throw part.layer.linear.closed();
         }
-        boolean magnitudes = false;
-        int[] capacity = new int[here.size()];
-        for (int i = 0; i < capacity.length; i++) {
-          HostAdapter factors = here.get(i).layers.get(layer.name);
-          capacity[i] = factors == null ? 1 : factors.rank();
-          if (factors != null && factors.magnitude() != null) {
-            magnitudes = true;
-            if (choice.forRows) {
-              throw new OctoloraException(Status.UNSUPPORTED, ("adapter %s has magnitudes (DoRA) on %s: they change "
-                  + "the base of all rows, so no row can take it alone").formatted(here.get(i).name, layer.name));
-            }
-          }
-        }
-        AdapterSlots slots = layer.slots(precision, magnitudes, capacity);
-        fresh.slots.put(layer.name, slots);
-        for (int i = 0; i < capacity.length; i++) {
-          HostAdapter factors = here.get(i).layers.get(layer.name);
+        SlotFills here = fills.computeIfAbsent(part.layer.device, device -> new SlotFills());
+        for (int i = 0; i < part.capacity.length; i++) {
+          HostAdapter factors = part.factors(i);
           if (factors != null) {
-            slots.set(i, factors, choice.weights.get(here.get(i)), 0);
+            slots.fill(here, i, factors, choice.weights.get(part.adapters.get(i)));
           }
         }
-        devices.add(layer.device);
       }
-      for (NativeHandle device : devices) {
-        // A caller's stream need not be ordered behind the default one, on which the slots were filled.
-        NativeLibrary.check(NativeOctolora.streamSynchronize(device.address(), 0));
+      for (Map.Entry<NativeHandle, SlotFills> one : fills.entrySet()) {
+        Stream stream = streams.get(one.getKey());
+        one.getValue().run(stream.address());
+        stream.synchronize();
       }
       complete = true;
       return fresh;
     } finally {
       if (!complete) {
         fresh.close();
+        taken.values().forEach(storage -> storage.handle.close());
       }
     }
   }
 
-  private void release(Filled slots) {
+  /** The storage in the hands of one choice: closed, it is spare or freed when the last call that uses it is out. */
+  private AdapterSlots slots(Filled filled, Storage storage) {
+    NativeHandle handle = new NativeHandle(storage.handle.toString(), storage.handle.address(), none -> {
+      if (!filled.reusable || closed) {
+        storage.handle.close();
+        return;
+      }
+      storage.idle = false;
+      Storage former = spares.put(storage.layer.name, storage);
+      if (former != null) {
+        former.handle.close();
+      }
+      if (closed || active.filled.choice.weights.isEmpty()) { // meanwhile, perhaps without having seen this one
+        closeSpares();
+      }
+    });
+    return new AdapterSlots(storage.layer, handle, storage.capacity, precision);
+  }
+
+  /** Waits for the work that may still read spare storage. */
+  private void settle() {
+    List<Storage> busy = spares.values().stream().filter(spare -> !spare.idle).toList();
+    busy.stream().map(spare -> spare.layer.device).distinct()
+        .forEach(device -> NativeLibrary.check(NativeOctolora.deviceSynchronize(device.address())));
+    busy.forEach(spare -> spare.idle = true);
+  }
+
+  private void closeSpares() {
+    for (Map.Entry<String, Storage> spare : spares.entrySet()) {
+      if (spares.remove(spare.getKey(), spare.getValue())) {
+        spare.getValue().handle.close();
+      }
+    }
+  }
+
+  private void release(Filled slots, boolean leavesSpares) {
     changes.lock();
     try {
       if (--slots.selections > 0) {
@@ -353,6 +556,7 @@ public final class AdapterSet implements AutoCloseable {
     } finally {
       changes.unlock();
     }
+    slots.reusable = leavesSpares;
     slots.close();
   }
 
@@ -370,12 +574,14 @@ public final class AdapterSet implements AutoCloseable {
     private final Filled filled;
     /** Of no native object of its own: says once that the shared slots have one user less. */
     private final NativeHandle handle;
+    /** Whether closing it leaves storage for the next active choice; written before by who closes it. */
+    private boolean leavesSpares;
 
     private Selection(AdapterSet set, Map<String, Float> weights, Filled filled) {
       this.layers = set.layers;
       this.weights = Collections.unmodifiableMap(new LinkedHashMap<>(weights));
       this.filled = filled;
-      this.handle = new NativeHandle("Selection " + this.weights, 0, none -> set.release(filled));
+      this.handle = new NativeHandle("Selection " + this.weights, 0, none -> set.release(filled, leavesSpares));
     }
 
     /** The adapters and their weights; unmodifiable. */
@@ -465,6 +671,10 @@ public final class AdapterSet implements AutoCloseable {
     try {
       closed = true;
       active.close();
+      closeSpares();
+      streams.values().forEach(Stream::close);
+      adapters.values().forEach(this::free);
+      adapters.clear();
     } finally {
       changes.unlock();
     }

@@ -11,7 +11,8 @@ import org.jetbrains.annotations.Nullable;
 /**
  * Adapter storage of fixed capacity beside one {@link Int8Linear}. Filling a slot, changing its weight and clearing it
  * are work on a stream and no allocation: a CUDA graph captured earlier replays with what the slots hold then.
- * {@link #forward} is the layer with these slots alone.
+ * {@link PinnedAdapter#fill} does it for the slots of many layers, and without waiting. {@link #forward} is the layer
+ * with these slots alone.
  *
  * <p>Changes must be ordered with the calls that read the slots: on one stream, or by waiting. The caller closes the
  * slots; the layer's memory stays until then. Calls throw {@link IllegalStateException} after that, and
@@ -46,7 +47,7 @@ public final class AdapterSlots extends Forward {
 
   /**
    * Fills a slot in the precision that the slots were made for: {@code y += weight · delta.scale · ((x·Aᵀ)·Bᵀ + bias)}.
-   * With a magnitude (DoRA), in slots that were made for them, it applies to what the slots before it made of the base,
+   * Returns when the stream has come to it. With a magnitude (DoRA), in slots that were made for them, it applies to what the slots before it made of the base,
    * and a weight of 0 leaves the rows of W at its lengths; {@link #clear} takes it away.
    */
   public void set(int slot, LoraDelta delta, float weight, long stream) {
@@ -58,14 +59,24 @@ public final class AdapterSlots extends Forward {
     set(slot, HostAdapter.of(rank, a, b, name, n, k), weight, stream);
   }
 
-  synchronized void set(int slot, HostAdapter adapter, float weight, long stream) {
-    long slots = handle.acquire();
+  private synchronized void set(int slot, HostAdapter adapter, float weight, long stream) {
+    handle.acquire();
     try {
-      adapter.set(slots, slot, weight, precision, stream, name);
-      scale[slot] = adapter.scale();
+      adapter.set(handle, slot, weight, precision, stream, name);
+      scale[slot] = adapter.scale;
     } finally {
       handle.release();
     }
+  }
+
+  /** Has an adapter put into a slot, where the fills run; the caller holds {@link #handle}. */
+  void fill(SlotFills fills, int slot, HostAdapter adapter, float weight) {
+    fills.add(name, handle, slot, adapter, weight, precision);
+  }
+
+  /** After such a fill. */
+  synchronized void filled(int slot, HostAdapter adapter) {
+    scale[slot] = adapter.scale;
   }
 
   /** Gives the adapter in a slot another weight; its own scale stays. */

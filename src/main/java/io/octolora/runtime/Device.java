@@ -5,6 +5,7 @@ import io.octolora.OctoloraException;
 import io.octolora.Status;
 import io.octolora.checkpoint.BaseLinear;
 import io.octolora.checkpoint.Quantization;
+import io.octolora.mapping.ModuleMap;
 import java.lang.ref.Reference;
 import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
@@ -150,7 +151,7 @@ public final class Device implements AutoCloseable {
 
   /**
    * Puts a layer's weights on the device, in the mode its checkpoint asks for. They are read from the file's mapping in
-   * pieces, without a copy on the Java heap; the checkpoint may be closed afterwards, and its file must keep its length
+   * pieces, without a copy on the Java heap but for formats whose codes do not lie in one piece; the checkpoint may be closed afterwards, and its file must keep its length
    * meanwhile.
    *
    * @throws OctoloraException {@link Status#UNSUPPORTED} for a layer that is not quantized,
@@ -170,7 +171,8 @@ public final class Device implements AutoCloseable {
       throw notQuantized(linear);
     }
     return Int8Linear.create(handle, linear.name(), linear.n(), linear.k(), quantization, linear.weight()::bytes,
-        linear.scale(), linear.bias(), Int8Linear.WRITE_BYTES);
+        linear.scale(), linear.scaleBlock(), linear.blockScale(), linear.bias(),
+        linear.scaleBlock() > 0 ? Int8Linear.HEAP_WRITE_BYTES : Int8Linear.WRITE_BYTES);
   }
 
   private static OctoloraException notQuantized(BaseLinear linear) {
@@ -202,6 +204,19 @@ public final class Device implements AutoCloseable {
     }, scale, bias, weight.isDirect() ? Int8Linear.WRITE_BYTES : Int8Linear.HEAP_WRITE_BYTES);
   }
 
+  // ---- Adapters
+
+  /**
+   * Copies an adapter's factors to pinned host memory, from which slots on this device are filled without waiting. The
+   * adapter may be closed afterwards; the caller closes the copy.
+   *
+   * @param name for messages
+   * @throws OctoloraException {@link Status#OUT_OF_MEMORY} with nothing kept
+   */
+  public PinnedAdapter pin(String name, ModuleMap map) {
+    return new PinnedAdapter(handle, name, HostAdapter.bytes(map), memory -> HostAdapter.all(map, memory));
+  }
+
   // ---- Memory and streams
 
   /** Device memory of bytes bytes, 256-byte aligned and not cleared. The caller closes it. */
@@ -214,7 +229,7 @@ public final class Device implements AutoCloseable {
 
   /** A new stream; on the CPU, where calls finish before they return, the default one. The caller closes it. */
   public Stream createStream() {
-    return new Stream(handle, info);
+    return new Stream(handle, "Stream on " + info.id());
   }
 
   /**

@@ -14,7 +14,8 @@ import org.jetbrains.annotations.Nullable;
 /**
  * The int8 weights of one layer on a device, and any number of adapters that are active together.
  *
- * <p>W [n, k] int8 with one fp32 scale an output feature or one for all; adapters A [rank, k], B [n, rank]. The caller
+ * <p>W [n, k] int8 with one fp32 scale an output feature or one for all, or with fp16 scales for blocks of a row;
+ * adapters A [rank, k], B [n, rank]. The caller
  * who loaded it closes it. It may be used by several threads: attaching builds new adapter storage beside the old and
  * swaps it in, so a call in progress ends with the adapters it began with. Made by {@link Device#load}; defined by
  * {@code octolora_linear} and {@code octolora_slots} in {@code octolora/octolora.h}.
@@ -47,6 +48,12 @@ public final class Int8Linear extends Forward {
 
   static Int8Linear create(NativeHandle device, String name, int n, int k, Quantization q, WeightBytes weight,
       float[] scale, float @Nullable [] bias, int writeBytes) {
+    return create(device, name, n, k, q, weight, scale, 0, null, bias, writeBytes);
+  }
+
+  /** @param blockScale fp16 [n, ceil(k / scaleBlock)], direct and of this machine's byte order, or null */
+  static Int8Linear create(NativeHandle device, String name, int n, int k, Quantization q, WeightBytes weight,
+      float[] scale, int scaleBlock, @Nullable ByteBuffer blockScale, float @Nullable [] bias, int writeBytes) {
     Objects.requireNonNull(name, "name");
     if (n < 1 || k < 1) {
       throw new IllegalArgumentException("%s: n = %d, k = %d, expected 1 or more".formatted(name, n, k));
@@ -63,7 +70,8 @@ public final class Int8Linear extends Forward {
       NativeLibrary.check(
           NativeOctolora.linearCreate(parent, n, k, q.mode().ordinal(),
               (q.roundXToF16() ? DataType.FLOAT16 : DataType.FLOAT32).code(), q.xScale(), q.xDivisor(),
-              q.outlierThreshold(), whole ? weight.slice(0, n * k) : null, scale.length, scale, bias, made),
+              q.outlierThreshold(), whole ? weight.slice(0, n * k) : null, scale.length, scale, scaleBlock, blockScale,
+              bias, made),
           name);
       return made[0];
     }, (parent, address) -> NativeOctolora.linearDestroy(address));
@@ -153,15 +161,15 @@ public final class Int8Linear extends Forward {
   }
 
   private NativeHandle build(List<Attached> adapters) {
-    int[] capacity = adapters.stream().mapToInt(one -> one.adapter().rank()).toArray();
+    int[] capacity = adapters.stream().mapToInt(one -> one.adapter().rank).toArray();
     boolean split = adapters.stream().anyMatch(one -> one.precision() == LoraPrecision.SPLIT);
-    boolean magnitudes = adapters.stream().anyMatch(one -> one.adapter().magnitude() != null);
+    boolean magnitudes = adapters.stream().anyMatch(one -> one.adapter().magnitude != null);
     NativeHandle slots = createSlots(split ? LoraPrecision.SPLIT : LoraPrecision.BITS_16, magnitudes, capacity);
     boolean complete = false;
     try {
       for (int i = 0; i < capacity.length; i++) {
         Attached one = adapters.get(i);
-        one.adapter().set(slots.address(), i, one.weight(), one.precision(), 0, name);
+        one.adapter().set(slots, i, one.weight(), one.precision(), 0, name);
       }
       // A caller's stream need not be ordered behind the default one, on which the slots were filled.
       NativeLibrary.check(NativeOctolora.streamSynchronize(device.address(), 0), name);
@@ -174,7 +182,7 @@ public final class Int8Linear extends Forward {
     }
   }
 
-  private NativeHandle createSlots(LoraPrecision precision, boolean magnitudes, int[] capacity) {
+  NativeHandle createSlots(LoraPrecision precision, boolean magnitudes, int[] capacity) {
     return linear.child("AdapterSlots of " + name, parent -> {
       long[] made = new long[1];
       NativeLibrary.check(

@@ -14,7 +14,7 @@ import org.bytedeco.javacpp.Loader;
 final class NativeLibrary {
   static final String PATH_PROPERTY = "octolora.library.path";
   /** OCTOLORA_ABI_VERSION of the header that {@link NativeOctolora} was written for. */
-  static final int ABI_VERSION = 2;
+  static final int ABI_VERSION = 3;
 
   private static final System.Logger LOG = System.getLogger("io.octolora.runtime");
 
@@ -56,7 +56,7 @@ final class NativeLibrary {
       return;
     }
     // The JNI library names the other one without a folder; loading that first satisfies it.
-    for (String name : new String[] {"liboctolora.so.2", "libjnioctolora.so"}) {
+    for (String name : new String[] {"liboctolora.so.3", "libjnioctolora.so"}) {
       Path file = Path.of(folder, name).toAbsolutePath();
       if (!Files.isRegularFile(file)) {
         throw new NativeLibraryException("-D%s=%s: %s does not exist".formatted(PATH_PROPERTY, folder, file), null);

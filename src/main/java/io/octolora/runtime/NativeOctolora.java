@@ -19,7 +19,7 @@ import org.jetbrains.annotations.Nullable;
         value = "linux-x86_64",
         cinclude = "octolora/octolora.h",
         include = "octolora_java.h",
-        link = "octolora@.2",
+        link = "octolora@.3",
         library = "jnioctolora"))
 @NoException
 final class NativeOctolora {
@@ -47,6 +47,13 @@ final class NativeOctolora {
   @Name("octolora_device_copy")
   static native int deviceCopy(@Cast("octolora_device*") long device, @Cast("void*") long to,
       @Cast("const void*") long from, @Cast("size_t") long bytes, @Cast("CUstream_st*") long stream);
+
+  @Name("octolora_host_alloc")
+  static native int hostAlloc(@Cast("octolora_device*") long device, @Cast("size_t") long bytes,
+      @Cast("void**") long[] memory);
+  @Name("octolora_host_free")
+  static native int hostFree(@Cast("octolora_device*") long device, @Cast("void*") long memory);
+  @Name("octolora_java_address") static native long address(@Cast("const void*") ByteBuffer direct);
 
   // Direct buffers count from their position. Of an array the generated code hands over a copy that lasts as long as
   // the call, so these wait for the stream.
@@ -79,10 +86,14 @@ final class NativeOctolora {
   @Name("octolora_stream_synchronize")
   static native int streamSynchronize(@Cast("octolora_device*") long device, @Cast("CUstream_st*") long stream);
 
+  @Name("octolora_device_synchronize")
+  static native int deviceSynchronize(@Cast("octolora_device*") long device);
+
   @Name("octolora_java_linear_create")
   static native int linearCreate(@Cast("octolora_device*") long device, int n, int k, int mode, int roundX,
       float xScale, float xDivisor, float outlierThreshold, @Cast("const void*") @Nullable ByteBuffer weight,
-      int scaleCount, @Const float[] scale, @Const float @Nullable [] bias, @Cast("octolora_linear**") long[] linear);
+      int scaleCount, @Const float[] scale, int scaleBlock, @Cast("const void*") @Nullable ByteBuffer blockScale,
+      @Const float @Nullable [] bias, @Cast("octolora_linear**") long[] linear);
   @Name("octolora_linear_destroy") static native void linearDestroy(@Cast("octolora_linear*") long linear);
   @Name("octolora_linear_write")
   static native int linearWrite(@Cast("octolora_linear*") long linear, int firstRow, int rows,
@@ -92,10 +103,9 @@ final class NativeOctolora {
   static native int slotsCreate(@Cast("octolora_linear*") long linear, int slotCount, @Const int[] capacity,
       int precision, @Cast("octolora_slots**") long[] slots);
   @Name("octolora_slots_destroy") static native void slotsDestroy(@Cast("octolora_slots*") long slots);
+  // numbers: ten for each fill, see octolora_java.h.
   @Name("octolora_java_slots_set")
-  static native int slotsSet(@Cast("octolora_slots*") long slots, int slot, int rank, int aType, int bType,
-      int precision, @Cast("const void*") ByteBuffer a, @Cast("const void*") ByteBuffer b,
-      @Const float @Nullable [] bias, @Const float @Nullable [] magnitude, float scale,
+  static native int slotsSet(@Cast("const int64_t*") long[] numbers, @Const float[] scales, int count,
       @Cast("CUstream_st*") long stream);
   @Name("octolora_slots_set_scale")
   static native int slotsSetScale(@Cast("octolora_slots*") long slots, int slot, float scale,

@@ -16,20 +16,15 @@ public final class Stream implements AutoCloseable {
   private final NativeHandle device;
   private final NativeHandle handle;
 
-  Stream(NativeHandle device, DeviceInfo info) {
+  Stream(NativeHandle device, String what) {
     this.device = device;
-    this.handle = device.child("Stream on " + info.id(), parent -> {
-      if (!info.isCuda()) {
-        return 0;
-      }
+    this.handle = device.child(what, parent -> {
       long[] stream = new long[1];
       NativeLibrary.check(NativeOctolora.streamCreate(parent, stream));
       return stream[0];
     }, (parent, stream) -> {
-      if (info.isCuda()) {
-        NativeLibrary.warn(NativeOctolora.streamSynchronize(parent, stream), "waiting for a stream before it closes");
-        NativeLibrary.warn(NativeOctolora.streamDestroy(parent, stream), "closing a stream");
-      }
+      NativeLibrary.warn(NativeOctolora.streamSynchronize(parent, stream), "waiting for a stream before it closes");
+      NativeLibrary.warn(NativeOctolora.streamDestroy(parent, stream), "closing a stream");
     });
   }
 

@@ -16,6 +16,7 @@ import io.octolora.SafetensorsWriter;
 import io.octolora.Status;
 import io.octolora.checkpoint.Quantization.Mode;
 import java.io.IOException;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
@@ -349,11 +350,18 @@ class CheckpointTest {
   }
 
   @Test
-  void ggufIsRefusedByName() throws IOException {
-    Files.write(folder.resolve("model.gguf"), "GGUF\3\0\0\0\0\0\0\0".getBytes());
-    assertRejected(Status.UNSUPPORTED, "model.gguf", "GGUF");
-    FormatException e = assertThrows(FormatException.class, () -> Checkpoint.open(folder.resolve("model.gguf")));
+  void ggufIsKnownByItsNameAndByItsFirstBytes() throws IOException {
+    byte[] start = "GGUF\3\0\0\0\0\0\0\0".getBytes(StandardCharsets.ISO_8859_1);
+    Files.write(folder.resolve("model.gguf"), start);
+    assertRejected(Status.INVALID_ARGUMENT, "model.gguf", "GGUF", "cut short or damaged");
+    Files.write(folder.resolve("other"), start);
+    FormatException e = assertThrows(FormatException.class, () -> Checkpoint.open(folder.resolve("other")));
     assertTrue(e.getMessage().contains("GGUF"), e.getMessage());
+    Files.write(folder.resolve("second.gguf"), start);
+    assertRejected(Status.INVALID_ARGUMENT, "model.gguf, second.gguf could each be the model");
+    Files.write(folder.resolve("second.gguf"), new byte[] {'P', 'K'});
+    e = assertThrows(FormatException.class, () -> Checkpoint.open(folder.resolve("second.gguf")));
+    assertTrue(e.getMessage().contains("a GGUF file by its name, but not by its first bytes"), e.getMessage());
   }
 
   // ---- Float modules ------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import io.octolora.Status;
 import io.octolora.checkpoint.Quantization.Mode;
 import io.octolora.runtime.Device;
 import io.octolora.runtime.Int8Linear;
-import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
@@ -31,7 +30,7 @@ import org.junit.jupiter.params.provider.MethodSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
 /**
- * torchao, compressed-tensors, ComfyUI and GGUF. No file of the tools themselves is among the fixtures: these are
+ * torchao, compressed-tensors and ComfyUI. No file of the tools themselves is among the fixtures: these are
  * written here in the layouts that the tools' sources write, with codes and steps worked out from their formulas.
  */
 class Int8FormatsTest {
@@ -366,35 +365,6 @@ class Int8FormatsTest {
     assertRejected(Status.INVALID_ARGUMENT, List.of("format=nvfp4", "format=int8_tensorwise"));
   }
 
-  // ---- GGUF ---------------------------------------------------------------------------------------------------------
-
-  @Test
-  void ggufIsDescribedAndRefused() throws IOException {
-    Path file = Files.write(folder.resolve("model.gguf"), gguf());
-    for (Path path : List.of(file, folder)) {
-      FormatException e = assertThrows(FormatException.class, () -> Checkpoint.open(path));
-      assertEquals(Status.UNSUPPORTED, e.status());
-      assertTrue(e.getMessage().contains("version 3 with 2 tensors {F32=1, Q8_0=1}"), e.getMessage());
-      assertTrue(e.getMessage().contains("one scale for each 32 inputs"), e.getMessage());
-    }
-  }
-
-  /** Every prefix and every byte set to 0xff is refused in words, at once and without much memory. */
-  @Test
-  void damagedGgufIsRefusedToo() throws IOException {
-    byte[] whole = gguf();
-    Path file = folder.resolve("model.gguf");
-    for (int i = 8; i < whole.length; i++) {
-      Files.write(file, java.util.Arrays.copyOf(whole, i));
-      FormatException cut = assertThrows(FormatException.class, () -> Checkpoint.open(file));
-      assertTrue(cut.getMessage().contains("cut short or damaged"), cut.getMessage());
-      byte[] changed = whole.clone();
-      changed[i] = (byte) 0xff;
-      Files.write(file, changed);
-      assertTrue(assertThrows(FormatException.class, () -> Checkpoint.open(file)).getMessage().contains("GGUF"));
-    }
-  }
-
   // ---- Two readings -------------------------------------------------------------------------------------------------
 
   @Test
@@ -469,48 +439,6 @@ class Int8FormatsTest {
   private static SafetensorsWriter comfy(SafetensorsWriter writer, String module, String json) {
     byte[] text = json.getBytes(StandardCharsets.UTF_8);
     return writer.bytes(module + ".comfy_quant", "U8", new long[] {text.length}, text);
-  }
-
-  /** Version 3; a string, an array of strings and a number; one Q8_0 matrix and one F32 vector. */
-  private static byte[] gguf() {
-    ByteArrayOutputStream out = new ByteArrayOutputStream();
-    out.writeBytes("GGUF".getBytes(StandardCharsets.US_ASCII));
-    little(out, 4, 3);
-    little(out, 8, 2, 3);
-    text(out, "general.architecture");
-    little(out, 4, 8);
-    text(out, "llama");
-    text(out, "tokens");
-    little(out, 4, 9, 8);
-    little(out, 8, 2);
-    text(out, "a");
-    text(out, "b");
-    text(out, "count");
-    little(out, 4, 4, 7);
-    text(out, "blk.0.attn_q.weight");
-    little(out, 4, 2);
-    little(out, 8, 32, 4);
-    little(out, 4, 8);
-    little(out, 8, 0);
-    text(out, "norm.weight");
-    little(out, 4, 1);
-    little(out, 8, 32);
-    little(out, 4, 0);
-    little(out, 8, 160);
-    return out.toByteArray();
-  }
-
-  private static void text(ByteArrayOutputStream out, String text) {
-    little(out, 8, text.length());
-    out.writeBytes(text.getBytes(StandardCharsets.US_ASCII));
-  }
-
-  private static void little(ByteArrayOutputStream out, int bytes, long... values) {
-    for (long value : values) {
-      for (int i = 0; i < bytes; i++) {
-        out.write((int) (value >> 8 * i));
-      }
-    }
   }
 
   private void model(SafetensorsWriter writer, String config) throws IOException {

@@ -33,6 +33,15 @@ class CliPartsTest {
   }
 
   @Test
+  void whatIsNoScaleOfAFileIsRefused(@TempDir Path folder) throws IOException {
+    Path file = Files.createFile(folder.resolve("style"));
+    for (String scale : new String[] {"", "half", "0x10", "1f"}) {
+      assertEquals("scale '%s' of %s: expected a number".formatted(scale, file),
+          assertThrows(IllegalArgumentException.class, () -> AdapterArgument.parse(file + "=" + scale)).getMessage());
+    }
+  }
+
+  @Test
   void aScaleBeyondFloatIsRefused() {
     assertThrows(IllegalArgumentException.class, () -> AdapterArgument.parse("a=1e39"));
   }

@@ -53,6 +53,19 @@ class InspectCommandTest {
         cli.out());
   }
 
+  @Test
+  void gguf() {
+    Cli cli = Cli.run("inspect", Fixtures.path("llama/base_gguf"), Fixtures.path("llama/adapters/r4_all")).expect(0);
+    assertTrue(cli.out().contains("16 linears: GGUF Q8_0 (14), F16 (2)"), cli.out());
+    assertTrue(cli.out().contains("read as     GGUF version 3, architecture llama: 14 of 21 tensors are Q8_0"),
+        cli.out());
+    assertTrue(cli.out().contains("note: "), cli.out());
+    assertTrue(cli.lines().stream().anyMatch(
+        line -> line.matches("model\\.layers\\.\\*\\.self_attn\\.q_proj +2 +64 +64 +gguf q8 0 +float \\(W8A16\\) +no")),
+        cli.out());
+    assertTrue(cli.out().endsWith("OK: every adapter key landed" + System.lineSeparator()), cli.out());
+  }
+
   @ParameterizedTest
   @ValueSource(strings = {"r4/peft", "r4/diffusers_lora.safetensors", "r4/kohya.safetensors", "r4/bfl.safetensors",
       "r4/pytorch_lora_weights.safetensors", "shared/kohya.safetensors",

@@ -40,6 +40,21 @@ class JarTest {
     assertTrue(!run.err.contains("\tat "), run.err);
   }
 
+  /** A disk without room; a reader that leaves early is no failure. */
+  @Test
+  void outputThatIsLostIsSaid() throws Exception {
+    Path base = Fixtures.path("flux/base_bnb8");
+    Path full = Path.of("/dev/full");
+    Assumptions.assumeTrue(Files.exists(full), "no /dev/full");
+    Run lost = run(full, jar(), "inspect", base);
+    assertEquals(2, lost.status, lost.err);
+    assertEquals("octolora: standard output: No space left on device", lost.err.strip());
+    Run piped = run(folder.resolve("out.txt"), List.of("sh", "-c", "exec 3>&1; { \"$@\"; echo status $? >&3; } | true",
+        "sh", java(), "-jar", jar().toString(), "inspect", base.toString()));
+    assertEquals("status 0\n", piped.out, piped.err);
+    assertEquals("", piped.err);
+  }
+
   @Test
   void theJarKnowsItsVersion() throws Exception {
     Run run = run(jar(), "--version");
@@ -49,18 +64,28 @@ class JarTest {
 
   private record Run(int status, String out, String err) {}
 
+  private static String java() {
+    return Path.of(System.getProperty("java.home"), "bin", "java").toString();
+  }
+
   private Run run(Path jar, Object... args) throws IOException, InterruptedException {
-    List<String> command = new ArrayList<>(List.of(
-        Path.of(System.getProperty("java.home"), "bin", "java").toString(), "-jar", jar.toString()));
+    return run(folder.resolve("out.txt"), jar, args);
+  }
+
+  private Run run(Path out, Path jar, Object... args) throws IOException, InterruptedException {
+    List<String> command = new ArrayList<>(List.of(java(), "-jar", jar.toString()));
     Stream.of(args).map(String::valueOf).forEach(command::add);
-    Path out = folder.resolve("out.txt");
+    return run(out, command);
+  }
+
+  private Run run(Path out, List<String> command) throws IOException, InterruptedException {
     Path err = folder.resolve("err.txt");
     Process process = new ProcessBuilder(command).redirectOutput(out.toFile()).redirectError(err.toFile()).start();
     if (!process.waitFor(120, TimeUnit.SECONDS)) {
       process.destroyForcibly();
       throw new AssertionError("still running after 120 s: " + command);
     }
-    return new Run(process.exitValue(), Files.readString(out, StandardCharsets.UTF_8),
+    return new Run(process.exitValue(), Files.isRegularFile(out) ? Files.readString(out, StandardCharsets.UTF_8) : "",
         Files.readString(err, StandardCharsets.UTF_8));
   }
 

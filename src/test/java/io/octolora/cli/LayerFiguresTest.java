@@ -7,6 +7,7 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import io.octolora.Fixtures;
 import io.octolora.SafetensorsWriter;
 import io.octolora.checkpoint.BaseLinear;
 import io.octolora.checkpoint.Checkpoint;
@@ -82,6 +83,21 @@ class LayerFiguresTest {
       LayerFigures same = LayerFigures.of(linear, linear.quantization(), List.of(), x, 1, FloatFormat.FLOAT32,
           Arithmetic.FP32, null);
       assertNull(same.cost());
+    }
+  }
+
+  @Test
+  void costOfGguf() throws IOException {
+    try (Checkpoint quantized = Checkpoint.open(Fixtures.path("llama/base_gguf"));
+        Checkpoint original = Checkpoint.open(Fixtures.path("llama/base_bf16"))) {
+      for (BaseLinear linear : quantized.linears().values()) {
+        if (linear.quantized()) {
+          float[] x = Activations.random(1, 2, linear.k(), FloatFormat.FLOAT32);
+          LayerFigures figures = LayerFigures.of(linear, linear.quantization(), List.of(), x, 2, FloatFormat.FLOAT32,
+              Arithmetic.FP32, original.linear(linear.name()));
+          assertEquals(0.0045, figures.cost().weight(), 0.0015, linear.name());
+        }
+      }
     }
   }
 

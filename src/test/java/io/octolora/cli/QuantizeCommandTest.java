@@ -95,6 +95,7 @@ class QuantizeCommandTest {
     Cli.run("quantize", LLAMA, out, "--format", "bitsandbytes", "--threshold", "-1").expectError("0 or above");
     Cli.run("quantize", folder.resolve("nowhere"), out, "--format", "quanto").expectError("nowhere");
     Cli.run("quantize", Fixtures.path("llama/base_bnb8"), out, "--format", "quanto").expectError("already");
+    Cli.run("quantize", Fixtures.path("llama/base_gguf"), out, "--format", "quanto").expectError("a GGUF file");
     assertFalse(Files.exists(out));
   }
 

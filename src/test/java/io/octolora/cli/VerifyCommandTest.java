@@ -89,6 +89,20 @@ class VerifyCommandTest {
   }
 
   @Test
+  void gguf() throws IOException {
+    Path report = folder.resolve("gguf.html");
+    Cli cli = Cli.run("verify", Fixtures.path("llama/base_gguf"), Fixtures.path("llama/adapters/r4_all"), "--base",
+        Fixtures.path("llama/base_bf16"), "--report", report, "--device", "cpu").expect(0);
+    assertTrue(cli.out().contains("OK: 12 of 12 layers within bounds on cpu"), cli.out());
+    assertTrue(cli.out().contains("not run: model.layers.0.mlp.down_proj: the weight is F16, not int8"), cli.out());
+    assertTrue(Files.readString(report).contains("GGUF Q8_0"));
+    Cli.run("verify", Fixtures.path("flux/base_gguf"), "--device", "cpu").expect(0);
+    Cli golden = Cli.run("verify", Fixtures.path("llama/base_gguf"), "--golden",
+        Fixtures.golden("llama", "bnb8__none"), "--device", "cpu").expect(Main.BAD_INPUT);
+    assertTrue(golden.err().contains("is GGUF Q8_0; recordings are understood of bitsandbytes"), golden.err());
+  }
+
+  @Test
   void withoutAdaptersTheBaseIsVerified() {
     Cli.run("verify", BASE, "--golden", golden("bnb8__none"), "--device", "cpu").expect(0);
     Cli made = Cli.run("verify", BASE, "--device", "cpu", "--rows", "3").expect(0);
@@ -195,6 +209,14 @@ class VerifyCommandTest {
   }
 
   @Test
+  void moreRowsThanAnArrayHolds() throws IOException {
+    Path wide = new SafetensorsWriter().bitsandbytes("wide", 1, 9000).write(folder.resolve("wide.safetensors"));
+    Cli.run("verify", wide, "--device", "cpu", "--rows", 60000)
+        .expectError("--rows 60000: expected at most 59652 for wide: ");
+    Cli.run("verify", wide, "--device", "cpu", "--rows", 2).expect(0);
+  }
+
+  @Test
   void emptyPaths() {
     Cli.run("verify", "").expectError("CHECKPOINT", "the path is empty");
     Cli.run("verify", BASE, "").expectError("ADAPTER: the path is empty");
@@ -208,16 +230,19 @@ class VerifyCommandTest {
   void reportsThatCannotBeWritten() {
     Cli.run("verify", BASE, R4, "--report", "/").expectError("--report /: a folder, expected the name of a file");
     Cli.run("verify", BASE, R4, "--report", folder).expectError("--report " + folder + ": a folder");
+    Cli.run("verify", BASE, R4, "--report", "/dev/null")
+        .expectError("--report /dev/null: a pipe, socket or device, expected the name of a file");
     Cli.run("verify", BASE, R4, "--report", folder.resolve("no/page.html"))
         .expectError("page.html: there is no folder " + folder.resolve("no"));
   }
 
   @ParameterizedTest
-  @CsvSource({"lora_A.weight, 64, NaN", "lora_B.weight, 63, Infinity", "lora_B.bias, 1, -Infinity"})
+  @CsvSource({"lora_A.weight, 64, NaN", "lora_B.weight, 63, Infinity", "lora_B.bias, 1, -Infinity",
+      "lora_magnitude_vector, 1, NaN"})
   void anAdapterWithoutNumbersIsRefused(String part, int at, float bad) throws IOException {
     String module = "transformer.model.layers.0.self_attn.q_proj.";
     Map<String, long[]> shapes = Map.of("lora_A.weight", new long[] {2, 64}, "lora_B.weight", new long[] {64, 2},
-        "lora_B.bias", new long[] {64});
+        part.startsWith("lora_magnitude") ? part : "lora_B.bias", new long[] {64});
     for (boolean broken : new boolean[] {false, true}) {
       SafetensorsWriter writer = new SafetensorsWriter();
       shapes.forEach((name, shape) -> {
@@ -242,7 +267,7 @@ class VerifyCommandTest {
   void missingAndHostileFiles() throws IOException {
     Cli.run("verify", folder.resolve("nowhere"), R4).expectError("nowhere");
     Cli.run("verify", BASE, folder.resolve("nowhere")).expectError("nowhere");
-    Cli.run("verify", BASE, R4 + "=half").expectError("=half");
+    Cli.run("verify", BASE, R4 + "=half").expectError("scale 'half' of " + R4, "expected a number");
     Cli.run("verify", folder, R4).expectError(folder.toString());
     Path empty = Files.createFile(folder.resolve("empty.safetensors"));
     Cli.run("verify", empty, R4).expectError("empty.safetensors");

@@ -11,6 +11,8 @@ import io.octolora.adapter.LoraAdapter;
 import io.octolora.checkpoint.BaseLinear;
 import io.octolora.checkpoint.Checkpoint;
 import io.octolora.checkpoint.Quantization;
+import io.octolora.checkpoint.SafetensorsFile;
+import io.octolora.checkpoint.Tensor;
 import io.octolora.cli.Activations;
 import io.octolora.cli.Verification;
 import io.octolora.cli.Verification.Recorded;
@@ -44,6 +46,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.TestInstance;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.MethodSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /**
  * Everything the tools recorded, computed by one device, layer by layer: with adapters and without, stored in the
@@ -179,6 +182,57 @@ abstract class GoldenSuite {
       }
     }
     System.out.printf(Locale.ROOT, "%s on %s: up to %.3f of its bound%n", variant, device.info().id(), worst);
+  }
+
+  /**
+   * GGUF Q8_0 as the gguf package wrote it, against x · Wᵀ + bias in double of what the package itself dequantizes, with
+   * and without a PEFT adapter. No tool's roundings are in there, so the oracle has the same value and its bound holds.
+   */
+  @ParameterizedTest
+  @ValueSource(strings = {"flux", "llama"})
+  void ggufLayersAreWhatThePackageDequantizes(String model) throws IOException {
+    int adapted = 0;
+    double worst = 0;
+    try (Checkpoint base = Checkpoint.open(Fixtures.path(model + "/base_gguf"));
+        SafetensorsFile expected = SafetensorsFile.open(Fixtures.path(model + "/base_gguf_expected.safetensors"));
+        LoraAdapter adapter = LoraAdapter.open(Fixtures.path("llama/adapters/r4_all"))) {
+      ModuleMap map = model.equals("llama") ? ModuleMap.of(base, adapter) : null;
+      List<String> modules = expected.tensors().keySet().stream().filter(name -> name.startsWith("x."))
+          .map(name -> name.substring(2)).toList();
+      assertEquals(base.linears().values().stream().filter(BaseLinear::quantized).map(BaseLinear::name)
+          .filter(name -> !name.endsWith("embed_tokens")).sorted().toList(), modules.stream().sorted().toList());
+      for (String module : modules) {
+        Tensor x = expected.tensors().get("x." + module);
+        for (String kind : List.of("y.", "ya.")) {
+          Tensor y = expected.tensors().get(kind + module);
+          if (y == null) {
+            continue;
+          }
+          List<Weighted> active = kind.equals("y.") ? List.of() : List.of(new Weighted(map.delta(module), 1));
+          adapted += active.size();
+          for (FloatFormat xFormat : List.of(FloatFormat.BFLOAT16, FloatFormat.FLOAT32)) {
+            worst = Math.max(worst, checkBlocks(base.linear(module), active, x, y, xFormat));
+          }
+        }
+      }
+    }
+    assertEquals(model.equals("llama") ? 12 : 0, adapted);
+    System.out.printf(Locale.ROOT, "%s/base_gguf on %s: up to %.3f of its bound%n", model, device.info().id(), worst);
+  }
+
+  private double checkBlocks(BaseLinear linear, List<Weighted> active, Tensor x, Tensor y, FloatFormat xFormat) {
+    int rows = (int) x.dimension(0);
+    double[] want = new double[rows * linear.n()];
+    y.bytes().asDoubleBuffer().get(want);
+    Expectation oracle = Oracle.evaluate(OracleLinear.of(linear), active.stream().map(Verification::plain).toList(),
+        x.toFloats(), rows, xFormat, FloatFormat.FLOAT32, Verification.arithmetic(device));
+    for (int i = 0; i < want.length; i++) {
+      assertEquals(want[i], oracle.value()[i], 1e-11, linear + " " + i);
+    }
+    Deviation deviation = new Expectation(rows, linear.n(), want, oracle.bound()).compare(Verification.forward(device,
+        linear, linear.quantization(), active, x.toFloats(), rows, xFormat, FloatFormat.FLOAT32));
+    assertTrue(deviation.withinBound(), () -> linear + ": " + deviation);
+    return deviation.maxRatio();
   }
 
   private static void widen(double[] bound, OracleAdapter adapter, float[] x, int rows, int n, int k) {

@@ -59,16 +59,16 @@ class ChildProcessTest {
     Result result = java(List.of("-Doctolora.library.path=" + folder, "-cp", classPath()), Workout.class);
     assertEquals(1, result.exit());
     assertTrue(result.output().contains("NativeLibraryException: -Doctolora.library.path=" + folder), result.output());
-    assertTrue(result.output().contains("liboctolora.so.2 does not exist"), result.output());
+    assertTrue(result.output().contains("liboctolora.so.3 does not exist"), result.output());
   }
 
   @Test
   void aFileThatIsNoLibraryIsNamed() throws Exception {
-    Files.writeString(folder.resolve("liboctolora.so.2"), "no library");
+    Files.writeString(folder.resolve("liboctolora.so.3"), "no library");
     Result result = java(List.of("-Doctolora.library.path=" + folder, "-cp", classPath()), Workout.class);
     assertEquals(1, result.exit());
     assertTrue(result.output().contains("NativeLibraryException: -Doctolora.library.path=" + folder), result.output());
-    assertTrue(result.output().contains("liboctolora.so.2: "), result.output());
+    assertTrue(result.output().contains("liboctolora.so.3: "), result.output());
   }
 
   @Test

@@ -6,4 +6,9 @@ class CpuAdapterSetTest extends AdapterSetContract {
   Device open() {
     return Device.cpu();
   }
+
+  @Override
+  int soakForwards() {
+    return 100_000;
+  }
 }

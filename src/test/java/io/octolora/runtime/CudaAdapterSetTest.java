@@ -19,4 +19,9 @@ class CudaAdapterSetTest extends AdapterSetContract {
   Device open() {
     return Device.cuda(0);
   }
+
+  @Override
+  int soakForwards() {
+    return 8000;
+  }
 }

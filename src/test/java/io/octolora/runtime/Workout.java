@@ -59,6 +59,9 @@ final class Workout {
         System.out.println(call.explain());
         stream.synchronize();
       }
+      try (PinnedMemory pinned = new PinnedMemory(device.handle(), "workout", 8)) {
+        memory.copyFrom(pinned.take(8).putInt(0, 1), stream);
+      }
       memory.copyFrom(new byte[8], stream);
       memory.copyFrom(ByteBuffer.allocateDirect(8), stream);
       memory.copyTo(new float[2], stream);
