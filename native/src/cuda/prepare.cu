@@ -8,8 +8,7 @@
 //
 //   x [M,K] bf16, fp16 or fp32   q int8 [M,k_pitch]   rows {s_x, p} [M]   h 16-bit [M,up_columns]
 //
-// This is the kernel for every type, alignment and architecture; prepare_sm90.cu takes what it can on Hopper, where the
-// library was configured with it.
+// This is the kernel for every type, alignment and architecture; prepare_sm90.cu takes what it can on Hopper.
 //
 // A cluster of blocks owns 16 rows and each of its blocks a slice of K, which stays in shared memory from the maximum
 // over the quantization to the down-projection: x is read from memory once. The blocks exchange maxima and partial sums
