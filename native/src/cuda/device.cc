@@ -303,7 +303,8 @@ Plan plan_of(const ForwardArgs& f) {
     from.h = workspace.h[i];
     to.h = workspace.h[i];
     if (f.row_slot) {
-      to.needed_steps = workspace.needed_steps[i];
+      from.needed_steps = workspace.needed_steps[i];
+      to.needed_steps = from.needed_steps;
       continue;  // each row has a bias of its own
     }
     from.bias = to.bias;
@@ -343,7 +344,6 @@ void CudaDevice::forward(const ForwardArgs& f) const {
   const cudaStream_t stream = cuda_stream(f.stream);
   const Plan plan = plan_of(f);
   if (!decode_refuses(plan.prepare, plan.gemm, limits)) return launch_decode(plan.prepare, plan.gemm, limits, stream);
-  if (plan.gemm.row_slot && plan.adapters) launch_find_needed_steps(plan.gemm, stream);
   if (plan.outliers) launch_find_outliers(plan.prepare, limits, stream);
   if (plan.prepares) launch_prepare(plan.prepare, limits, stream);
   plan.family(limits).launch(plan.gemm, limits, stream);
@@ -359,7 +359,6 @@ void CudaDevice::explain(const ForwardArgs& f, Explanation& to) const {
   const char* const not_decode = decode_refuses(plan.prepare, plan.gemm, limits);
   if (!not_decode) return describe_decode(plan.prepare, plan.gemm, limits, to);
   if (f.rows <= kDecodeRows) to.note("not the kernels for few rows: %s", not_decode);
-  if (plan.gemm.row_slot && plan.adapters) describe_find_needed_steps(to);
   if (plan.outliers) describe_find_outliers(plan.prepare, limits, to);
   if (plan.prepares)
     describe_prepare(plan.prepare, limits, to);

@@ -87,6 +87,9 @@ struct PrepareMember {
   float* total_bias = nullptr;  // [N]
   const float* bias = nullptr;  // [N] or null
   int n = 0;
+  // With row_slot: bit s % 32 of word [m / kSlotRows][s / 32] (needed_words of them a tile of rows) says whether the
+  // tile's rows need columns 16 s .. of h and b; null: not asked for.
+  uint32_t* needed_steps = nullptr;
 };
 
 struct PrepareArgs {
@@ -115,9 +118,7 @@ struct GemmMember {
   const float* bias = nullptr;
   AdapterView adapters;
   const uint16_t* h = nullptr;
-  // With row_slot: bit s % 32 of word [m / kSlotRows][s / 32] (needed_words of them a tile of rows) says whether the
-  // tile's rows need columns 16 s .. of h and b; null: all are needed.
-  uint32_t* needed_steps = nullptr;
+  const uint32_t* needed_steps = nullptr;  // PrepareMember's; null: all are needed
   void* y = nullptr;
   Activation activation = Activation::none;
   const void* residual = nullptr;  // [M,N] of y's type, y itself or null
@@ -185,9 +186,6 @@ inline bool has_block_scales(const GemmArgs& args) {
   return false;
 }
 
-// row_slots.cu: fills needed_steps of all members, before a GEMM that reads them
-void launch_find_needed_steps(const GemmArgs& args, cudaStream_t stream);
-void describe_find_needed_steps(Explanation& to);
 // decode.cu: all of a forward with few rows on Hopper
 constexpr int kDecodeRows = 64;
 // Its q: for each 128 values of K [decode_tokens(M)][128], as the copy engine's 128-byte swizzle has it: the 16 bytes c

@@ -5,6 +5,7 @@
 //   W8A8    a[m] = max_k |x[m,k]|   s_x[m] = a[m] / divisor   q[m,k] = rne(x[m,k] * (divisor / a[m]))
 //   all     h[m,r] = c * (x . A^T)[m,r] / p[m]                 p[m] a power of two near a[m]
 //           total_bias[n] = bias[n] + sum over the slots of c * slot_bias[n]
+//           needed_steps, see kernels.h
 //
 //   x [M,K] bf16, fp16 or fp32   q int8 [M,k_pitch]   rows {s_x, p} [M]   h 16-bit [M,up_columns]
 //
@@ -26,6 +27,7 @@
 #include "check.h"
 #include "dependent_launch.cuh"
 #include "prepare.cuh"
+#include "row_slots.cuh"
 
 namespace octolora::cuda {
 namespace {
@@ -366,6 +368,7 @@ __global__ __launch_bounds__(kThreads, 2) void prepare(const __grid_constant__ P
   launch_dependents();
   add_up_bias(args, static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x),
               static_cast<int>(gridDim.x) * kThreads);
+  if (warp == 0) find_needed_steps(args, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
   if (threadIdx.x < kRows) shared.below[threadIdx.x] = shared.full[threadIdx.x] = 0;
   for (int pass = 0; pass < plan.passes; ++pass) {
     load_slice(pass);

@@ -83,10 +83,11 @@ __device__ __forceinline__ uint32_t quantize_in_range(const LinearSpec& spec, fl
   };
   return ptx::pack_bytes(code(v0), code(v1), code(v2), code(v3));
 }
-// A row so small that its factor overflows has to saturate.
+// A row so small that its factor overflows has to saturate; one with an infinity or a NaN has the factor 0, and its codes
+// have to be what 0 rounds to.
 template <bool kPlain>
 __device__ __forceinline__ bool stays_in_range(const LinearSpec& spec, float factor) {
-  return (kPlain || (spec.mode == Mode::dynamic && spec.x_divisor <= 127.f)) && factor <= FLT_MAX;
+  return (kPlain || (spec.mode == Mode::dynamic && spec.x_divisor <= 127.f)) && factor > 0 && factor <= FLT_MAX;
 }
 
 // The exponent that brings the largest term of a chunk near the middle of fp16, where x is below 1; INT_MIN for none.

@@ -4,58 +4,69 @@
 // stands at the head of prepare.cu.
 //
 // One wave of clusters shares the rows of x. A cluster takes its rows in batches, and each of its blocks a slice of K
-// of every batch. A block's warps divide the work:
+// of every batch. The slice of a batch comes in stages of kStageK columns through a ring of shared buffers, as many
+// ahead as fit. A block's warps divide the work:
 //
-//   copy      bring the batches of the slice into a ring of shared buffers, as many ahead as fit
-//   multiply  measure the rows of a batch and multiply them by the slice of A; each warp has 16 rows of the batch and a
-//             part of the slice or of the columns. Its maxima go to all blocks of the cluster, its sums to the block
-//             that owns the row
-//   teams     take turns at the batches: join the maxima, write q of the slice, join the sums and write h of own rows
+//   copy      one warp brings the stages, one finds the ranks that tiles of rows need, two describe the adapters
+//   multiply  two warpgroups take turns at the items (batch, 64 columns of x.A^T). wgmma has the ranks as its 64 rows,
+//             A comes from memory or shared memory in the registers of the lanes that need it, and the rows of x are
+//             the columns. An item's sums go to the blocks that own the rows, which add them up in a fixed order and
+//             write h
+//   quantize  two teams take turns at the batches. A warp has two, four or six rows: it measures them, tells the same
+//             warp of the other blocks, and writes q
 //
-// Maxima and sums are messages (st.async) into mailboxes that are used in turn. A mailbox is full when its bytes have
-// come, and free when the blocks it is written from know that it has been read. So one batch is read from memory while
-// others are measured and written, and nothing waits for the whole cluster. Sums are added in a fixed order.
+// Maxima and sums are messages (st.async) into mailboxes that are used in turn: full when their bytes have come, free
+// when the sender knows that they have been read. For maxima two boxes are enough: who sends the next but one has
+// received the next, which its reader sent after it had read this one.
+//
+// A stage is four tiles of 64 columns, in the 128-byte swizzle of the copy engine. A quantizing lane reads 16 columns
+// of one row; eight lanes read two rows, which the swizzle puts into different banks.
 #include <algorithm>
 
 #include "check.h"
 #include "dependent_launch.cuh"
 #include "prepare.cuh"
-#include "wgmma.cuh"
+#include "row_slots.cuh"
+#include "tensor_map.h"
+#include "wgmma_narrow.cuh"
 
 namespace octolora::cuda {
 namespace {
 
-constexpr int kMultiplyWarps = 8;
-constexpr int kTeams = 2;  // of quantizing warps
-constexpr int kTeamWarps = 4;
-[[maybe_unused]] constexpr int kTeamThreads = kTeamWarps * 32;
 constexpr int kCopyWarps = 4;
-constexpr int kThreads = (kCopyWarps + kMultiplyWarps + kTeams * kTeamWarps) * 32;
-constexpr int kTile = 16;     // rows of an mma
-constexpr int kMaxTiles = 4;  // of a batch
-constexpr int kMaxBuffers = 16;
+constexpr int kMultiplyGroups = 2;  // warpgroups
+constexpr int kTeams = 2;           // of quantizing warps
+constexpr int kTeamWarps = 8;
+constexpr int kQuantizeWarps = kTeams * kTeamWarps;
+constexpr int kThreads = (kCopyWarps + kMultiplyGroups * 4 + kQuantizeWarps) * 32;
+constexpr int kTileK = 64;  // 128 bytes of a row
+constexpr int kStageK = 4 * kTileK;
+constexpr int kMaxStages = 48;
+constexpr int kBatchesAhead = 6;  // in the ring, at most
+constexpr int kPowers = 16;       // batches whose rows' powers are kept: those ahead, and what two blocks are apart
+constexpr int kMaxRows = 48;      // of a batch
 constexpr int kMaxCluster = 8;
+constexpr int kMaxPairs = kMaxRows / 2 / kTeamWarps;
 constexpr int kBlock = kChunkRank;  // columns of A that share a description
-constexpr int kMaxBlocks = 64;      // two warps describe them
+constexpr int kGroupBlocks = 4;     // ... that are multiplied at a time
+constexpr int kMaxBlocks = 64;
 
 struct Plan {
   int cluster;  // blocks that share rows
   int clusters;
-  int batch_rows;     // at most tiles * kTile
-  int slice;          // of K in a block, a multiple of 32
-  int tiles;          // kTile rows of a batch: 1, 2, 4
-  int buffers;        // batches in shared memory
-  bool a_resident;    // the slice of A is in shared memory
-  int blocks;         // of kBlock columns
-  int blocks_a_warp;  // 1 or 2 at a time
-  int column_parts;   // warps that share 16 rows divide the columns in as many,
-  int k_parts;        // and K in as many
-  uint32_t limit;     // magnitude of x from which on it is an outlier
-  // What follows from these; all but blocks are powers of two, or their logarithms.
-  int columns, groups;  // columns at a time, and how many times
-  int tiles_log, cluster_log, columns_log, parts_log, k_parts_log;
-  int pitch;                                             // bytes of a row in shared memory
-  int sums_bytes, a_at, a_bytes, ring_at, buffer_bytes;  // of a mailbox of sums; in shared memory
+  int rows;         // of x that a wgmma takes: 16, 32, 48
+  int batch_rows;   // at most rows
+  int tile_rows;    // batch_rows up to a multiple of 8
+  int slice;        // of K in a block, a multiple of 2 kTileK
+  int stages;       // in shared memory
+  int blocks;       // of kBlock columns
+  int groups;       // of kGroupBlocks blocks
+  bool a_resident;  // the slice of A is in shared memory
+  uint32_t limit;   // magnitude of x from which on it is an outlier
+  // What follows from these.
+  int cluster_log;
+  int box_blocks, box_bytes;  // of a mailbox of sums
+  int a_at, boxes_at, shared_bytes;
 };
 
 // kBlock columns of x.A^T.
@@ -72,24 +83,18 @@ struct Block {
   bool a_f16, b_f16;
 };
 
-struct Row {
-  float factor;
-  int power;
-  int slot;
-};
-
 struct Shared {
-  uint64_t full[kMaxBuffers], empty[kMaxBuffers], described, a_full;
-  uint64_t maxima_full[kTeams], maxima_free[kTeams], sums_full[2], sums_free[2];
+  uint64_t full[kMaxStages], empty[kMaxStages], described, a_full;
+  uint64_t maxima_full[2][kQuantizeWarps], powers_full[kPowers];
+  uint64_t sums_full[kMultiplyGroups], sums_free[kMultiplyGroups];
   int exponent;  // largest of the blocks
-  bool mixed;    // some of the blocks have the other 16-bit type than x
-  Row row[kTeams][kMaxTiles * kTile];
   // Low half: of all of the row, high half: below the limit.
-  uint32_t maxima[kTeams][kMaxCluster][kMultiplyWarps][kTile];
+  uint32_t maxima[2][kQuantizeWarps][kMaxPairs][kMaxCluster][2];
+  int8_t power[kPowers][kMaxRows];
   Block block[kMaxBlocks];
 };
 
-constexpr int kHeaderBytes = (static_cast<int>(sizeof(Shared)) + 127) / 128 * 128;
+constexpr int kRingAt = (static_cast<int>(sizeof(Shared)) + 1023) / 1024 * 1024;
 
 // The blocks of a member come after those of the members before it; a pair of parts starts at an even one.
 __host__ __device__ inline int first_block(const AdapterView& ad, int after) {
@@ -99,12 +104,18 @@ __host__ __device__ inline int first_block(const AdapterView& ad, int after) {
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// A place in the ring of buffers, and the parity of its use.
+// A place in the ring of stages, and the parity of its use.
 struct Ring {
-  int buffer = 0;
+  int stage = 0;
   uint32_t phase = 0;
-  __device__ __forceinline__ void advance(int batches, int buffers) {
-    for (buffer += batches; buffer >= buffers; buffer -= buffers) phase ^= 1;
+  __device__ __forceinline__ void step(int stages) {
+    if (++stage == stages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+  __device__ __forceinline__ void advance(int count, int stages) {
+    for (stage += count; stage >= stages; stage -= stages) phase ^= 1;
   }
 };
 
@@ -112,7 +123,6 @@ struct Ring {
 __device__ __forceinline__ void cluster_meet() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;\n" ::: "memory");
 }
-__device__ __forceinline__ int log2_of(int power) { return 31 - __clz(power); }
 
 __device__ __forceinline__ uint32_t cluster_address(uint32_t address, int rank) {
   uint32_t remote;
@@ -125,77 +135,73 @@ __device__ __forceinline__ void send(uint32_t to, uint32_t value, uint32_t barri
                "r"(barrier)
                : "memory");
 }
-__device__ __forceinline__ void send(uint32_t to, float first, float second, uint32_t barrier) {
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];\n" ::"r"(to),
-               "f"(first), "f"(second), "r"(barrier)
-               : "memory");
+__device__ __forceinline__ void send(uint32_t to, const float* four, uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];\n" ::"r"(to),
+      "f"(four[0]), "f"(four[1]), "f"(four[2]), "f"(four[3]), "r"(barrier)
+      : "memory");
 }
-__device__ __forceinline__ void arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
-}
-__device__ __forceinline__ void named_sync(int number, int threads) {
-  asm volatile("bar.sync %0, %1;\n" ::"r"(number), "r"(threads) : "memory");
-}
-__device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to),
-               "l"(from), "r"(bytes), "r"(barrier)
-               : "memory");
+
+template <bool kF16, int kSums>
+__device__ __forceinline__ void multiply_16(float (&sum)[kSums], const uint32_t* a, uint64_t x, bool accumulate) {
+  if constexpr (kF16)
+    ptx::wgmma_f16(sum, a, x, accumulate);
+  else
+    ptx::wgmma_bf16(sum, a, x, accumulate);
 }
 
 #endif
 
-template <class X, bool kPlain>
+// kRows: plan.rows.
+template <class X, bool kPlain, int kRows>
 __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constant__ PrepareArgs args,
-                                                            const __grid_constant__ Plan plan) {
+                                                            const __grid_constant__ Plan plan,
+                                                            const __grid_constant__ CUtensorMap x_map) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr bool x_f16 = std::is_same_v<X, __half>;
-  extern __shared__ __align__(128) uint8_t memory[];
+  constexpr int kPairs = kRows / 2 / kTeamWarps;  // pairs of rows that a quantizing warp has
+  extern __shared__ __align__(1024) uint8_t memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
-  uint8_t* const sums = memory + kHeaderBytes;
-  uint8_t* const a_tile = memory + plan.a_at;
-  uint8_t* const ring = memory + plan.ring_at;
+  const uint32_t base = ptx::shared_address(memory), ring = base + kRingAt;
   const auto barrier = [](uint64_t& b) { return ptx::shared_address(&b); };
 
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = threadIdx.x % 32;
-  const int rank = static_cast<int>(ptx::cluster_rank());
-  const int cluster = static_cast<int>(blockIdx.x) / plan.cluster;
-  const int capacity = plan.tiles * kTile;  // rows of a buffer
+  // Read from one lane, so that the compiler knows what is the same in all of a warp.
+  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0), lane = threadIdx.x % 32;
+  const int rank = __shfl_sync(~0u, static_cast<int>(ptx::cluster_rank()), 0);
+  const int cluster = static_cast<int>(blockIdx.x) >> plan.cluster_log;
   const int start = rank * plan.slice;
   const int valid = max(0, min(plan.slice, args.k - start));  // of the slice, a multiple of 8
+  const int batch_stages = (valid + kStageK - 1) / kStageK;
   const int k_steps = (args.k + 31) / 32, steps = (valid + 31) / 32;
+  const int tile_bytes = plan.tile_rows * 128, stage_bytes = 4 * tile_bytes;
+  const int stages = max(1, min(plan.stages, kBatchesAhead * batch_stages));
 
-  const int base = args.m / plan.clusters, more = args.m % plan.clusters;
-  const int first_row = cluster * base + min(cluster, more), end_row = first_row + base + (cluster < more);
+  const int few = args.m / plan.clusters, more = args.m % plan.clusters;
+  const int first_row = cluster * few + min(cluster, more), end_row = first_row + few + (cluster < more);
   const int batches = (end_row - first_row + plan.batch_rows - 1) / plan.batch_rows;
   const auto batch_first = [&](int batch) { return first_row + batch * plan.batch_rows; };
   const auto rows_of = [&](int batch) { return min(plan.batch_rows, end_row - batch_first(batch)); };
-
-  const auto load = [&](int batch, int buffer) {
-    const int rows = rows_of(batch);
-    const uint32_t full = barrier(shared.full[buffer]);
-    if (warp == 0) ptx::barrier_expect_bytes(full, static_cast<uint32_t>(rows * valid * 2));
-    if (!valid) return;
-    const X* x = static_cast<const X*>(args.x) + static_cast<int64_t>(batch_first(batch) + warp) * args.k + start;
-    uint32_t to = ptx::shared_address(ring + buffer * plan.buffer_bytes) + warp * plan.pitch;
-    for (int r = warp; r < rows; r += kCopyWarps) {
-      copy_bulk(to, x, valid * 2, full);
-      x += static_cast<int64_t>(kCopyWarps) * args.k;
-      to += kCopyWarps * plan.pitch;
-    }
+  const int pairs = (plan.batch_rows + 1) / 2, pair_warps = min(kTeamWarps, pairs);
+  // A place of the ring is known to have got over its use in the batch before once that batch has been measured. Who
+  // has no part in that batch has to ask, or would take the one use for the other.
+  const auto await_batch_before = [&](int batch, int stage) {
+    if (batch > 0 && stage == stages - batch_stages)
+      ptx::barrier_wait(barrier(shared.powers_full[(batch - 1) % kPowers]), (batch - 1) / kPowers & 1);
   };
 
   if (threadIdx.x == 0) {
-    for (int i = 0; i < plan.buffers; ++i) {
+    ptx::prefetch_map(&x_map);
+    for (int i = 0; i < plan.stages; ++i) {
       ptx::barrier_init(barrier(shared.full[i]), 1);
-      ptx::barrier_init(barrier(shared.empty[i]), kMultiplyWarps + kTeamWarps);
+      ptx::barrier_init(barrier(shared.empty[i]), pair_warps + 4 * plan.groups);
     }
     ptx::barrier_init(barrier(shared.described), 1);
     ptx::barrier_init(barrier(shared.a_full), 1);
-    for (int i = 0; i < kTeams; ++i) {
-      ptx::barrier_init(barrier(shared.maxima_full[i]), 1);
-      ptx::barrier_init(barrier(shared.maxima_free[i]), plan.cluster);
-    }
     for (int i = 0; i < 2; ++i) {
+      for (int w = 0; w < kQuantizeWarps; ++w) ptx::barrier_init(barrier(shared.maxima_full[i][w]), 1);
+    }
+    for (int i = 0; i < kPowers; ++i) ptx::barrier_init(barrier(shared.powers_full[i]), pair_warps);
+    for (int i = 0; i < kMultiplyGroups; ++i) {
       ptx::barrier_init(barrier(shared.sums_full[i]), 1);
       ptx::barrier_init(barrier(shared.sums_free[i]), plan.cluster);
     }
@@ -206,377 +212,282 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
   wait_for_primaries();
   launch_dependents();
 
-  const int describer = static_cast<int>(threadIdx.x) - kCopyWarps * 32;
-  if (describer >= 0 && describer < plan.blocks) {
-    Block block{};
-    int after = 0;
-    for (int m = 0; m < args.member_count; ++m) {
-      const PrepareMember& member = args.member[m];
-      const AdapterView& ad = member.adapters;
-      const int first = first_block(ad, after), at = describer - first, count = ad.down_columns / kBlock;
-      if (at >= 0 && at < count) {
-        const int parts = count / ad.chunk_count;
-        const Chunk chunk = ad.chunks[at / parts];
-        block.a = ad.a + (static_cast<int64_t>(at) * 2 * k_steps + start / 32) * 32;
-        block.h = member.h + chunk.up;
-        block.up_columns = ad.up_columns;
-        block.scale = ad.scale[chunk.slot];
-        block.slot = chunk.slot;
-        block.exponent = chunk.exponent;
-        block.term_exponent = term_exponent(chunk, block.scale);
-        block.ranks = static_cast<int16_t>(chunk.ranks);
-        block.split = parts == 2;
-        block.low = at % parts;
-        block.a_f16 = chunk.a_f16;
-        block.b_f16 = chunk.b_f16;
-      }
-      after = first + count;
-    }
-    shared.block[describer] = block;
-  }
-  if (warp == kCopyWarps || warp == kCopyWarps + 1) named_sync(2, 2 * 32);
-  if (warp == kCopyWarps) {
-    int exponent = INT_MIN;
-    bool mixed = false;
-    for (int i = lane; i < plan.blocks; i += 32) {
-      exponent = max(exponent, shared.block[i].term_exponent);
-      mixed |= shared.block[i].a && shared.block[i].a_f16 != x_f16;
-    }
-    exponent = __reduce_max_sync(~0u, exponent);
-    mixed = __any_sync(~0u, mixed);
-    if (lane == 0) {
-      shared.exponent = exponent;
-      shared.mixed = mixed;
-      arrive(barrier(shared.described));
-    }
-  }
-  if (warp >= kCopyWarps) named_sync(1, kThreads - kCopyWarps * 32);
-
   if (warp < kCopyWarps) {
-    ptx::registers_fewer<32>();
-    if (lane == 0) {
-      // What is multiplied first comes first.
-      const int loaded = min(batches, plan.buffers);
-      load(0, 0);
-      if (plan.a_resident && plan.blocks && steps) {
-        const uint32_t full = barrier(shared.a_full);
-        ptx::barrier_wait(barrier(shared.described), 0);
-        int present = 0;
-        for (int i = 0; i < plan.blocks * 2; ++i) {  // tiles of 8 plan.columns
-          const uint4* const from = shared.block[i / 2].a;
-          if (!from) continue;
-          ++present;
-          if (i % kCopyWarps == warp) {
-            copy_bulk(ptx::shared_address(a_tile) + i * plan.slice * 16,
-                      from + static_cast<int64_t>(i % 2) * k_steps * 32, static_cast<uint32_t>(steps * 512), full);
+    ptx::registers_fewer<40>();
+    if (warp == 0) {
+      Ring at;
+      for (int batch = 0; batch < batches; ++batch) {
+        for (int stage = 0; stage < batch_stages; ++stage, at.step(stages)) {
+          const uint32_t full = barrier(shared.full[at.stage]);
+          ptx::barrier_wait(barrier(shared.empty[at.stage]), at.phase ^ 1);
+          if (lane == 0) ptx::barrier_expect_bytes(full, static_cast<uint32_t>(4 * plan.batch_rows * 128));
+          __syncwarp();
+          if (lane < 4) {
+            // A tile that is not the slice's is taken from beyond the end of the rows, where zeros are.
+            const int column = stage * kStageK + lane * kTileK;
+            ptx::tensor_load(ring + at.stage * stage_bytes + lane * tile_bytes, &x_map,
+                             (column < valid ? start + column : args.k) * 2, batch_first(batch), full);
           }
         }
-        if (warp == 0) ptx::barrier_expect_bytes(full, static_cast<uint32_t>(present * steps * 512));
       }
-      for (int batch = 1; batch < loaded; ++batch) load(batch, batch);
-      Ring at;
-      for (int batch = plan.buffers; batch < batches; ++batch) {
-        ptx::barrier_wait(barrier(shared.empty[at.buffer]), at.phase);
-        load(batch, at.buffer);
-        at.advance(1, plan.buffers);
+    } else if (warp == 1) {
+      find_needed_steps(args, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
+    } else {
+      // The fragments of a block's first ranks, from the slice on; null for an empty block.
+      const auto fragments_of = [&](int block) -> const uint4* {
+        for (int m = 0, after = 0; m < args.member_count; ++m) {
+          const AdapterView& ad = args.member[m].adapters;
+          const int at = block - first_block(ad, after), count = ad.down_columns / kBlock;
+          if (at >= 0 && at < count) return ad.a + (static_cast<int64_t>(at) * 2 * k_steps + start / 32) * 32;
+          after = first_block(ad, after) + count;
+        }
+        return nullptr;
+      };
+      // Before anything is read: behind the copies of x a load takes microseconds.
+      if (warp == 2 && plan.a_resident && steps) {
+        const uint32_t full = barrier(shared.a_full);
+        int present = 0;
+        for (int i = lane; i < plan.blocks * 2; i += 32) present += fragments_of(i / 2) != nullptr;
+        present = __reduce_add_sync(~0u, present);
+        if (lane == 0) ptx::barrier_expect_bytes(full, static_cast<uint32_t>(present * steps * 512));
+        __syncwarp();
+        for (int i = lane; i < plan.blocks * 2; i += 32) {
+          if (const uint4* const from = fragments_of(i / 2)) {
+            ptx::bulk_load(base + plan.a_at + i * plan.slice * 16, from + static_cast<int64_t>(i % 2) * k_steps * 32,
+                           static_cast<uint32_t>(steps * 512), full);
+          }
+        }
+      }
+      const int describer = static_cast<int>(threadIdx.x) - 2 * 32;
+      if (describer < plan.blocks) {
+        Block block{};
+        int after = 0;
+        for (int m = 0; m < args.member_count; ++m) {
+          const PrepareMember& member = args.member[m];
+          const AdapterView& ad = member.adapters;
+          const int first = first_block(ad, after), at = describer - first, count = ad.down_columns / kBlock;
+          if (at >= 0 && at < count) {
+            const int parts = count / ad.chunk_count;
+            const Chunk chunk = ad.chunks[at / parts];
+            block.a = fragments_of(describer);
+            block.h = member.h + chunk.up;
+            block.up_columns = ad.up_columns;
+            block.scale = ad.scale[chunk.slot];
+            block.slot = chunk.slot;
+            block.exponent = chunk.exponent;
+            block.term_exponent = term_exponent(chunk, block.scale);
+            block.ranks = static_cast<int16_t>(chunk.ranks);
+            block.split = parts == 2;
+            block.low = at % parts;
+            block.a_f16 = chunk.a_f16;
+            block.b_f16 = chunk.b_f16;
+          }
+          after = first + count;
+        }
+        shared.block[describer] = block;
+      }
+      ptx::named_sync(1, 2 * 32);
+      if (warp == 2) {
+        int exponent = INT_MIN;
+        for (int i = lane; i < plan.blocks; i += 32) exponent = max(exponent, shared.block[i].term_exponent);
+        exponent = __reduce_max_sync(~0u, exponent);
+        if (lane == 0) {
+          shared.exponent = exponent;
+          ptx::barrier_arrive(barrier(shared.described));
+        }
       }
     }
-  } else if (warp < kCopyWarps + kMultiplyWarps) {
-    ptx::registers_more<128>();
-    const int w = warp - kCopyWarps, tile = w & (plan.tiles - 1), part = w >> plan.tiles_log;
-    const int k_part = part & (plan.k_parts - 1), column_part = part >> plan.k_parts_log;
+  } else if (warp < kCopyWarps + kMultiplyGroups * 4) {
+    ptx::registers_more<104>();
+    const int group_of_warps = warp / 4 - kCopyWarps / 4, w = warp % 4, thread = static_cast<int>(threadIdx.x) % 128;
     const int g = lane / 4, t = lane % 4;
-    const uint32_t minus_limit = kPlain ? 0 : (0u - plan.limit & 0xffffu) * 0x10001u;
-    if (plan.a_resident && plan.blocks && steps) ptx::barrier_wait(barrier(shared.a_full), 0);
-
-    Ring at;
-    for (int batch = 0, turn = 0; batch < batches; ++batch, at.advance(1, plan.buffers)) {
-      const int buffer = at.buffer;
-      const bool used = tile * kTile < rows_of(batch);
-      const uint8_t* const x_tile = ring + buffer * plan.buffer_bytes + tile * kTile * plan.pitch;
-      const uint32_t x_lane = ptx::shared_address(x_tile) + lane % 16 * plan.pitch + lane / 16 * 16;
-      ptx::barrier_wait(barrier(shared.full[buffer]), at.phase);
-
-      uint32_t full[2] = {}, below[2] = {};  // rows g and g + 8, two magnitudes each
-      // Tiles of 8 plan.columns of A times the warp's part of the rows, which are measured on the way. kMixed: some
-      // plan.columns are of the other 16-bit type than x.
-      const auto multiply = [&](auto tiles_constant, auto mixed_constant, int first, bool measures) {
-        constexpr int kTiles = decltype(tiles_constant)::value;
-        constexpr bool kMixed = decltype(mixed_constant)::value;
-        constexpr int kSize = kTiles ? kTiles : 1;
-        float sum[kSize][4] = {};
-        const uint4* a[(kSize + 1) / 2] = {};
-        bool f16[kSize] = {};
-#pragma unroll
-        for (int n = 0; n < kTiles; ++n) {
-          const Block& block = shared.block[min(first + n / 2, plan.blocks - 1)];
-          f16[n] = kMixed ? block.a_f16 : x_f16;
-          a[n / 2] = (block.a ? block.a : shared.block[plan.blocks - 1].a) + lane;
+    constexpr int kSums = kRows / 2;
+    const int owned = kRows / 2 >> plan.cluster_log;  // pairs of rows, of a full batch
+    const uint32_t box = base + plan.boxes_at + group_of_warps * plan.box_bytes;
+    const uint32_t sums_full = barrier(shared.sums_full[group_of_warps]);
+    const uint32_t sums_free = barrier(shared.sums_free[group_of_warps]);
+    if (plan.groups) {
+      ptx::barrier_wait(barrier(shared.described), 0);
+      if (plan.a_resident && steps) ptx::barrier_wait(barrier(shared.a_full), 0);
+    }
+    Ring first_stage;  // of the batch
+    int turn = 0, batch = 0, group = group_of_warps;
+    for (; plan.groups; group += kMultiplyGroups) {
+      for (; group >= plan.groups; group -= plan.groups, ++batch) first_stage.advance(batch_stages, stages);
+      if (batch >= batches) break;
+      const int first = batch_first(batch), rows = rows_of(batch);
+      // The blocks of the group that some row of the batch needs; all blocks of the cluster agree on them.
+      uint32_t needed = 0;
+      bool mixed = false;  // some of them have the other 16-bit type than x
+      {
+        SlotSet slots;
+        if (args.row_slot) slots = SlotSet::of_rows(args.row_slot, first, first + rows);
+        for (int i = 0; i < kGroupBlocks && group * kGroupBlocks + i < plan.blocks; ++i) {
+          const Block& block = shared.block[group * kGroupBlocks + i];
+          if (!block.a || !block.ranks || (args.row_slot && !slots.has(block.slot))) continue;
+          needed |= 1u << i;
+          mixed |= block.a_f16 != x_f16;
         }
-        const uint4* const a_shared =
-            reinterpret_cast<const uint4*>(a_tile) + min(first, plan.blocks - 1) * 2 * plan.slice + lane;
-        int until_measured = column_part;  // the warps that share K measure in turn
-        const auto multiply_steps = [&](auto count_constant, auto whole_constant, int step) {
-          constexpr int kSteps = decltype(count_constant)::value;
-          constexpr bool kWhole = decltype(whole_constant)::value;  // no part of a step is beyond K
-          uint32_t x[kSteps][2][4];
-          uint4 b[kSteps][kSize];
+      }
+      const bool mine = needed >> w & 1;
+      Ring at = first_stage;
+      const auto await_stage = [&](int stage) {
+        await_batch_before(batch, stage);
+        ptx::barrier_wait(barrier(shared.full[at.stage]), at.phase);
+      };
+      const auto leave_stage = [&] {
+        __syncwarp();
+        if (lane == 0) ptx::barrier_arrive(barrier(shared.empty[at.stage]));
+        at.step(stages);
+      };
+      // Fragments of A for four steps of 32 columns: ranks g and g + 8 of the warp's block, as kernels.h has them.
+      // Where the block is not needed, what comes out is not used.
+      const int at_block = min(group * kGroupBlocks + w, plan.blocks - 1);
+      const uint4* const a =
+          (plan.a_resident ? reinterpret_cast<const uint4*>(memory + plan.a_at) + at_block * 2 * plan.slice
+                           : shared.block[at_block].a) +
+          lane;
+      const int a_stride = plan.a_resident ? plan.slice : k_steps * 32;  // from ranks 0 to 7 of the block to the others
+      const auto load_a = [&](uint4(&fragments)[4][2], int step) {
+        if (!mine) return;
+        const uint4 *const low = a + step * 32, *const high = low + a_stride;
 #pragma unroll
-          for (int i = 0; i < kSteps; ++i) {
-            const int s = step + i * plan.k_parts;
-            ptx::load_matrix_x4(x[i][0], x_lane + s * 64);
-            ptx::load_matrix_x4(x[i][1], x_lane + s * 64 + 32);
-          }
-          const auto operand_at = [&](int n, int s) {
-            return plan.a_resident ? a_shared + n * plan.slice + s * 32 : a[n / 2] + (n % 2 * k_steps + s) * 32;
-          };
-          // With mixed types there are no registers for all operands at a time.
-          if constexpr (!kMixed) {
-            if (plan.a_resident) {
-#pragma unroll
-              for (int i = 0; i < kSteps * kTiles; ++i)
-                b[i / kSize][i % kSize] = a_shared[i % kSize * plan.slice + (step + i / kSize * plan.k_parts) * 32];
-            } else {
-#pragma unroll
-              for (int i = 0; i < kSteps * kTiles; ++i)
-                b[i / kSize][i % kSize] = __ldg(operand_at(i % kSize, step + i / kSize * plan.k_parts));
-            }
-          }
-          if constexpr (!kWhole) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              if (step * 32 + i * 8 >= valid) x[0][i / 2][i % 2 * 2] = x[0][i / 2][i % 2 * 2 + 1] = 0;
-            }
-          }
-          if (measures && until_measured == 0) {
-#pragma unroll
-            for (int i = 0; i < kSteps * 8; ++i) {
-              const uint32_t magnitudes = x[i / 8][i / 4 % 2][i % 4] & 0x7fff7fffu;
-              full[i % 2] = __vmaxu2(full[i % 2], magnitudes);
-              if constexpr (!kPlain) below[i % 2] = __viaddmax_u16x2(magnitudes, minus_limit, below[i % 2]);
-            }
-          }
-          until_measured = until_measured ? until_measured - 1 : plan.column_parts - 1;
-#pragma unroll
-          for (int i = 0; i < kSteps * 2 * kTiles; ++i) {
-            const int n = i % kSize, half = i / kSize % 2, at_step = i / kSize / 2;
-            const uint4 operand = kMixed ? *operand_at(n, step) : b[at_step][n];
-            const auto& fragment = x[at_step][half];
-            const uint32_t b0 = half ? operand.z : operand.x, b1 = half ? operand.w : operand.y;
-            if (!kMixed || f16[n] == x_f16) {
-              if constexpr (x_f16)
-                ptx::mma_f16(sum[n], fragment, b0, b1);
-              else
-                ptx::mma_bf16(sum[n], fragment, b0, b1);
-            } else {
-              float2 f[4];
-#pragma unroll
-              for (int j = 0; j < 4; ++j) f[j] = decode16x2(fragment[j], x_f16);
-              const float2 low = decode16x2(b0, f16[n]), high = decode16x2(b1, f16[n]);
-              const float even[4] = {f[0].x, f[1].x, f[0].y, f[1].y}, odd[4] = {f[2].x, f[3].x, f[2].y, f[3].y};
-              ptx::mma_tf32(sum[n], even, low.x, low.y);
-              ptx::mma_tf32(sum[n], odd, high.x, high.y);
-            }
-          }
-        };
-        if (used) {
-          // As many as there are registers for.
-          constexpr int kAtOnce = kMixed || (!kPlain && kTiles == 4) ? 1 : kTiles == 4 ? 2 : 3;
-          const int whole_steps = valid / 32;
-          int step = k_part;
-          if constexpr (kAtOnce > 1) {
-            for (; step + (kAtOnce - 1) * plan.k_parts < whole_steps; step += kAtOnce * plan.k_parts)
-              multiply_steps(std::integral_constant<int, kAtOnce>(), std::true_type(), step);
-          }
-          for (; step < steps; step += plan.k_parts)
-            multiply_steps(std::integral_constant<int, 1>(), std::false_type(), step);
+        for (int i = 0; i < 4; ++i) {
+          fragments[i][0] = low[i * 32];
+          fragments[i][1] = high[i * 32];
         }
-        if (measures) {
-          uint32_t packed[2];
+      };
+      // A lane's sums of ranks g and g + 8 over the rows 8 j + 2 t and the one after it, to the row's owner.
+      const auto send_sums = [&](const float(&sum)[kSums]) {
+        if (mine) {
+          ptx::barrier_wait(sums_free, turn & 1 ^ 1);
+          uint32_t to = box;
+          asm volatile("" : "+r"(to));  // else the compiler keeps all the addresses for the next batch, and spills
+#pragma unroll
+          for (int j = 0; j < kRows / 8; ++j) {
+            const int pair = 4 * j + t, owner = pair & (plan.cluster - 1);
+            if (2 * pair >= rows) continue;
+            const int place = ((rank * owned + (pair >> plan.cluster_log)) * plan.box_blocks + w) * 8 + g;
+            send(cluster_address(to + place * 16, owner), sum + 4 * j, cluster_address(sums_full, owner));
+          }
+        }
+      };
+      if (!needed) {
+        for (int stage = 0; stage < batch_stages; ++stage) {
+          await_stage(stage);
+          leave_stage();
+        }
+      } else if (!mixed && steps % 4 == 0) {
+        float sum[kSums];
+        if (batch_stages == 0) {
+#pragma unroll
+          for (float& value : sum) value = 0.f;
+        }
+        uint4 ahead[4][2] = {};  // for half a stage
+        const int halves = steps / 4;
+        if (halves) load_a(ahead, 0);
+        for (int half = 0; half < halves; ++half) {
+          if (half % 2 == 0) await_stage(half / 2);
+          const uint32_t at_half = ring + at.stage * stage_bytes + half % 2 * 2 * tile_bytes;
+          const uint64_t x = ptx::wgmma_descriptor(at_half);
+          uint32_t operand[8][4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const uint4 low = ahead[i][0], high = ahead[i][1];
+            operand[2 * i][0] = low.x, operand[2 * i][1] = high.x, operand[2 * i][2] = low.y;
+            operand[2 * i][3] = high.y;
+            operand[2 * i + 1][0] = low.z, operand[2 * i + 1][1] = high.z, operand[2 * i + 1][2] = low.w;
+            operand[2 * i + 1][3] = high.w;
+          }
+          ptx::wgmma_fence();
+#pragma unroll
+          for (int i = 0; i < 8; ++i)
+            multiply_16<x_f16>(sum, operand[i], x + i / 4 * (tile_bytes >> 4) + i % 4 * 2, half > 0 || i > 0);
+          ptx::wgmma_commit();
+          if (half + 1 < halves) load_a(ahead, 4 * half + 4);
+          ptx::wgmma_wait<0>();
+          if (half % 2 || half + 1 == halves) leave_stage();
+        }
+        send_sums(sum);
+      } else {
+        // Products of the two types are exact in tf32, where A is zero beyond the slice. An mma takes the even or the
+        // odd columns of 16.
+        float sum[kSums] = {};
+        const bool a_f16 = shared.block[at_block].a_f16;
+#pragma unroll 1
+        for (int step = 0; step < 8 * batch_stages; ++step) {
+          if (step % 8 == 0) await_stage(step / 8);
+          const uint32_t x = ring + at.stage * stage_bytes + step % 8 / 2 * tile_bytes;
+          uint4 low{}, high{};
+          if (mine && step < steps) {
+            low = a[step * 32];
+            high = a[step * 32 + a_stride];
+          }
+          const uint32_t a_low[4] = {low.x, low.y, low.z, low.w}, a_high[4] = {high.x, high.y, high.z, high.w};
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            full[i] = max(full[i] & 0xffff, full[i] >> 16);
-            below[i] = max(below[i] & 0xffff, below[i] >> 16);
-            packed[i] = full[i] | below[i] << 16;
-            packed[i] = __vmaxu2(packed[i], __shfl_xor_sync(~0u, packed[i], 1));
-            packed[i] = __vmaxu2(packed[i], __shfl_xor_sync(~0u, packed[i], 2));
-          }
-          ptx::barrier_wait(barrier(shared.maxima_free[batch % kTeams]), (batch / kTeams & 1) ^ 1);
-          const int row = g + t % 2 * 8;
-          const uint32_t to = ptx::shared_address(&shared.maxima[batch % kTeams][rank][w][row]);
-          for (int i = t / 2; i < plan.cluster; i += 2) {
-            send(cluster_address(to, i), t % 2 ? packed[1] : packed[0],
-                 cluster_address(barrier(shared.maxima_full[batch % kTeams]), i));
-          }
-        }
-        if constexpr (kTiles > 0) {
-          const int box = turn & 1;
-          ptx::barrier_wait(barrier(shared.sums_free[box]), (turn / 2 & 1) ^ 1);
-          ++turn;
+            const float2 f[4] = {decode16x2(a_low[2 * i], a_f16), decode16x2(a_high[2 * i], a_f16),
+                                 decode16x2(a_low[2 * i + 1], a_f16), decode16x2(a_high[2 * i + 1], a_f16)};
+            const float even[4] = {f[0].x, f[1].x, f[2].x, f[3].x}, odd[4] = {f[0].y, f[1].y, f[2].y, f[3].y};
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const int row = tile * kTile + g + half * 8, owner = row & (plan.cluster - 1);
-            const int at =
-                ((((rank << plan.k_parts_log) + k_part) * (capacity >> plan.cluster_log) + (row >> plan.cluster_log))
-                 << plan.columns_log) +
-                column_part * kTiles * 8 + 2 * t;
-            const uint32_t to = cluster_address(ptx::shared_address(sums + box * plan.sums_bytes) + at * 4, owner);
-            const uint32_t full_box = cluster_address(barrier(shared.sums_full[box]), owner);
-#pragma unroll
-            for (int n = 0; n < kTiles; ++n) send(to + n * 32, sum[n][half * 2], sum[n][half * 2 + 1], full_box);
-          }
-        }
-      };
-
-      const auto multiply_typed = [&](auto tiles_constant, int group) {
-        const int first = (group * plan.column_parts + column_part) * plan.blocks_a_warp;
-        if (shared.mixed)
-          multiply(tiles_constant, std::true_type(), first, group == 0);
-        else
-          multiply(tiles_constant, std::false_type(), first, group == 0);
-      };
-      if (plan.groups == 0) multiply(std::integral_constant<int, 0>(), std::false_type(), 0, true);
-      for (int group = 0; group < plan.groups; ++group) {
-        if (plan.blocks_a_warp == 1)
-          multiply_typed(std::integral_constant<int, 2>(), group);
-        else
-          multiply_typed(std::integral_constant<int, 4>(), group);
-      }
-      __syncwarp();
-      if (lane == 0) arrive(barrier(shared.empty[buffer]));
-    }
-  } else {
-    const int team = (warp - kCopyWarps - kMultiplyWarps) / kTeamWarps;
-    const int thread = static_cast<int>(threadIdx.x) - (kCopyWarps + kMultiplyWarps + team * kTeamWarps) * 32;
-    const auto team_sync = [&] { named_sync(3 + team, kTeamThreads); };
-    const int row_units = args.q ? max(0, min(plan.slice, args.k_pitch - start)) / 8 : 0;
-    const int units = valid / 8;  // of 8 values; row_units has one more where K is no multiple of 16
-    const int own_rows = capacity >> plan.cluster_log;
-    add_up_bias(args, static_cast<int>(blockIdx.x * kTeams + team) * kTeamThreads + thread,
-                static_cast<int>(gridDim.x) * kTeams * kTeamThreads);
-
-    Ring at_batch;
-    at_batch.advance(team, plan.buffers);
-    for (int batch = team; batch < batches; batch += kTeams, at_batch.advance(kTeams, plan.buffers)) {
-      const int buffer = at_batch.buffer;
-      const int first = batch_first(batch), rows = rows_of(batch);
-      const uint32_t maxima_full = barrier(shared.maxima_full[team]);
-      if (thread == 0) ptx::barrier_expect_bytes(maxima_full, plan.cluster * kMultiplyWarps * kTile * 4);
-      ptx::barrier_wait(maxima_full, batch / kTeams & 1);
-      // As many neighbouring lanes join the maxima of a row as there are threads for it.
-      const int lanes_log = log2_of(kTeamThreads / kTile) - plan.tiles_log, lanes = 1 << lanes_log,
-                own = thread >> lanes_log;
-      uint32_t packed = 0;
-#pragma unroll 4
-      for (int i = thread & (lanes - 1); i < plan.cluster << plan.parts_log; i += lanes) {
-        const int w = ((i & ((1 << plan.parts_log) - 1)) << plan.tiles_log) + own / kTile;
-        packed = __vmaxu2(packed, shared.maxima[team][i >> plan.parts_log][w][own % kTile]);
-      }
-      for (int i = 1; i < lanes; i *= 2) packed = __vmaxu2(packed, __shfl_xor_sync(~0u, packed, i));
-      if ((thread & (lanes - 1)) == 0 && own < rows) {
-        const uint32_t full = magnitude_bits(decode16(packed & 0xffff, x_f16));
-        uint32_t below = full;
-        if constexpr (!kPlain) {
-          // Magnitudes below the limit came as themselves minus the limit, modulo 2^16, and so above all the others.
-          const uint32_t wrapped = (packed >> 16) + plan.limit;
-          const auto largest = static_cast<uint16_t>(wrapped >= 0x10000u ? wrapped : 0);
-          below = magnitude_bits(measured<kPlain>(args.spec, decode16(largest, x_f16)));
-        }
-        Row& row = shared.row[team][own];
-        int exponent = shared.exponent;
-        if (args.row_slot) {
-          row.slot = args.row_slot[first + own];
-          exponent = INT_MIN;
-          for (int i = 0; i < plan.blocks; ++i) {
-            if (shared.block[i].slot == row.slot) exponent = max(exponent, shared.block[i].term_exponent);
-          }
-        }
-        const PreparedRow prepared = prepare_row(args.spec, below, full, exponent);
-        row.factor = prepared.factor;
-        row.power = prepared.power;
-        if (rank == 0 && args.rows) args.rows[first + own] = prepared.out;
-      }
-      team_sync();
-      if (thread < plan.cluster) ptx::barrier_arrive_cluster(barrier(shared.maxima_free[team]), thread);
-
-      if (row_units) {
-        ptx::barrier_wait(barrier(shared.full[buffer]), at_batch.phase);
-        // A warp writes every kTeamWarps-th row, a lane 8 values of every 256.
-        for (int r = thread / 32; r < rows; r += kTeamWarps) {
-          const uint8_t* const x_row = ring + buffer * plan.buffer_bytes + r * plan.pitch;
-          int8_t* const q_row = args.q + static_cast<int64_t>(first + r) * args.k_pitch + start;
-          const float factor = shared.row[team][r].factor;
-          const auto encode_row = [&](auto units_constant, auto&& four) {
-            constexpr int kUnits = decltype(units_constant)::value;
-            for (int unit = lane; unit < units; unit += kUnits * 32) {
-              uint4 bits[kUnits];
-#pragma unroll
-              for (int i = 0; i < kUnits; ++i)
-                bits[i] = *reinterpret_cast<const uint4*>(x_row + min(unit + i * 32, units - 1) * 16);
-#pragma unroll
-              for (int i = 0; i < kUnits; ++i) {
-                const float2 v0 = decode16x2(bits[i].x, x_f16), v1 = decode16x2(bits[i].y, x_f16);
-                const float2 v2 = decode16x2(bits[i].z, x_f16), v3 = decode16x2(bits[i].w, x_f16);
-                uint2 codes = {four(v0.x, v0.y, v1.x, v1.y), four(v2.x, v2.y, v3.x, v3.y)};
-                if (!kPlain && args.outliers.flags && unit + i * 32 < units) {
-                  const int k = start + (unit + i * 32) * 8;
-                  const uint32_t outliers = args.outliers.flags[k / 32] >> k % 32 & 0xff;
-#pragma unroll
-                  for (int j = 0; j < 4; ++j) {
-                    if (outliers >> j & 1) codes.x &= ~(0xffu << j * 8);
-                    if (outliers >> (j + 4) & 1) codes.y &= ~(0xffu << j * 8);
-                  }
-                }
-                if (unit + i * 32 < units) *reinterpret_cast<uint2*>(q_row + (unit + i * 32) * 8) = codes;
-              }
+            for (int j = 0; j < kRows / 8; ++j) {
+              if (8 * j >= rows) continue;
+              const int piece = step % 2 * 4 + i * 2;
+              const uint32_t row = x + (8 * j + g) * 128 + 4 * t;
+              const float2 v0 = decode16x2(ptx::load_shared(row + (piece ^ g) * 16), x_f16);
+              const float2 v1 = decode16x2(ptx::load_shared(row + ((piece + 1) ^ g) * 16), x_f16);
+              float(&four)[4] = reinterpret_cast<float(&)[4]>(sum[4 * j]);
+              ptx::mma_tf32(four, even, v0.x, v1.x);
+              ptx::mma_tf32(four, odd, v0.y, v1.y);
             }
-          };
-          if (stays_in_range<kPlain>(args.spec, factor))
-            encode_row(std::integral_constant<int, 3>(),
-                       [&](auto... v) { return quantize_in_range<kPlain>(args.spec, factor, v...); });
-          else
-            encode_row(std::integral_constant<int, 1>(),
-                       [&](auto... v) { return quantize<kPlain>(args.spec, factor, v...); });
-          if (lane == 0 && units < row_units) *reinterpret_cast<uint2*>(q_row + units * 8) = {};
+          }
+          if (step % 8 == 7) leave_stage();
         }
+        send_sums(sum);
       }
-      __syncwarp();
-      if (lane == 0) arrive(barrier(shared.empty[buffer]));
-      for (int group = 0; group < plan.groups; ++group) {
-        const int turn = batch * plan.groups + group, sum_box = turn & 1;
+
+      // h of the rows that the block owns.
+      const int own_pairs = ((rows + 1) / 2 - rank + plan.cluster - 1) >> plan.cluster_log;  // of the batch
+      if (needed) {
         if (thread == 0) {
-          // The other team may have yet to see the box's last use.
-          ptx::barrier_wait(barrier(shared.sums_full[sum_box]), (turn / 2 & 1) ^ 1);
-          ptx::barrier_expect_bytes(barrier(shared.sums_full[sum_box]), plan.sums_bytes);
+          ptx::barrier_expect_bytes(sums_full,
+                                    static_cast<uint32_t>(own_pairs * __popc(needed) * 8 * 16 << plan.cluster_log));
         }
-        ptx::barrier_wait(barrier(shared.sums_full[sum_box]), turn / 2 & 1);
-        const float* const mail = reinterpret_cast<const float*>(sums + sum_box * plan.sums_bytes);
-        // Where there are fewer sums than threads, neighbouring lanes share the terms of one.
-        const int sums_log = plan.columns_log + log2_of(own_rows), sources = plan.cluster << plan.k_parts_log;
-        const int share_log = max(0, min(log2_of(kTeamThreads) - sums_log, min(5, log2_of(sources))));
-        for (int i = thread >> share_log; i < own_rows * plan.columns; i += kTeamThreads >> share_log) {
-          const int index = i >> plan.columns_log, column = i & (plan.columns - 1),
-                    share = thread & ((1 << share_log) - 1);
-          const int r = (index << plan.cluster_log) + rank, at = group * (plan.columns / kBlock) + column / kBlock;
-          const auto total = [&](int offset) {
-            float value = 0.f;
-#pragma unroll 8
-            for (int source = share; source < sources; source += 1 << share_log)
-              value += mail[(((source * own_rows) + index) << plan.columns_log) + column + offset];
-            return value;
+        ptx::barrier_wait(sums_full, turn & 1);
+        ptx::barrier_wait(barrier(shared.powers_full[batch % kPowers]), batch / kPowers & 1);
+      }
+      const int columns_log = plan.box_blocks > 2 ? 2 : plan.box_blocks - 1;
+      for (int i = thread; i < own_pairs * 8 << columns_log; i += 128) {
+        const int index = i >> (3 + columns_log), column = i / 8 & ((1 << columns_log) - 1), first_rank = i % 8;
+        const int at = group * kGroupBlocks + column, row = 2 * ((index << plan.cluster_log) + rank);
+        if (at >= plan.blocks) continue;
+        const Block& block = shared.block[at];
+        if (!block.a || block.low) continue;  // low parts join the high ones
+        float total[4] = {};
+        if (needed >> column & 1) {
+          const auto add = [&](int of_column) {
+            float part[4] = {};
+            for (int source = 0; source < plan.cluster; ++source) {
+              const int place = ((source * owned + index) * plan.box_blocks + of_column) * 8 + first_rank;
+              const uint4 bits = ptx::load_shared_16(box + place * 16);
+              part[0] += __uint_as_float(bits.x), part[1] += __uint_as_float(bits.y);
+              part[2] += __uint_as_float(bits.z), part[3] += __uint_as_float(bits.w);
+            }
+#pragma unroll
+            for (int j = 0; j < 4; ++j) total[j] += part[j];
           };
-          if (share_log == 0 && (r >= rows || at >= plan.blocks)) continue;
-          const Block& block = shared.block[min(at, plan.blocks - 1)];
-          float value = total(0);
-          if (block.split && !block.low) value += total(kBlock);
-          for (int lanes = 1; lanes < 1 << share_log; lanes *= 2) value += __shfl_xor_sync(~0u, value, lanes);
-          if (share || r >= rows || at >= plan.blocks || !block.a || block.low)
-            continue;  // low parts join the high ones
-          const Row& row = shared.row[team][r];
-          const int j = column % kBlock;
-          const bool present = j < block.ranks && (!args.row_slot || block.slot == row.slot);
-          value = present ? scalbnf(value * block.scale, -block.exponent - row.power) : 0.f;
-          uint16_t* const h = block.h + static_cast<int64_t>(first + r) * block.up_columns + j;
+          add(column);
+          if (block.split) add(column + 1);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int r = row + j % 2, of_block = first_rank + j / 2 * 8;
+          if (r >= rows) continue;
+          const bool present = needed >> column & 1 && of_block < block.ranks &&
+                               (!args.row_slot || block.slot == args.row_slot[first + r]);
+          float value = 0.f;
+          if (present) value = scalbnf(total[j] * block.scale, -block.exponent - shared.power[batch % kPowers][r]);
+          uint16_t* const h = block.h + static_cast<int64_t>(first + r) * block.up_columns + of_block;
           const uint16_t high = encode16(value, block.b_f16);
           h[0] = high;
           if (block.split) {
@@ -584,9 +495,170 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
             h[2 * kBlock] = high;
           }
         }
-        team_sync();
-        if (thread < plan.cluster) ptx::barrier_arrive_cluster(barrier(shared.sums_free[sum_box]), thread);
       }
+      if (needed) {
+        ptx::named_sync(2 + group_of_warps, 128);
+        if (thread < plan.cluster) ptx::barrier_arrive_cluster(sums_free, thread);
+        ++turn;
+      }
+    }
+  } else {
+    ptx::registers_fewer<64>();
+    const int w = warp - kCopyWarps - kMultiplyGroups * 4, team = w / kTeamWarps, pair = w % kTeamWarps;
+    add_up_bias(args, static_cast<int>(blockIdx.x) * kQuantizeWarps * 32 + w * 32 + lane,
+                static_cast<int>(gridDim.x) * kQuantizeWarps * 32);
+    const int of_pair = lane / 4 % 2, tile = lane / 8, piece = lane % 4;
+    const int among = tile * 4 + piece;                                 // of the 16 lanes of a row
+    const int my_pairs = (pairs - pair + kTeamWarps - 1) / kTeamWarps;  // pair, pair + kTeamWarps ..
+    const int my_row = 2 * pair + of_pair;  // of the batch; of the next pair 2 kTeamWarps more
+    const uint32_t my_place = tile * tile_bytes + my_row * 128 + ((2 * piece ^ my_row % 8) * 16);
+    constexpr uint32_t kNext = 2 * kTeamWarps * 128;
+    const int my_column = tile * kTileK + piece * 16;  // of a stage
+    const int written = args.q ? max(0, min(plan.slice, args.k_pitch - start)) : 0;
+    const uint32_t minus_limit = kPlain ? 0 : (0u - plan.limit & 0xffffu) * 0x10001u;
+
+    Ring at;
+    at.advance(team * batch_stages, stages);
+    for (int batch = team; my_pairs > 0 && batch < batches; batch += kTeams) {
+      const int first = batch_first(batch), rows = rows_of(batch);
+      int slot[kPairs];
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i)
+        slot[i] = args.row_slot ? args.row_slot[first + min(my_row + i * 2 * kTeamWarps, rows - 1)] : 0;
+
+      uint32_t full[kPairs] = {}, below[kPairs] = {};  // two magnitudes each
+      Ring seen = at;
+      for (int stage = 0; stage < batch_stages; ++stage, seen.step(stages)) {
+        await_batch_before(batch, stage);
+        ptx::barrier_wait(barrier(shared.full[seen.stage]), seen.phase);
+        const uint32_t from = ring + seen.stage * stage_bytes + my_place;
+#pragma unroll
+        for (int i = 0; i < kPairs; ++i) {
+          if (i >= my_pairs) break;
+          const uint4 bits[2] = {ptx::load_shared_16(from + i * kNext), ptx::load_shared_16((from ^ 16) + i * kNext)};
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            const uint32_t words[4] = {bits[j].x, bits[j].y, bits[j].z, bits[j].w};
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+              const uint32_t magnitudes = words[k] & 0x7fff7fffu;
+              full[i] = __vmaxu2(full[i], magnitudes);
+              if constexpr (!kPlain) below[i] = __viaddmax_u16x2(magnitudes, minus_limit, below[i]);
+            }
+          }
+        }
+      }
+      // Of all lanes of a row, then of all blocks.
+      uint32_t packed[kPairs];
+      const auto join = [&](uint32_t& value) {
+#pragma unroll
+        for (const int lanes : {1, 2, 8, 16}) value = __vmaxu2(value, __shfl_xor_sync(~0u, value, lanes));
+      };
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) {
+        packed[i] = max(full[i] & 0xffff, full[i] >> 16) | max(below[i] & 0xffff, below[i] >> 16) << 16;
+        join(packed[i]);
+      }
+      if (plan.cluster > 1) {
+        const int turn = batch / kTeams, box = turn & 1;
+        const uint32_t maxima_full = barrier(shared.maxima_full[box][w]);
+        if (lane == 0) ptx::barrier_expect_bytes(maxima_full, static_cast<uint32_t>(my_pairs * 8 << plan.cluster_log));
+        __syncwarp();
+        const bool joins = among < plan.cluster;
+#pragma unroll
+        for (int i = 0; i < kPairs; ++i) {
+          if (i < my_pairs && joins) {
+            send(cluster_address(ptx::shared_address(&shared.maxima[box][w][i][rank][of_pair]), among), packed[i],
+                 cluster_address(maxima_full, among));
+          }
+        }
+        ptx::barrier_wait(maxima_full, turn / 2 & 1);
+#pragma unroll
+        for (int i = 0; i < kPairs; ++i) {
+          packed[i] = i < my_pairs && joins ? shared.maxima[box][w][i][among][of_pair] : 0;
+          join(packed[i]);
+        }
+      }
+
+      if (plan.blocks && batch == team) ptx::barrier_wait(barrier(shared.described), 0);
+      // Lane `among` of a row's sixteen has the numbers of the pair of that index.
+      const int mine = min(among, kPairs - 1), row = my_row + mine * 2 * kTeamWarps;
+      int exponent = plan.blocks ? shared.exponent : INT_MIN;
+      uint32_t maxima = packed[0];
+#pragma unroll
+      for (int i = 1; i < kPairs; ++i) maxima = i == mine ? packed[i] : maxima;
+      if (args.row_slot) {
+#pragma unroll
+        for (int i = 0; i < kPairs; ++i) {
+          int largest = INT_MIN;
+          for (int b = among; b < plan.blocks; b += 16) {
+            if (shared.block[b].slot == slot[i]) largest = max(largest, shared.block[b].term_exponent);
+          }
+#pragma unroll
+          for (const int lanes : {1, 2, 8, 16}) largest = max(largest, __shfl_xor_sync(~0u, largest, lanes));
+          if (i == mine) exponent = largest;
+        }
+      }
+      const float largest = decode16(static_cast<uint16_t>(maxima), x_f16);
+      uint32_t below_bits = magnitude_bits(largest);
+      if constexpr (!kPlain) {
+        // Magnitudes below the limit came as themselves minus the limit, modulo 2^16, and so above all the others.
+        const uint32_t wrapped = (maxima >> 16) + plan.limit;
+        const auto magnitude = static_cast<uint16_t>(wrapped >= 0x10000u ? wrapped : 0);
+        below_bits = magnitude_bits(measured<kPlain>(args.spec, decode16(magnitude, x_f16)));
+      }
+      const PreparedRow prepared = prepare_row(args.spec, below_bits, magnitude_bits(largest), exponent);
+      if (among < kPairs && row < rows) {
+        shared.power[batch % kPowers][row] = static_cast<int8_t>(prepared.power);
+        if (rank == 0 && args.rows) args.rows[first + row] = prepared.out;
+      }
+      float factor[kPairs];
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) factor[i] = __shfl_sync(~0u, prepared.factor, of_pair * 4 + i);
+      __syncwarp();
+      if (lane == 0) ptx::barrier_arrive(barrier(shared.powers_full[batch % kPowers]));
+
+      bool in_range = true;
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) in_range &= stays_in_range<kPlain>(args.spec, factor[i]);
+      const auto encode_rows = [&](auto&& four) {
+        for (int stage = 0; stage < batch_stages; ++stage, at.step(stages)) {
+          const uint32_t from = ring + at.stage * stage_bytes + my_place;
+          const int column = stage * kStageK + my_column;
+          uint32_t outliers = 0;
+          if (!kPlain && args.outliers.flags && column < written)
+            outliers = args.outliers.flags[(start + column) / 32] >> (start + column) % 32 & 0xffff;
+#pragma unroll
+          for (int i = 0; i < kPairs; ++i) {
+            const int r = my_row + i * 2 * kTeamWarps;
+            if (column >= written || r >= rows) break;
+            uint32_t codes[4];
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+              const uint4 bits = ptx::load_shared_16((from ^ j * 16) + i * kNext);
+              const float2 v0 = decode16x2(bits.x, x_f16), v1 = decode16x2(bits.y, x_f16);
+              const float2 v2 = decode16x2(bits.z, x_f16), v3 = decode16x2(bits.w, x_f16);
+              codes[2 * j] = four(factor[i], v0.x, v0.y, v1.x, v1.y);
+              codes[2 * j + 1] = four(factor[i], v2.x, v2.y, v3.x, v3.y);
+            }
+            if (!kPlain && outliers) {
+#pragma unroll
+              for (int j = 0; j < 16; ++j) {
+                if (outliers >> j & 1) codes[j / 4] &= ~(0xffu << j % 4 * 8);
+              }
+            }
+            *reinterpret_cast<uint4*>(args.q + static_cast<int64_t>(first + r) * args.k_pitch + start + column) = {
+                codes[0], codes[1], codes[2], codes[3]};
+          }
+          __syncwarp();
+          if (lane == 0) ptx::barrier_arrive(barrier(shared.empty[at.stage]));
+        }
+      };
+      if (__all_sync(~0u, in_range))
+        encode_rows([&](auto... v) { return quantize_in_range<kPlain>(args.spec, v...); });
+      else
+        encode_rows([&](auto... v) { return quantize<kPlain>(args.spec, v...); });
+      at.advance((kTeams - 1) * batch_stages, stages);
     }
   }
   __syncwarp();
@@ -594,6 +666,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
 #else
   (void)args;
   (void)plan;
+  (void)x_map;
 #endif
 }
 
@@ -606,82 +679,100 @@ int blocks_of(const PrepareArgs& args) {
   return blocks;
 }
 
-int shared_bytes(const Plan& plan) { return plan.ring_at + plan.buffers * plan.buffer_bytes; }
-
-int log2_of_power(int power) {
-  int log = 0;
-  while (1 << log < power) ++log;
-  return log;
-}
-
-// Equal batches for as many clusters.
-void spread(Plan& plan, int m, int clusters) {
-  plan.clusters = std::min((m + kTile - 1) / kTile, clusters);
-  const int rows = (m + plan.clusters - 1) / plan.clusters, capacity = plan.tiles * kTile;
-  const int batches = (rows + capacity - 1) / capacity;
-  plan.batch_rows = (rows + batches - 1) / batches;
-}
-// A plan of this shape with as many buffers as fit; no buffers: it does not fit.
-Plan shape(int k, int blocks, int cluster, int tiles, bool a_resident, const Limits& limits) {
+// A plan of this shape for at most `rows` rows a batch, with as many stages as fit; no stages: a batch does not fit.
+Plan shape(int m, int k, int blocks, int cluster, int clusters, int rows, bool a_resident, const Limits& limits) {
   Plan plan{};
   plan.cluster = cluster;
-  plan.slice = round_up((k + cluster - 1) / cluster, 32);
-  plan.tiles = tiles;
-  plan.a_resident = a_resident;
+  while (1 << plan.cluster_log < cluster) ++plan.cluster_log;
+  // Equal batches for as many clusters.
+  plan.clusters = std::min((m + 7) / 8, clusters);
+  const int of_cluster = (m + plan.clusters - 1) / plan.clusters, batches = (of_cluster + rows - 1) / rows;
+  plan.batch_rows = (of_cluster + batches - 1) / batches;
+  plan.tile_rows = round_up(plan.batch_rows, 8);
+  plan.rows = plan.tile_rows <= 16 ? 16 : plan.tile_rows <= 32 ? 32 : 48;
+  plan.slice = round_up((k + cluster - 1) / cluster, 2 * kTileK);
   plan.blocks = blocks;
-  plan.blocks_a_warp = blocks <= 1 ? 1 : 2;
-  plan.column_parts = 1;
-  while (plan.column_parts * plan.blocks_a_warp < blocks && plan.column_parts * tiles < kMultiplyWarps)
-    plan.column_parts *= 2;
-  plan.k_parts = kMultiplyWarps / tiles / plan.column_parts;
-  plan.columns = plan.column_parts * plan.blocks_a_warp * kBlock;
-  plan.groups = (blocks * kBlock + plan.columns - 1) / plan.columns;
-  plan.tiles_log = log2_of_power(tiles);
-  plan.cluster_log = log2_of_power(cluster);
-  plan.columns_log = log2_of_power(plan.columns);
-  plan.parts_log = log2_of_power(kMultiplyWarps / tiles);
-  plan.k_parts_log = log2_of_power(plan.k_parts);
-  plan.pitch = plan.slice * 2 + 16;  // shifts banks by row
-  plan.sums_bytes = blocks ? tiles * kTile * plan.columns * plan.k_parts * 4 : 0;
-  plan.a_at = kHeaderBytes + 2 * plan.sums_bytes;
-  plan.a_bytes = a_resident ? blocks * plan.slice * kBlock * 2 : 0;
-  plan.ring_at = plan.a_at + plan.a_bytes;
-  plan.buffer_bytes = tiles * kTile * plan.pitch;
-  plan.buffers = std::clamp((limits.shared_bytes - plan.ring_at) / plan.buffer_bytes, 0, kMaxBuffers);
+  plan.groups = (blocks + kGroupBlocks - 1) / kGroupBlocks;
+  plan.a_resident = a_resident;
+  plan.box_blocks = std::min(blocks, kGroupBlocks);
+  plan.box_bytes = plan.rows / 2 * plan.box_blocks * 8 * 16;
+  const int batch_stages = (plan.slice + kStageK - 1) / kStageK, stage_bytes = plan.tile_rows * kStageK * 2;
+  const int a_bytes = a_resident ? blocks * plan.slice * kBlock * 2 : 0;
+  // A wgmma reads plan.rows rows of the last tile.
+  const int behind = std::max(a_bytes + kMultiplyGroups * plan.box_bytes, (plan.rows - plan.tile_rows) * 128);
+  plan.stages = std::clamp((limits.shared_bytes - kRingAt - behind) / stage_bytes, 0,
+                           std::min(kMaxStages, std::min(kBatchesAhead, batches) * batch_stages));
+  if (plan.stages < batch_stages) plan.stages = 0;
+  plan.a_at = kRingAt + plan.stages * stage_bytes;
+  plan.boxes_at = plan.a_at + a_bytes;
+  plan.shared_bytes = plan.a_at + behind;
   return plan;
 }
 
-// The smallest cluster whose blocks hold three batches of x and that fills the device; A is in shared memory where it
-// leaves room for three batches. Measured on an H200, M = 4608, us (cluster, tiles, R: A in shared memory, / buffers):
-//   K 3072   rank 0    2,1 /4 17.2   1,1 /2 18.3   4,2 /4 18.6   2,2 /2 18.9
-//            rank 16   2,1 R/3 21.2   4,2 R/3 22.0   2,1 /4 22.9   4,2 /4 24.1
-//            rank 64   2,1 /3 32.6   4,2 /3 33.1   4,1 R/3 36.7   8,4 R/2 40.6
-//            rank 128  4,2 /3 44.9   2,1 /3 46.5   4,1 /7 49.8   8,2 R/3 53.2
-//   K 12288  rank 16   8,1 R/3 68.6   8,1 /4 72.6   4,1 /2 79.9   8,2 /2 84.0
-//   K 15360  rank 16   8,1 /3 90.8   8,1 R/2 99.3   4,1 /1 127   8,2 R/1 139
+// Without adapters a slice of at most 2048, and small batches unless the cluster is large. With adapters batches as
+// large as leave stages under way, since each of them reads A again; up to 32 ranks A is in shared memory, beyond that
+// only beside a large batch. Measured on an H200, us (cluster, rows of a batch, R: A in shared memory, / stages):
+//   M 4608, K 3072    rank 0    2,14 /27 14.0    1,12 /27 14.5     2,24 /17 14.6
+//                     rank 16   2,35 R/8 17.5    4,39 R/9 19.9     2,24 R/13 21.1
+//                     rank 64   4,31 R/6 22.4    2,35 /9 23.8      4,39 /9 24.5
+//                     rank 128  2,35 /9 32.2     4,39 /9 36.9      8,44 R/4 38.5
+//     4 slots of rank 16, rows in order    2,35 /9 23.0     4,31 R/6 23.5    none used  2,35 /9 16.2   4,31 R/6 17.5
+//   M 4608, K 12288   rank 0    8,31 /13 44.9    8,24 /17 45.6     4,16 /27 46.7
+//                     rank 16   8,31 R/10 52.4   8,39 R/8 56.6     8,44 R/6 60.6
+//                     rank 64   8,44 /8 76.4     8,31 /12 82.6     4,31 /12 93.8
+//                     rank 128  8,44 /8 101.8    8,31 /12 114.6    4,31 /12 125.7
+//   M 4608, K 15360   rank 16   8,24 R/12 71.8   8,31 R/9 71.9     8,44 /8 88.8
+//                     rank 128  8,44 /8 130.5    8,31 /12 147.8
+//   M 4096, K 8192    rank 64   8,46 /8 43.0     8,23 R/6 49.6     4,46 /8 51.8
+//   M 2048, K 14336   rank 64   8,46 /8 45.1     8,28 /12 51.2     4,23 /16 63.4
 Plan plan_for(const PrepareArgs& args, const Limits& limits) {
-  constexpr int kEnough = 3;
-  const int blocks = blocks_of(args), batches = (args.m + kTile - 1) / kTile;
-  Plan plan{};
-  for (int i = 0; i < 4; ++i) {
-    const int cluster = 1 << i;
-    if (!limits.prepare_clusters[i]) continue;
-    const int held = shape(args.k, 0, cluster, 1, false, limits).buffers;
-    plan = shape(args.k, blocks, cluster, 1, true, limits);
-    if (plan.buffers < kEnough) plan = shape(args.k, blocks, cluster, 1, false, limits);
-    if (plan.buffers) spread(plan, args.m, limits.prepare_clusters[i]);
-    if (held >= kEnough && batches * cluster >= limits.multiprocessors) break;
+  const int blocks = blocks_of(args);
+  const auto good = [&](const Plan& plan, int rows) {
+    const bool last = plan.cluster == kMaxCluster;
+    const int of_cluster = (args.m + plan.clusters - 1) / plan.clusters;
+    const int batches = (of_cluster + plan.batch_rows - 1) / plan.batch_rows;
+    const int of_batch = (plan.slice + kStageK - 1) / kStageK;
+    if (!last && plan.clusters * plan.cluster < limits.multiprocessors * 3 / 4) return false;
+    const bool all = plan.stages >= batches * of_batch, half_more = 2 * plan.stages >= 3 * of_batch;
+    const bool large = plan.batch_rows > 30;
+    if (!blocks) return rows <= (last ? 32 : 16) && (last || plan.slice <= 2048) && (all || half_more);
+    if (!last && (rows < 32 || of_cluster < 24)) return false;
+    if (!plan.a_resident) return last || (plan.stages > of_batch && large);
+    if (blocks > 4 || (blocks > 2 && (!large || args.row_slot))) return false;
+    return all || (half_more && plan.batch_rows > 12) || (batches == 2 && 4 * plan.stages >= 5 * of_batch);
+  };
+  Plan plan{};  // the last that fits, where none is good
+  for (const bool a_resident : {true, false}) {
+    for (int i = 0; i < 4; ++i) {
+      for (const int rows : {48, 32, 24, 16, 8}) {
+        if (!limits.prepare_clusters[i]) continue;
+        const Plan next =
+            shape(args.m, args.k, blocks, 1 << i, limits.prepare_clusters[i], rows, a_resident && blocks, limits);
+        if (!next.stages) continue;
+        plan = next;
+        if (good(plan, rows)) return plan;
+      }
+    }
   }
   return plan;
 }
 
+template <class X, int kRows>
+auto kernel_of(bool plain) {
+  return plain ? prepare_rows<X, true, kRows> : prepare_rows<X, false, kRows>;
+}
 template <class X>
-void launch(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
-  Plan plan = plan_for(args, limits);
+auto kernel_of(bool plain, int rows) {
+  return rows == 16 ? kernel_of<X, 16>(plain) : rows == 32 ? kernel_of<X, 32>(plain) : kernel_of<X, 48>(plain);
+}
+
+template <class X>
+void launch(const PrepareArgs& args, Plan plan, cudaStream_t stream) {
   plan.limit = outlier_limit<X>(args.spec);
-  DependentLaunch launch(plan.clusters * plan.cluster, kThreads, plan.cluster, shared_bytes(plan), stream);
-  const auto kernel = is_plain(args.spec) ? prepare_rows<X, true> : prepare_rows<X, false>;
-  OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config, kernel, args, plan),
+  const CUtensorMap x_map =
+      tensor_map(args.x, static_cast<int64_t>(args.k) * 2, args.m, static_cast<int64_t>(args.k) * 2, plan.batch_rows);
+  DependentLaunch launch(plan.clusters * plan.cluster, kThreads, plan.cluster, plan.shared_bytes, stream);
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config, kernel_of<X>(is_plain(args.spec), plan.rows), args, plan, x_map),
                 "prepare: M = %d, K = %d, %d blocks of columns, clusters of %d", args.m, args.k, plan.blocks,
                 plan.cluster);
 }
@@ -690,11 +781,15 @@ void launch(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) 
 
 void set_up_prepare_sm90(Limits& limits) {
   if (limits.capability != 90) return;
-  for (const auto kernel : {prepare_rows<__half, true>, prepare_rows<__half, false>, prepare_rows<__nv_bfloat16, true>,
-                            prepare_rows<__nv_bfloat16, false>}) {
-    OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                       cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
-                  "prepare: %d bytes of shared memory", limits.shared_bytes);
+  tensor_map_encoder();  // a driver without it fails here, not in a forward
+  for (const bool plain : {false, true}) {
+    for (const int rows : {16, 32, 48}) {
+      for (const auto kernel : {kernel_of<__half>(plain, rows), kernel_of<__nv_bfloat16>(plain, rows)}) {
+        OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                           cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
+                      "prepare: %d bytes of shared memory", limits.shared_bytes);
+      }
+    }
   }
   limits.prepare_clusters[0] = limits.multiprocessors;
   for (int i = 1; i < 4; ++i) {
@@ -704,7 +799,7 @@ void set_up_prepare_sm90(Limits& limits) {
     config.attrs = &cluster;
     config.numAttrs = 1;
     OCTOLORA_CUDA(
-        cudaOccupancyMaxActiveClusters(&limits.prepare_clusters[i], prepare_rows<__nv_bfloat16, true>, &config),
+        cudaOccupancyMaxActiveClusters(&limits.prepare_clusters[i], kernel_of<__nv_bfloat16>(true, 16), &config),
         "clusters of %d", 1 << i);
   }
 }
@@ -712,14 +807,15 @@ void set_up_prepare_sm90(Limits& limits) {
 bool prepare_sm90_takes(const PrepareArgs& args, const Limits& limits) {
   return limits.capability == 90 && args.x_type != Dtype::f32 && args.k % 8 == 0 && !args.planes &&
          reinterpret_cast<uintptr_t>(args.x) % 16 == 0 && blocks_of(args) <= kMaxBlocks &&
-         plan_for(args, limits).buffers;
+         plan_for(args, limits).stages;
 }
 
 void launch_prepare_sm90(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
+  const Plan plan = plan_for(args, limits);
   if (args.x_type == Dtype::f16)
-    launch<__half>(args, limits, stream);
+    launch<__half>(args, plan, stream);
   else
-    launch<__nv_bfloat16>(args, limits, stream);
+    launch<__nv_bfloat16>(args, plan, stream);
 }
 
 void describe_prepare_sm90(const PrepareArgs& args, const Limits& limits, Explanation& to) {

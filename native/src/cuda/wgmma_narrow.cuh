@@ -67,11 +67,13 @@ __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.w
 #define OCTOLORA_D4(c, i) c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3])
 #define OCTOLORA_D8(c, i) OCTOLORA_D4(c, i), OCTOLORA_D4(c, i + 4)
 #define OCTOLORA_D16(c, i) OCTOLORA_D8(c, i), OCTOLORA_D8(c, i + 8)
+#define OCTOLORA_D24(c, i) OCTOLORA_D16(c, i), OCTOLORA_D8(c, i + 16)
 #define OCTOLORA_D32(c, i) OCTOLORA_D16(c, i), OCTOLORA_D16(c, i + 16)
 #define OCTOLORA_N4 "%0, %1, %2, %3"
 #define OCTOLORA_N8 OCTOLORA_N4 ", %4, %5, %6, %7"
 #define OCTOLORA_N16 OCTOLORA_N8 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define OCTOLORA_N32 OCTOLORA_N16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define OCTOLORA_N24 OCTOLORA_N16 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define OCTOLORA_N32 OCTOLORA_N24 ", %24, %25, %26, %27, %28, %29, %30, %31"
 
 // d [64,N] += a [64,32] . b [N,32]^T, both in shared memory; with accumulate false, d = a . b^T.
 #define OCTOLORA_NARROW_S8(n, registers, a_operand, b_operand, p_operand)                                     \
@@ -101,10 +103,12 @@ OCTOLORA_NARROW_S8(64, 32, 32, 33, 34)
 OCTOLORA_NARROW_16(wgmma_bf16, "bf16", 8, 4, 4, 5, 6, 7, 8, 9)
 OCTOLORA_NARROW_16(wgmma_bf16, "bf16", 16, 8, 8, 9, 10, 11, 12, 13)
 OCTOLORA_NARROW_16(wgmma_bf16, "bf16", 32, 16, 16, 17, 18, 19, 20, 21)
+OCTOLORA_NARROW_16(wgmma_bf16, "bf16", 48, 24, 24, 25, 26, 27, 28, 29)
 OCTOLORA_NARROW_16(wgmma_bf16, "bf16", 64, 32, 32, 33, 34, 35, 36, 37)
 OCTOLORA_NARROW_16(wgmma_f16, "f16", 8, 4, 4, 5, 6, 7, 8, 9)
 OCTOLORA_NARROW_16(wgmma_f16, "f16", 16, 8, 8, 9, 10, 11, 12, 13)
 OCTOLORA_NARROW_16(wgmma_f16, "f16", 32, 16, 16, 17, 18, 19, 20, 21)
+OCTOLORA_NARROW_16(wgmma_f16, "f16", 48, 24, 24, 25, 26, 27, 28, 29)
 OCTOLORA_NARROW_16(wgmma_f16, "f16", 64, 32, 32, 33, 34, 35, 36, 37)
 
 // The registers of an operand stay what they are until here.
@@ -116,10 +120,12 @@ __device__ __forceinline__ void keep(uint32_t (&a)[4][4]) {
 #undef OCTOLORA_NARROW_16
 #undef OCTOLORA_NARROW_S8
 #undef OCTOLORA_N32
+#undef OCTOLORA_N24
 #undef OCTOLORA_N16
 #undef OCTOLORA_N8
 #undef OCTOLORA_N4
 #undef OCTOLORA_D32
+#undef OCTOLORA_D24
 #undef OCTOLORA_D16
 #undef OCTOLORA_D8
 #undef OCTOLORA_D4
