@@ -195,7 +195,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
       ptx::barrier_init(barrier(shared.full[i]), 1);
       ptx::barrier_init(barrier(shared.empty[i]), pair_warps + 4 * plan.groups);
     }
-    ptx::barrier_init(barrier(shared.described), 1);
+    ptx::barrier_init(barrier(shared.described), 2 * 32);
     ptx::barrier_init(barrier(shared.a_full), 1);
     for (int i = 0; i < 2; ++i) {
       for (int w = 0; w < kQuantizeWarps; ++w) ptx::barrier_init(barrier(shared.maxima_full[i][w]), 1);
@@ -291,11 +291,9 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
         int exponent = INT_MIN;
         for (int i = lane; i < plan.blocks; i += 32) exponent = max(exponent, shared.block[i].term_exponent);
         exponent = __reduce_max_sync(~0u, exponent);
-        if (lane == 0) {
-          shared.exponent = exponent;
-          ptx::barrier_arrive(barrier(shared.described));
-        }
+        if (lane == 0) shared.exponent = exponent;
       }
+      ptx::barrier_arrive(barrier(shared.described));  // each for what it has written
     }
   } else if (warp < kCopyWarps + kMultiplyGroups * 4) {
     ptx::registers_more<104>();
@@ -340,7 +338,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
         if (lane == 0) ptx::barrier_arrive(barrier(shared.empty[at.stage]));
         at.step(stages);
       };
-      // Fragments of A for four steps of 32 columns: ranks g and g + 8 of the warp's block, as kernels.h has them.
+      // Fragments of A for two steps of 32 columns: ranks g and g + 8 of the warp's block, as kernels.h has them.
       // Where the block is not needed, what comes out is not used.
       const int at_block = min(group * kGroupBlocks + w, plan.blocks - 1);
       const uint4* const a =
@@ -348,11 +346,11 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
                            : shared.block[at_block].a) +
           lane;
       const int a_stride = plan.a_resident ? plan.slice : k_steps * 32;  // from ranks 0 to 7 of the block to the others
-      const auto load_a = [&](uint4(&fragments)[4][2], int step) {
+      const auto load_a = [&](uint4(&fragments)[2][2], int step) {
         if (!mine) return;
         const uint4 *const low = a + step * 32, *const high = low + a_stride;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < 2; ++i) {
           fragments[i][0] = low[i * 32];
           fragments[i][1] = high[i * 32];
         }
@@ -377,36 +375,37 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
           await_stage(stage);
           leave_stage();
         }
-      } else if (!mixed && steps % 4 == 0) {
+      } else if (!mixed && steps % 2 == 0) {
         float sum[kSums];
         if (batch_stages == 0) {
 #pragma unroll
           for (float& value : sum) value = 0.f;
         }
-        uint4 ahead[4][2] = {};  // for half a stage
-        const int halves = steps / 4;
-        if (halves) load_a(ahead, 0);
-        for (int half = 0; half < halves; ++half) {
-          if (half % 2 == 0) await_stage(half / 2);
-          const uint32_t at_half = ring + at.stage * stage_bytes + half % 2 * 2 * tile_bytes;
-          const uint64_t x = ptx::wgmma_descriptor(at_half);
-          uint32_t operand[8][4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const uint4 low = ahead[i][0], high = ahead[i][1];
-            operand[2 * i][0] = low.x, operand[2 * i][1] = high.x, operand[2 * i][2] = low.y;
-            operand[2 * i][3] = high.y;
-            operand[2 * i + 1][0] = low.z, operand[2 * i + 1][1] = high.z, operand[2 * i + 1][2] = low.w;
-            operand[2 * i + 1][3] = high.w;
-          }
+        // Two sets of registers in turn, each for a tile of 64 columns. With one set that is loaded ahead and copied,
+        // ptxas puts the copies in front of the wait, into registers that wgmma still reads.
+        uint4 a_even[2][2] = {}, a_odd[2][2] = {};
+        const int tiles = steps / 2;
+        const auto multiply_tile = [&](const uint4(&from)[2][2], uint4(&next)[2][2], int tile) {
+          if (tile % 4 == 0) await_stage(tile / 4);
+          const uint64_t x = ptx::wgmma_descriptor(ring + at.stage * stage_bytes + tile % 4 * tile_bytes);
           ptx::wgmma_fence();
 #pragma unroll
-          for (int i = 0; i < 8; ++i)
-            multiply_16<x_f16>(sum, operand[i], x + i / 4 * (tile_bytes >> 4) + i % 4 * 2, half > 0 || i > 0);
+          for (int i = 0; i < 4; ++i) {
+            const uint4 low = from[i / 2][0], high = from[i / 2][1];
+            const uint32_t operand[4] = {i % 2 ? low.z : low.x, i % 2 ? high.z : high.x, i % 2 ? low.w : low.y,
+                                         i % 2 ? high.w : high.y};
+            multiply_16<x_f16>(sum, operand, x + i * 2, tile > 0 || i > 0);
+          }
           ptx::wgmma_commit();
-          if (half + 1 < halves) load_a(ahead, 4 * half + 4);
+          if (tile + 1 < tiles) load_a(next, 2 * tile + 2);
           ptx::wgmma_wait<0>();
-          if (half % 2 || half + 1 == halves) leave_stage();
+          if (tile % 4 == 3 || tile + 1 == tiles) leave_stage();
+        };
+        if (tiles) load_a(a_even, 0);
+        for (int tile = 0; tile < tiles; tile += 2) {
+          multiply_tile(a_even, a_odd, tile);
+          if (tile + 1 == tiles) break;
+          multiply_tile(a_odd, a_even, tile + 1);
         }
         send_sums(sum);
       } else {
@@ -608,9 +607,12 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
         below_bits = magnitude_bits(measured<kPlain>(args.spec, decode16(magnitude, x_f16)));
       }
       const PreparedRow prepared = prepare_row(args.spec, below_bits, magnitude_bits(largest), exponent);
-      if (among < kPairs && row < rows) {
-        shared.power[batch % kPowers][row] = static_cast<int8_t>(prepared.power);
-        if (rank == 0 && args.rows) args.rows[first + row] = prepared.out;
+      if (among < kPairs && row < rows && rank == 0 && args.rows) args.rows[first + row] = prepared.out;
+#pragma unroll
+      for (int i = 0; i < 2 * kPairs; ++i) {
+        const int power = __shfl_sync(~0u, prepared.power, i % 2 * 4 + i / 2),
+                  r = 2 * pair + i % 2 + i / 2 * 2 * kTeamWarps;
+        if (lane == 0 && r < rows) shared.power[batch % kPowers][r] = static_cast<int8_t>(power);
       }
       float factor[kPairs];
 #pragma unroll
