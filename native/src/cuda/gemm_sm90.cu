@@ -200,6 +200,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
   if (threadIdx.x < 8) ptx::store_shared(base + C::kZeros + threadIdx.x * 4, 0.f);
   __syncthreads();
   ptx::cluster_sync();
+  launch_dependents();  // the next call's prepare may take the place of blocks that are done
 
   const int cluster = static_cast<int>(blockIdx.x) / kCluster;
   int stage = 0;
@@ -647,7 +648,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
 #pragma unroll
     for (int part = 0; part < C::kParts; ++part) store_part(part);
   }
-  ptx::cluster_sync();  // no block leaves while its peer may still write to it
+  ptx::cluster_meet();  // no block leaves while its peer may still write to it
 #endif
 }
 

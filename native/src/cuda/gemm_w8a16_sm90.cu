@@ -605,7 +605,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     }
     if (thread == 0) ptx::store_wait<0>();
   }
-  ptx::cluster_sync();  // no block leaves while its peer may still write to it
+  ptx::cluster_meet();  // no block leaves while its peer may still write to it
 #endif
 }
 

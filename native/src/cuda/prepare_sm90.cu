@@ -119,11 +119,6 @@ struct Ring {
   }
 };
 
-// All threads of the cluster arrive, but nothing is ordered: a release would wait for all copies and stores under way.
-__device__ __forceinline__ void cluster_meet() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;\n" ::: "memory");
-}
-
 __device__ __forceinline__ uint32_t cluster_address(uint32_t address, int rank) {
   uint32_t remote;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(address), "r"(rank));
@@ -207,8 +202,29 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
     }
     ptx::barrier_init_fence();
   }
+  // Pointers to the fragments of a block's first ranks, from the slice on; null for an empty block.
+  const auto fragments_of = [&](int block) -> const uint4* {
+    for (int m = 0, after = 0; m < args.member_count; ++m) {
+      const AdapterView& ad = args.member[m].adapters;
+      const int at = block - first_block(ad, after), count = ad.down_columns / kBlock;
+      if (at >= 0 && at < count) return ad.a + (static_cast<int64_t>(at) * 2 * k_steps + start / 32) * 32;
+      after = first_block(ad, after) + count;
+    }
+    return nullptr;
+  };
+  // What may still change is asked for all the same, to be in L2 once it is read.
+  if (warp == 2) {
+    for (int i = cluster + lane * plan.clusters; i < plan.blocks * 2 && steps; i += 32 * plan.clusters) {
+      if (const uint4* const from = fragments_of(i / 2))
+        ptx::bulk_prefetch(from + static_cast<int64_t>(i % 2) * k_steps * 32, static_cast<uint32_t>(steps * 512));
+    }
+    if (lane < args.member_count && args.member[lane].adapters.chunk_count) {
+      prefetch_l2(args.member[lane].adapters.chunks);
+      prefetch_l2(args.member[lane].adapters.scale);
+    }
+  }
   __syncwarp();
-  cluster_meet();
+  ptx::cluster_meet();
   wait_for_primaries();
   launch_dependents();
 
@@ -233,16 +249,6 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
     } else if (warp == 1) {
       find_needed_steps(args, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
     } else {
-      // The fragments of a block's first ranks, from the slice on; null for an empty block.
-      const auto fragments_of = [&](int block) -> const uint4* {
-        for (int m = 0, after = 0; m < args.member_count; ++m) {
-          const AdapterView& ad = args.member[m].adapters;
-          const int at = block - first_block(ad, after), count = ad.down_columns / kBlock;
-          if (at >= 0 && at < count) return ad.a + (static_cast<int64_t>(at) * 2 * k_steps + start / 32) * 32;
-          after = first_block(ad, after) + count;
-        }
-        return nullptr;
-      };
       // Before anything is read: behind the copies of x a load takes microseconds.
       if (warp == 2 && plan.a_resident && steps) {
         const uint32_t full = barrier(shared.a_full);
@@ -333,10 +339,10 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
         await_batch_before(batch, stage);
         ptx::barrier_wait(barrier(shared.full[at.stage]), at.phase);
       };
-      const auto leave_stage = [&] {
+      const auto leave_stage = [&](Ring& which) {
         __syncwarp();
-        if (lane == 0) ptx::barrier_arrive(barrier(shared.empty[at.stage]));
-        at.step(stages);
+        if (lane == 0) ptx::barrier_arrive(barrier(shared.empty[which.stage]));
+        which.step(stages);
       };
       // Fragments of A for two steps of 32 columns: ranks g and g + 8 of the warp's block, as kernels.h has them.
       // Where the block is not needed, what comes out is not used.
@@ -373,7 +379,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
       if (!needed) {
         for (int stage = 0; stage < batch_stages; ++stage) {
           await_stage(stage);
-          leave_stage();
+          leave_stage(at);
         }
       } else if (!mixed && steps % 2 == 0) {
         float sum[kSums];
@@ -381,11 +387,13 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
 #pragma unroll
           for (float& value : sum) value = 0.f;
         }
-        // Two sets of registers in turn, each for a tile of 64 columns. With one set that is loaded ahead and copied,
-        // ptxas puts the copies in front of the wait, into registers that wgmma still reads.
+        // One tile of 64 columns multiplies while the fragments for the one after the next are loaded, into two sets of
+        // registers in turn. With one set that is loaded ahead and copied, ptxas puts the copies in front of the wait,
+        // into registers that wgmma still reads.
         uint4 a_even[2][2] = {}, a_odd[2][2] = {};
         const int tiles = steps / 2;
-        const auto multiply_tile = [&](const uint4(&from)[2][2], uint4(&next)[2][2], int tile) {
+        Ring left = at;  // the stage that is released next
+        const auto start_tile = [&](const uint4(&from)[2][2], int tile) {
           if (tile % 4 == 0) await_stage(tile / 4);
           const uint64_t x = ptx::wgmma_descriptor(ring + at.stage * stage_bytes + tile % 4 * tile_bytes);
           ptx::wgmma_fence();
@@ -397,15 +405,27 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
             multiply_16<x_f16>(sum, operand, x + i * 2, tile > 0 || i > 0);
           }
           ptx::wgmma_commit();
-          if (tile + 1 < tiles) load_a(next, 2 * tile + 2);
-          ptx::wgmma_wait<0>();
-          if (tile % 4 == 3 || tile + 1 == tiles) leave_stage();
+          if (tile % 4 == 3) at.step(stages);
         };
-        if (tiles) load_a(a_even, 0);
-        for (int tile = 0; tile < tiles; tile += 2) {
-          multiply_tile(a_even, a_odd, tile);
-          if (tile + 1 == tiles) break;
-          multiply_tile(a_odd, a_even, tile + 1);
+        // After the tile that came before `tile`, whose registers are free.
+        const auto end_tile = [&](uint4(&next)[2][2], int tile) {
+          ptx::wgmma_wait<1>();
+          if (tile % 4 == 3) leave_stage(left);
+          if (tile + 2 < tiles) load_a(next, 2 * tile + 4);
+        };
+        if (tiles) {
+          load_a(a_even, 0);
+          if (tiles > 1) load_a(a_odd, 2);
+          start_tile(a_even, 0);
+          for (int tile = 1; tile < tiles; tile += 2) {
+            start_tile(a_odd, tile);
+            end_tile(a_even, tile - 1);
+            if (tile + 1 == tiles) break;
+            start_tile(a_even, tile + 1);
+            end_tile(a_odd, tile);
+          }
+          ptx::wgmma_wait<0>();
+          leave_stage(left);
         }
         send_sums(sum);
       } else {
@@ -440,7 +460,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
               ptx::mma_tf32(four, odd, v0.y, v1.y);
             }
           }
-          if (step % 8 == 7) leave_stage();
+          if (step % 8 == 7) leave_stage(at);
         }
         send_sums(sum);
       }
@@ -664,7 +684,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
     }
   }
   __syncwarp();
-  cluster_meet();  // a block's shared memory outlives the messages of its peers
+  ptx::cluster_meet();  // a block's shared memory outlives the messages of its peers
 #else
   (void)args;
   (void)plan;
