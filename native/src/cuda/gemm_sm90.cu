@@ -39,26 +39,30 @@
 namespace octolora::cuda {
 namespace {
 
-constexpr int kBlockM = 128, kBlockK = 128, kBlockRank = 64;
-constexpr int kWarpgroups = 2, kThreads = 128 * (kWarpgroups + 1);
+constexpr int kBlockK = 128, kBlockRank = 64;
 constexpr int kCluster = 2;
 constexpr int kPart = 64;                   // columns of a tile that are finished together
 constexpr int kPartBytes = 16 * kPart * 2;  // of y, a warp's
 constexpr int kRasterPairs = 6;             // pairs of tiles along M that a wave walks together
 constexpr int kResidentRankBlocks = 2;      // up to here the low-rank blocks of a tile are in stages at once
 constexpr int kMmaColumns = 32;             // of h, up to which mma.sync is used in place of wgmma
-constexpr int kResidualBytes = kBlockM * kPart * 2;
-constexpr int kMaxSteps = 1024;  // of 16 low-rank columns, of all members
-static_assert(kBlockM == kSlotRows, "a tile of rows has one answer to which steps it needs");
+constexpr int kMaxSteps = 1024;             // of 16 low-rank columns, of all members
 
-template <int BlockN_>
+template <int BlockM_, int BlockN_>
 struct Config {
-  static constexpr int kBlockN = BlockN_;
+  static constexpr int kBlockM = BlockM_, kBlockN = BlockN_;
+  static constexpr int kWarpgroups = kBlockM / 64, kConsumers = kWarpgroups * 128, kThreads = kConsumers + 128;
+  // What there is for a warpgroup of 128 threads is 512 registers a thread of one.
+  static constexpr int kConsumerRegisters = kWarpgroups == 2 ? 232 : 160;
+  static constexpr int kProducerRegisters = kWarpgroups == 2 ? 40 : 32;
   static constexpr int kStages = kBlockN == 128 ? 6 : 4;
   static constexpr int kParts = (kBlockN + kPart - 1) / kPart;  // the last may be half of one
-  static constexpr int kHeld =
-      kBlockN == 192 || kBlockN == 224 ? 3 : 2;  // parts that wait in shared memory, the others in registers
+  // Of a tile's parts, the first leave at once, then come those that wait in shared memory, then those in registers.
+  static constexpr int kAtOnce = kBlockM == 192 ? 1 : 0;
+  static constexpr int kHeld = kBlockM == 192 ? 1 : kBlockN == 192 || kBlockN == 224 ? 3 : 2;
+  static constexpr int kInRegisters = kParts - kAtOnce - kHeld;
   static constexpr int kStageBytes = (kBlockM + kBlockN) * 128;
+  static constexpr int kResidualBytes = kBlockM * kPart * 2;
   // Offsets in shared memory.
   static constexpr int kStaging = kStages * kStageBytes;
   static constexpr int kColumns = kStaging + kWarpgroups * 4 * kHeld * kPartBytes;  // s_w and bias of the tile
@@ -69,15 +73,13 @@ struct Config {
   static constexpr int kBarriers = kWork + 2 * 16;
   static constexpr int kSharedBytes = kBarriers + (kStages + 3) * 16;
   static_assert(kSharedBytes <= 232448, "what a block may have on sm_90");
+  static_assert(2 * kResidualBytes <= kStageBytes, "a stage holds two parts of the residual");
 };
 
 // What a kernel can do beyond scales, adapters that all rows use, and bias: slots of rows; residual and gate, alone or
 // behind one activation; all of these; and outliers too. What it cannot do is not in its code: even skipped, it delays
 // what follows.
 enum class After { nothing, slots_of_rows, residual, gelu_tanh, gelu_erf, silu, anything, outliers };
-
-// Columns of a tile for which there are registers.
-constexpr int widest(After what) { return what < After::residual ? 256 : what < After::outliers ? 224 : 192; }
 
 struct Member {
   CUtensorMap w, h, b, residual;
@@ -167,7 +169,7 @@ __device__ __forceinline__ void add_outliers(float (&value)[kPart / 2], const Ge
 }
 
 template <class C, bool kWide, After kAfter>
-__global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Params p) {
+__global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr bool kOutliers = kAfter == After::outliers, kAnything = kAfter == After::anything || kOutliers;
   constexpr bool kSlots = kAfter == After::slots_of_rows || kAnything, kEpilogue = kAfter >= After::residual;
@@ -187,13 +189,13 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < C::kStages; ++stage) {
       ptx::barrier_init(full(stage), 1);
-      ptx::barrier_init(empty(stage), kCluster * kWarpgroups);
+      ptx::barrier_init(empty(stage), kCluster * C::kWarpgroups);
     }
     ptx::barrier_init(columns_full, 1);
-    ptx::barrier_init(columns_empty, kWarpgroups * 4);
+    ptx::barrier_init(columns_empty, C::kWarpgroups * 4);
     for (int i = 0; i < 2; ++i) {
       ptx::barrier_init(work_full(i), 1);
-      ptx::barrier_init(work_empty(i), kWarpgroups * 4);
+      ptx::barrier_init(work_empty(i), C::kWarpgroups * 4);
     }
     ptx::barrier_init_fence();
   }
@@ -212,9 +214,9 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     }
   };
 
-  if (warpgroup == kWarpgroups) {
-    ptx::registers_fewer<40>();
-    if (threadIdx.x == kWarpgroups * 128) {
+  if (warpgroup == C::kWarpgroups) {
+    ptx::registers_fewer<C::kProducerRegisters>();
+    if (threadIdx.x == C::kConsumers) {
       const int clusters = static_cast<int>(gridDim.x) / kCluster;
       const int tiles = p.pairs_m * p.tiles_n;
       const auto place = [&](int tile) {
@@ -223,13 +225,13 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         const int pair = group * kRasterPairs + within % pairs, tile_n = within / pairs;
         int member = 0;
         while (member + 1 < p.members && tile_n >= p.member[member + 1].first_tile_n) ++member;
-        return Tile{(pair * kCluster + static_cast<int>(rank)) * kBlockM,
+        return Tile{(pair * kCluster + static_cast<int>(rank)) * C::kBlockM,
                     (tile_n - p.member[member].first_tile_n) * C::kBlockN + member};
       };
 
       ptx::prefetch_map(&p.q);
       ptx::prefetch_map(&p.member[0].w);
-      constexpr uint32_t kXBytes = kBlockM * 128;
+      constexpr uint32_t kXBytes = C::kBlockM * 128;
       const auto x_tile = [&] { return base + stage * C::kStageBytes; };
       const auto load_w = [&](const CUtensorMap& map, int byte, int row, int rows) {
         const int part = static_cast<int>(rank) * (rows / kCluster);
@@ -264,13 +266,18 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       // Which steps the tile of rows at `row` needs.
       const auto needed = [&](const Member& member, int row, int word) -> uint32_t {
         if (row >= p.args.m) return 0;
-        if (member.out.needed_steps) return member.out.needed_steps[row / kSlotRows * member.words + word];
+        if (const uint32_t* const of_rows = member.out.needed_steps) {
+          const int last = (min(row + C::kBlockM, p.args.m) - 1) / kSlotRows;
+          uint32_t bits = 0;
+          for (int i = row / kSlotRows; i <= last; ++i) bits |= of_rows[i * member.words + word];
+          return bits;
+        }
         const int steps = member.up_columns / kChunkRank - word * 32;
         return steps < 32 ? (1u << steps) - 1 : ~0u;
       };
       int step = 0;
-      for (int next = cluster; next < tiles; next += clusters, ++step) {
-        if (step > 0) tile = place(next);
+      for (; cluster + step * clusters < tiles; ++step) {
+        if (step > 0) tile = place(cluster + step * clusters);
         const Member& member = p.member[tile.member()];
         tell(step, {static_cast<uint32_t>(tile.row), static_cast<uint32_t>(tile.column_and_member), 1, 0});
         for (int block = 0; block < p.k_blocks; ++block) {
@@ -283,8 +290,9 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           // Once the consumers are in this tile for sure, where there are enough blocks.
           if (block == min(C::kStages, p.k_blocks - 1)) {
             ptx::barrier_wait(columns_empty, step & 1 ^ 1);
+            const int other_row = rank ? tile.row - C::kBlockM : tile.row + C::kBlockM;
             for (int word = 0; kSlots && word < member.words; ++word) {
-              const uint32_t mine = needed(member, tile.row, word), other = needed(member, tile.row ^ kBlockM, word);
+              const uint32_t mine = needed(member, tile.row, word), other = needed(member, other_row, word);
               ptx::store_shared(needs_at(word), uint2{mine | other, mine});
             }
             const uint32_t bytes = static_cast<uint32_t>(min(C::kBlockN, member.out.n - tile.column())) * 4;
@@ -312,10 +320,10 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           for (int first = part; first < end; first += 2) {
             const int boxes = min(2, end - first);
             ptx::barrier_wait(empty(stage), phase ^ 1);
-            ptx::barrier_expect_bytes(full(stage), boxes * kResidualBytes);
+            ptx::barrier_expect_bytes(full(stage), boxes * C::kResidualBytes);
 #pragma unroll 1
             for (int i = 0; i < boxes; ++i) {
-              ptx::tensor_load(x_tile() + i * kResidualBytes, &member.residual,
+              ptx::tensor_load(x_tile() + i * C::kResidualBytes, &member.residual,
                                (tile.column() + (first + i) * kPart) * 2, tile.row, full(stage));
             }
             step_stage();
@@ -325,7 +333,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       tell(step, {0, 0, 0, 0});
     }
   } else {
-    ptx::registers_more<232>();
+    ptx::registers_more<C::kConsumerRegisters>();
     constexpr int kRegisters = C::kBlockN / 2;
     const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
     const int g = lane / 4, t = lane % 4;
@@ -337,7 +345,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       return ptx::wgmma_descriptor(base + which * C::kStageBytes + warpgroup * 64 * 128);
     };
     const auto w_operand = [&](int which) {
-      return ptx::wgmma_descriptor(base + which * C::kStageBytes + kBlockM * 128);
+      return ptx::wgmma_descriptor(base + which * C::kStageBytes + C::kBlockM * 128);
     };
     // The last part of a tile may be half of one.
     const auto exists = [](int part, int column) { return part * kPart + column < C::kBlockN; };
@@ -346,31 +354,40 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     // Which steps of 16 ranks are fp16: 32 of them a warp at a time. Slots change between launches, not during one.
     for (int i = 0; i < p.members; ++i) {
       const Member& member = p.member[i];
-      for (int step = static_cast<int>(threadIdx.x); step < member.steps; step += kWarpgroups * 128) {
+      for (int step = static_cast<int>(threadIdx.x); step < member.steps; step += C::kConsumers) {
         const bool f16 = step * kChunkRank < member.up_columns &&
                          member.out.adapters.chunks[step * kChunkRank / member.chunk_columns].b_f16;
         const uint32_t bits = __ballot_sync(~0u, f16);
         if (lane == 0) ptx::store_shared(types + (member.first_step + step) / 8, __uint_as_float(bits));
       }
     }
-    ptx::named_sync(1, kWarpgroups * 128);
+    ptx::named_sync(1, C::kConsumers);
 
     Tile tile{};
     // What waits to be stored: the place of its tile and the parts that are in registers. At first nothing, in a row
     // that does not exist.
     Tile waiting{p.args.m, 0};
-    constexpr int kInRegisters = C::kParts - C::kHeld;
-    uint32_t packed[kInRegisters ? kInRegisters * 16 : 1] = {};
-    const uint32_t my_staging = base + C::kStaging + (warpgroup * 4 + warp) * C::kHeld * kPartBytes;
-    // 16 bytes of a part of the warp's rows; they are swizzled.
-    const auto piece_at = [&](int part, int row, int piece) {
-      return my_staging + part % C::kHeld * kPartBytes + row * 128 + ((piece ^ row % 8) * 16);
+    constexpr int kFirstInRegisters = C::kAtOnce + C::kHeld;
+    uint32_t packed[C::kInRegisters ? C::kInRegisters * 16 : 1] = {};
+    // The number of the thread. Where registers are short the compiler does not know that it is the same each time: it
+    // computes what follows from it again, and keeps none of that through the main loop.
+    const auto this_thread = [] {
+      int thread = static_cast<int>(threadIdx.x);
+      if (C::kWarpgroups > 2) asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(thread));
+      return thread;
+    };
+    // 16 bytes of a part of a warp's 16 rows; they are swizzled.
+    const auto swizzled = [](int row, int piece) { return row * 128 + ((piece ^ row % 8) * 16); };
+    const auto staging = [&](int thread, int part) {
+      return base + C::kStaging + (thread / 32 * C::kHeld + part % C::kHeld) * kPartBytes;
     };
     const auto stage_part = [&](int part, const uint32_t* bits) {
+      const int thread = this_thread(), lane = thread % 32;
+      const uint32_t to = staging(thread, part);
 #pragma unroll
       for (int pair = 0; pair < kPart / 16; ++pair) {
         // Matrix i of the four: rows 8 (i % 2).., columns 8 (i / 2)..; a lane gives the address of one row.
-        ptx::store_matrix_x4(piece_at(part, lane % 16, pair * 2 + lane / 16), bits[4 * pair], bits[4 * pair + 1],
+        ptx::store_matrix_x4(to + swizzled(lane % 16, pair * 2 + lane / 16), bits[4 * pair], bits[4 * pair + 1],
                              bits[4 * pair + 2], bits[4 * pair + 3]);
       }
       __syncwarp();
@@ -383,16 +400,18 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         ptx::touch(static_cast<const uint16_t*>(out.gate) + column);
     };
     const auto store_part = [&](int part) {
-      if constexpr (kInRegisters > 0) {
-        if (part >= C::kHeld) stage_part(part, packed + (part >= C::kHeld ? part - C::kHeld : 0) * 16);
+      if constexpr (C::kInRegisters > 0) {
+        if (part >= kFirstInRegisters) stage_part(part, packed + max(part - kFirstInRegisters, 0) * 16);
       }
+      const int thread = this_thread(), lane = thread % 32;
       const GemmMember& out = p.member[waiting.member()].out;
-      const int row = waiting.row + warpgroup * 64 + warp * 16 + lane / 8;
+      const int row = waiting.row + thread / 32 * 16 + lane / 8;
       const int column = waiting.column() + part * kPart + lane % 8 * 8;
+      const uint32_t from = staging(thread, part);
       uint16_t* const to = static_cast<uint16_t*>(out.y) + static_cast<int64_t>(row) * out.n + column;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const uint4 bits = ptx::load_shared_16(piece_at(part, i * 4 + lane / 8, lane % 8));
+        const uint4 bits = ptx::load_shared_16(from + swizzled(i * 4 + lane / 8, lane % 8));
         if (row + i * 4 < p.args.m && column < out.n && exists(part, lane % 8 * 8))
           *reinterpret_cast<uint4*>(to + static_cast<int64_t>(i) * 4 * out.n) = bits;
       }
@@ -427,7 +446,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         // One part every other block: the writes spread over time.
 #pragma unroll
         for (int part = 0; part < C::kParts; ++part) {
-          if (block == 1 + 2 * part) store_part(part);
+          if (part >= C::kAtOnce && block == 1 + 2 * (part - C::kAtOnce)) store_part(part);
         }
         if ((kSlots || kEpilogue) && block == 2 * C::kParts) touch_ahead(member.out, first_row);
         step_stage();
@@ -436,7 +455,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       release(before_stage());
 #pragma unroll
       for (int part = 0; part < C::kParts; ++part) {
-        if (p.k_blocks <= 1 + 2 * part) store_part(part);
+        if (part >= C::kAtOnce && p.k_blocks <= 1 + 2 * (part - C::kAtOnce)) store_part(part);
       }
       if ((kSlots || kEpilogue) && p.k_blocks <= 2 * C::kParts) touch_ahead(member.out, first_row);
       // 1 / p of a power of two. The empty statement keeps the compiler from computing this before the main loop,
@@ -449,8 +468,9 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       }
       waiting = tile;
       ptx::barrier_wait(columns_full, step & 1);
-      const uint32_t my_scales = columns + t * 8;
-      const uint32_t my_biases = member.out.bias ? my_scales + C::kBlockN * 4 : base + C::kZeros + t * 8;
+      const int here = this_thread();
+      const uint32_t my_scales = columns + here % 4 * 8;
+      const uint32_t my_biases = member.out.bias ? my_scales + C::kBlockN * 4 : base + C::kZeros + here % 4 * 8;
       const int bias_step = member.out.bias ? 32 : 0;
       const bool streams = kWide && member.streams_ranks;
       // Low-rank blocks that stay in their stages until the last part.
@@ -532,8 +552,9 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           }
         } else if (kSlots ? needs.x : member.rank_blocks) {
           if (part == 0) ptx::barrier_wait(full(stage), phase);
-          const uint32_t h_tile = base + stage * C::kStageBytes + (warpgroup * 64 + warp * 16) * 128;
-          const uint32_t b_tile = base + stage * C::kStageBytes + (kBlockM + part * kPart) * 128;
+          const int thread = this_thread(), lane = thread % 32;
+          const uint32_t h_tile = base + stage * C::kStageBytes + thread / 32 * 16 * 128;
+          const uint32_t b_tile = base + stage * C::kStageBytes + (C::kBlockM + part * kPart) * 128;
           const int h_row = lane % 16, b_row = lane / 16 * 8 + lane % 8;
           const uint32_t f16 = ptx::load_shared(types + member.first_step / 8);
           for (int k = 0; k * kChunkRank < member.up_columns; ++k) {
@@ -561,17 +582,17 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       };
       // From a stage that holds this part, or it and its neighbour.
       [[maybe_unused]] const auto add_residual = [&](int part, float(&v)[kPart / 2]) {
+        const int thread = this_thread(), lane = thread % 32;
         const int by = (streams ? 0 : part / 2) + held, of_two = streams ? 0 : part % 2;
         const int from = stage + by < C::kStages ? stage + by : stage + by - C::kStages;
         if (of_two == 0) ptx::barrier_wait(full(from), phase ^ (stage + by >= C::kStages));
         // The rows of a warp lie there as in its staging buffer.
-        const uint32_t from_staging =
-            base + from * C::kStageBytes + of_two * kResidualBytes + (warpgroup * 4 + warp) * kPartBytes - my_staging;
+        const uint32_t rows_at = base + from * C::kStageBytes + of_two * C::kResidualBytes + thread / 32 * kPartBytes;
 #pragma unroll
         for (int pair = 0; pair < kPart / 16; ++pair) {
           if (!exists(part, pair * 16)) continue;
           uint32_t bits[4];
-          ptx::load_matrix_x4(bits, piece_at(0, lane % 16, pair * 2 + lane / 16) + from_staging);
+          ptx::load_matrix_x4(bits, rows_at + swizzled(lane % 16, pair * 2 + lane / 16));
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const float2 more = decode16x2(bits[i], p.args.y_type == Dtype::f16);
@@ -619,11 +640,12 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           for (int i = 0; i < kPart / 4; ++i)
             bits[i] = exists(part, i / 2 * 8) ? pack_bf16x2(v[2 * i], v[2 * i + 1]) : 0;
         }
-        if (part < C::kHeld) {
+        if (part < kFirstInRegisters) {
+          if (part >= C::kHeld) store_part(part - C::kHeld);
           stage_part(part, bits);
-        } else if constexpr (kInRegisters > 0) {
+        } else if constexpr (C::kInRegisters > 0) {
 #pragma unroll
-          for (int i = 0; i < kPart / 4; ++i) packed[(part - C::kHeld) * 16 + i] = bits[i];
+          for (int i = 0; i < kPart / 4; ++i) packed[(part - kFirstInRegisters) * 16 + i] = bits[i];
         }
       };
 #pragma unroll
@@ -646,7 +668,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       if (lane == 0) ptx::barrier_arrive(columns_empty);
     }
 #pragma unroll
-    for (int part = 0; part < C::kParts; ++part) store_part(part);
+    for (int part = C::kAtOnce; part < C::kParts; ++part) store_part(part);
   }
   ptx::cluster_meet();  // no block leaves while its peer may still write to it
 #endif
@@ -656,9 +678,9 @@ template <class C>
 Params params_of(const GemmArgs& args) {
   Params p{};
   p.args = args;
-  p.q = tensor_map(args.x, args.k_pitch, args.m, args.x_pitch, kBlockM);
+  p.q = tensor_map(args.x, args.k_pitch, args.m, args.x_pitch, C::kBlockM);
   p.k_blocks = (args.k + kBlockK - 1) / kBlockK;
-  p.pairs_m = (args.m + kBlockM * kCluster - 1) / (kBlockM * kCluster);
+  p.pairs_m = (args.m + C::kBlockM * kCluster - 1) / (C::kBlockM * kCluster);
   p.members = args.member_count;
   int steps = 0;
   for (int i = 0; i < p.members; ++i) {
@@ -670,12 +692,12 @@ Params params_of(const GemmArgs& args) {
     to.streams_ranks = up > kResidentRankBlocks * kBlockRank;
     to.w = tensor_map(to.out.weight, args.k_pitch, to.out.n, args.k_pitch, C::kBlockN / kCluster);
     if (up) {
-      to.h = tensor_map(to.out.h, up * 2, args.m, up * 2, kBlockM);
+      to.h = tensor_map(to.out.h, up * 2, args.m, up * 2, C::kBlockM);
       to.b =
           tensor_map(to.out.adapters.b, up * 2, to.out.n, up * 2, (to.streams_ranks ? kPart : C::kBlockN) / kCluster);
     }
     if (to.out.residual)
-      to.residual = tensor_map(to.out.residual, int64_t{to.out.n} * 2, args.m, int64_t{to.out.n} * 2, kBlockM);
+      to.residual = tensor_map(to.out.residual, int64_t{to.out.n} * 2, args.m, int64_t{to.out.n} * 2, C::kBlockM);
     to.up_columns = up;
     to.chunk_columns = up ? up / to.out.adapters.chunk_count : kChunkRank;
     to.first_step = steps;
@@ -692,9 +714,9 @@ template <class C, bool kWide, After kAfter>
 void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
   const Params p = params_of<C>(args);
   const int clusters = std::min(p.pairs_m * p.tiles_n, limits.multiprocessors / kCluster);
-  const DependentLaunch launch(clusters * kCluster, kThreads, kCluster, C::kSharedBytes, stream);
+  const DependentLaunch launch(clusters * kCluster, C::kThreads, kCluster, C::kSharedBytes, stream);
   OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config, gemm<C, kWide, kAfter>, p),
-                "sm_90 gemm tile %dx%d: M = %d, K = %d, %d outputs, N = %d, up columns = %d", kBlockM, C::kBlockN,
+                "sm_90 gemm tile %dx%d: M = %d, K = %d, %d outputs, N = %d, up columns = %d", C::kBlockM, C::kBlockN,
                 args.m, args.k, args.member_count, args.member[0].n, args.member[0].adapters.up_columns);
 }
 
@@ -703,34 +725,8 @@ void set_up() {
   for (const auto kernel : {gemm<C, false, kAfter>, gemm<C, true, kAfter>}) {
     OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                        cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes),
-                  "sm_90 gemm tile %dx%d: %d bytes of shared memory", kBlockM, C::kBlockN, C::kSharedBytes);
+                  "sm_90 gemm tile %dx%d: %d bytes of shared memory", C::kBlockM, C::kBlockN, C::kSharedBytes);
   }
-}
-
-template <After kAfter>
-void set_up_epilogue() {
-  set_up<Config<224>, kAfter>();
-  set_up<Config<192>, kAfter>();
-}
-
-void set_up_all(const Limits& limits) {
-  if (limits.capability != 90) return;
-  tensor_map_encoder();  // a driver without it fails here, not in a forward
-  set_up<Config<256>, After::nothing>();
-  set_up<Config<224>, After::nothing>();
-  set_up<Config<192>, After::nothing>();
-  set_up<Config<128>, After::nothing>();
-  set_up<Config<256>, After::slots_of_rows>();
-  set_up<Config<224>, After::slots_of_rows>();
-  set_up<Config<192>, After::slots_of_rows>();
-  set_up<Config<128>, After::slots_of_rows>();
-  for (const auto set_up_one :
-       {set_up_epilogue<After::residual>, set_up_epilogue<After::gelu_tanh>, set_up_epilogue<After::gelu_erf>,
-        set_up_epilogue<After::silu>, set_up_epilogue<After::anything>})
-    set_up_one();
-  set_up<Config<128>, After::anything>();
-  set_up<Config<192>, After::outliers>();
-  set_up<Config<128>, After::outliers>();
 }
 
 const char* refuses(const GemmArgs& args, const Limits& limits) {
@@ -780,60 +776,89 @@ After after(const GemmArgs& args) {
   return After::anything;
 }
 
+template <class C, After kAfter>
+void launch_either(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
+  (is_wide(args) ? launch<C, true, kAfter> : launch<C, false, kAfter>)(args, limits, stream);
+}
+
+// A tile, and what it takes of an H200 in clocks: 128 of K, and all that follows the main loop.
+struct Kernel {
+  int block_m, block_n, stages;
+  double block_clocks, end_clocks;
+  void (*set_up)();
+  void (*launch)(const GemmArgs& args, const Limits& limits, cudaStream_t stream);
+};
+
+template <class C, After kAfter>
+constexpr Kernel kernel(double block_clocks, double end_clocks) {
+  return {C::kBlockM, C::kBlockN, C::kStages, block_clocks, end_clocks, set_up<C, kAfter>, launch_either<C, kAfter>};
+}
+template <After kAfter>
+constexpr Kernel kWide = kernel<Config<128, 256>, kAfter>(1071, 2750);
+template <After kAfter>
+constexpr Kernel kMedium = kernel<Config<128, 224>, kAfter>(929, 2935);
+template <After kAfter>
+constexpr Kernel kTall = kernel<Config<192, 192>, kAfter>(1175, 3100);
+template <After kAfter>
+constexpr Kernel kNarrow = kernel<Config<128, 192>, kAfter>(842, 2600);
+template <After kAfter>
+constexpr Kernel kSmall = kernel<Config<128, 128>, kAfter>(602, 1900);
+
+// Those that there are registers for; the small tile has no kernels for one activation alone.
+template <After kAfter>
+constexpr Kernel kEpilogueKernels[] = {kMedium<kAfter>, kNarrow<kAfter>, kSmall<After::anything>};
+template <After kAfter>
+constexpr Kernel kPlainKernels[] = {kWide<kAfter>, kMedium<kAfter>, kTall<kAfter>, kNarrow<kAfter>, kSmall<kAfter>};
+constexpr Kernel kOutlierKernels[] = {kNarrow<After::outliers>, kSmall<After::outliers>};
+
+struct Kernels {
+  const Kernel *first, *last;
+
+  template <int Count>
+  constexpr Kernels(const Kernel (&kernels)[Count]) : first(kernels), last(kernels + Count) {}
+  const Kernel* begin() const { return first; }
+  const Kernel* end() const { return last; }
+};
+// By After.
+constexpr Kernels kKernels[] = {kPlainKernels<After::nothing>,     kPlainKernels<After::slots_of_rows>,
+                                kEpilogueKernels<After::residual>, kEpilogueKernels<After::gelu_tanh>,
+                                kEpilogueKernels<After::gelu_erf>, kEpilogueKernels<After::silu>,
+                                kEpilogueKernels<After::anything>, kOutlierKernels};
+
+void set_up_all(const Limits& limits) {
+  if (limits.capability != 90) return;
+  tensor_map_encoder();  // a driver without it fails here, not in a forward
+  for (const Kernels& kernels : kKernels) {
+    for (const Kernel& kernel : kernels) kernel.set_up();
+  }
+}
+
 struct Choice {
-  int width;
+  const Kernel* kernel;
   double waves;
 };
 
-// The width whose whole waves take the least time, weighed by what a tile's main loop reaches of the tensor cores: the
-// narrower it is, the more it asks of shared memory. Clocks of a main loop at K = 3072 on an H200: 256 columns 25 700,
-// 192 columns 20 200; the others follow the trend.
+// The tile whose whole waves take the least time.
 Choice choose(const GemmArgs& args, const Limits& limits) {
-  constexpr struct {
-    int width;
-    double speed;
-  } kWidths[] = {{256, 1.}, {224, 0.99}, {192, 0.97}, {128, 0.85}};
   Choice best{};
-  double best_cost = 0;
-  for (const auto& [width, speed] : kWidths) {
-    if (width > widest(after(args))) continue;
+  double least = 0;
+  for (const Kernel& kernel : kKernels[static_cast<int>(after(args))]) {
     int64_t tiles = 0;
-    for (int i = 0; i < args.member_count; ++i) tiles += (args.member[i].n + width - 1) / width;
-    tiles *= (args.m + kBlockM * kCluster - 1) / (kBlockM * kCluster);
+    for (int i = 0; i < args.member_count; ++i) tiles += (args.member[i].n + kernel.block_n - 1) / kernel.block_n;
+    tiles *= (args.m + kernel.block_m * kCluster - 1) / (kernel.block_m * kCluster);
     const double waves = static_cast<double>(tiles) / (limits.multiprocessors / kCluster);
-    const double cost = std::ceil(waves) * width / speed;
-    if (best.width == 0 || cost < best_cost) {
-      best = {width, waves};
-      best_cost = cost;
+    const double blocks = (args.k + kBlockK - 1) / kBlockK;
+    const double clocks = std::ceil(waves) * (blocks * kernel.block_clocks + kernel.end_clocks);
+    if (!best.kernel || clocks < least) {
+      best = {&kernel, waves};
+      least = clocks;
     }
   }
   return best;
 }
 
-template <class C, After kAfter>
-void launch_config(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
-  (is_wide(args) ? launch<C, true, kAfter> : launch<C, false, kAfter>)(args, limits, stream);
-}
-
-template <After kAfter>
-void launch_width(int width, const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
-  if constexpr (widest(kAfter) >= 256) {
-    if (width == 256) return launch_config<Config<256>, kAfter>(args, limits, stream);
-  }
-  if constexpr (widest(kAfter) >= 224) {
-    if (width == 224) return launch_config<Config<224>, kAfter>(args, limits, stream);
-  }
-  if (width == 192) return launch_config<Config<192>, kAfter>(args, limits, stream);
-  constexpr bool kOne = kAfter >= After::residual && kAfter < After::anything;  // narrow tiles have no kernels for one
-  launch_config<Config<128>, kOne ? After::anything : kAfter>(args, limits, stream);
-}
-
 void launch_all(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
-  constexpr void (*kLaunch[])(int, const GemmArgs&, const Limits&, cudaStream_t) = {
-      launch_width<After::nothing>,   launch_width<After::slots_of_rows>, launch_width<After::residual>,
-      launch_width<After::gelu_tanh>, launch_width<After::gelu_erf>,      launch_width<After::silu>,
-      launch_width<After::anything>,  launch_width<After::outliers>};
-  kLaunch[static_cast<int>(after(args))](choose(args, limits).width, args, limits, stream);
+  choose(args, limits).kernel->launch(args, limits, stream);
 }
 
 constexpr const char* kAfterText[] = {"",
@@ -852,8 +877,8 @@ void describe(const GemmArgs& args, const Limits& limits, Explanation& to) {
   to.launch(
       "%s, %d output%s, N = %d: tile %dx%d, whose %.2f waves take the least time, clusters of %d, %d stages; "
       "low-rank update by %s%s",
-      kGemmSm90.name, args.member_count, args.member_count == 1 ? "" : "s", n, kBlockM, choice.width, choice.waves,
-      kCluster, choice.width == 128 ? Config<128>::kStages : Config<256>::kStages, is_wide(args) ? "wgmma" : "mma.sync",
+      kGemmSm90.name, args.member_count, args.member_count == 1 ? "" : "s", n, choice.kernel->block_m,
+      choice.kernel->block_n, choice.waves, kCluster, choice.kernel->stages, is_wide(args) ? "wgmma" : "mma.sync",
       kAfterText[static_cast<int>(after(args))]);
 }
 
