@@ -403,13 +403,16 @@ std::vector<Spec> layer_specs(const Options& options) {
   // Every kernel for many rows once, as shallow as it can be. Where kernels differ in their tile, N is what makes each
   // of them leave the least of a wave of 132 multiprocessors empty.
   std::vector<Spec> specs = {
-      // W8A8: 256, 224, 192 and 128 columns, the low-rank update by mma.sync and by wgmma; the last two with outliers.
+      // W8A8: 256, 224, 192 and 128 columns, 192 in tiles of 192 rows, the low-rank update by mma.sync and by wgmma;
+      // 192 and 128 with outliers.
       layer(70, 14792, 72, w8a8, bf16, bf16, {narrow}),
       layer(70, 14792, 136, w8a8, f16, bf16, {narrow, wide}),
       layer(70, 12680, 72, w8a8, bf16, f16, {narrow}),
       layer(70, 12680, 136, w8a8, bf16, bf16, {narrow, wide}),
       layer(70, 8456, 72, w8a8, f16, f16, {narrow}),
       layer(140, 8456, 144, w8a8, bf16, bf16, {narrow, wide}),
+      layer(330, 8648, 72, w8a8, bf16, bf16, {narrow}),
+      layer(330, 8648, 136, w8a8, f16, bf16, {narrow, wide}),
       layer(140, 400, 264, w8a8, bf16, bf16, {narrow}),
       layer(300, 400, 700, w8a8, bf16, bf16, {narrow, wide}),
       layer(70, 8456, 136, w8a8, bf16, bf16, {narrow}, 20),
@@ -494,7 +497,8 @@ std::vector<Spec> layer_specs(const Options& options) {
       blocks(layer(224, 1032, 32, w8a16, f16, bf16, {})),
       blocks(layer(65, 136, 96, w8a16, bf16, bf16, {{16, bf16, bf16, 0.7f, false, true}})),
       blocks(layer(450, 3080, 3104, w8a16, bf16, bf16, {{130, f16, f16, 0.7f, false, false}})),
-      // The same for W8A8: 256, 224 and 192 columns, by mma.sync, by wgmma, and with more ranks than stay in stages.
+      // The same for W8A8: 256, 224 and 192 columns, 192 also in tiles of 192 rows, by mma.sync, by wgmma, and with
+      // more ranks than stay in stages.
       layer(500, 8440, 200, w8a8, bf16, bf16, {{16, bf16, bf16, 0.7f, false, true}}),
       layer(511, 7408, 1160, w8a8, f16, f16, {{70, f16, f16, 0.4f, false, false}, {16, bf16, bf16, 0.7f, false, true}}),
       layer(385, 8448, 72, w8a8, bf16, f16, {{150, bf16, bf16, 0.4f, false, false}}),
@@ -505,6 +509,9 @@ std::vector<Spec> layer_specs(const Options& options) {
       layer(500, 6328, 1160, w8a8, bf16, bf16, {}),
       layer(300, 4240, 264, w8a8, f16, f16, {{16, f32, f32, 0.7f, true, true}}),
       layer(511, 6104, 136, w8a8, bf16, f16, {{150, bf16, bf16, 0.7f, false, false}}),
+      layer(1147, 4216, 648, w8a8, bf16, bf16, {{16, bf16, bf16, 0.7f, false, true}}),
+      layer(1130, 4200, 1160, w8a8, f16, bf16, {{150, f16, f16, 0.4f, false, true}}),
+      layer(1152, 4224, 1032, w8a8, bf16, f16, {}),
       // More columns than one turn of the kernels for few rows covers, and ranks that leave B where it is.
       layer(5, 34000, 1032, w8a8, bf16, bf16, {{16, bf16, bf16, 1.f, false, true}}),
       layer(40, 34000, 1032, w8a16, f16, f16, {{16, f16, f16, 1.f, false, false}}),
@@ -526,6 +533,9 @@ std::vector<Spec> layer_specs(const Options& options) {
   followed(layer(500, 6328, 1160, w8a8, bf16, f16, {r70, r16}), silu, false, true);
   followed(layer(511, 6104, 136, w8a8, bf16, bf16, {r150}), gelu_erf, true, true);
   followed(layer(300, 4216, 264, w8a8, f16, bf16, {r16}), none, true, true);
+  followed(layer(1147, 4216, 648, w8a8, bf16, bf16, {r32}), silu, true, true);
+  followed(layer(330, 8648, 136, w8a8, f16, f16, {r16}), none, false, true);
+  followed(layer(1140, 4224, 72, w8a8, bf16, bf16, {}), gelu_tanh, true, false);
   followed(layer(2600, 3080, 1160, w8a8, bf16, bf16, {r16}), gelu_erf, true, true);
   followed(layer(2600, 3080, 648, w8a8, bf16, bf16, {}), gelu_tanh, false, true);
   // Rows with slots of their own: tiles that need none, one and several of them.

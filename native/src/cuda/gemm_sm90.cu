@@ -8,12 +8,12 @@
 //
 //   q [M,k_pitch] int8   W [N,k_pitch] int8   h [M,R], B [N,R] 16-bit   y [M,N] bf16 or fp16, rows of whole 16 bytes
 //
-// A block has one producer warp and two consumer warpgroups, which own 64 rows each of a 128 x kBlockN tile; blocks
-// stay and walk over tiles. A cluster of two blocks takes two tiles above each other: each loads half of their common
-// rows of W and multicasts it to both, which brings the traffic from L2 below what L2 can give. A stage is 128 bytes of
-// each row of both operands, so 64 ranks of h and B fit where 128 values of q and W were, and two parts of a tile's
-// residual. Where rows name their slots, only blocks of 64 ranks that a row of the cluster needs come, and of them a
-// block multiplies the 16s that its own rows need.
+// A block has one producer warp and two or three consumer warpgroups, which own 64 rows each of a tile of 128 or 192;
+// blocks stay and walk over tiles. A cluster of two blocks takes two tiles above each other: each loads half of their
+// common rows of W and multicasts it to both, which brings the traffic from L2 below what L2 can give. A stage is 128
+// bytes of each row of both operands, so 64 ranks of h and B fit where 128 values of q and W were, and two parts of a
+// tile's residual. Where rows name their slots, only blocks of 64 ranks that a row of the cluster needs come, and of
+// them a block multiplies the 16s that its own rows need.
 //
 // The producer thread decides what comes next and tells the consumers: a tile's place through a ring of two entries,
 // the ranks that it needs beside its scales and biases. Between two tiles the tensor cores wait for the consumers to
@@ -269,6 +269,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
         if (const uint32_t* const of_rows = member.out.needed_steps) {
           const int last = (min(row + C::kBlockM, p.args.m) - 1) / kSlotRows;
           uint32_t bits = 0;
+#pragma unroll 1
           for (int i = row / kSlotRows; i <= last; ++i) bits |= of_rows[i * member.words + word];
           return bits;
         }
@@ -291,6 +292,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
           if (block == min(C::kStages, p.k_blocks - 1)) {
             ptx::barrier_wait(columns_empty, step & 1 ^ 1);
             const int other_row = rank ? tile.row - C::kBlockM : tile.row + C::kBlockM;
+#pragma unroll 1
             for (int word = 0; kSlots && word < member.words; ++word) {
               const uint32_t mine = needed(member, tile.row, word), other = needed(member, other_row, word);
               ptx::store_shared(needs_at(word), uint2{mine | other, mine});
@@ -304,6 +306,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
         }
         const bool streams = kWide && member.streams_ranks;
         const int rows = streams ? kPart : C::kBlockN;
+#pragma unroll 1
         for (int part = 0; part < (streams ? C::kParts : 1); ++part) {
 #pragma unroll 1
           for (int block = 0; block < member.rank_blocks; ++block) {
@@ -337,8 +340,16 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
     constexpr int kRegisters = C::kBlockN / 2;
     const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
     const int g = lane / 4, t = lane % 4;
+    // The number of the thread. Where registers are short the compiler does not know that it is the same each time: it
+    // computes what follows from it again, and keeps none of that through the main loop.
+    const auto this_thread = [] {
+      int thread = static_cast<int>(threadIdx.x);
+      if (C::kWarpgroups > 2) asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(thread));
+      return thread;
+    };
     const auto release = [&](int which) {
-      if (threadIdx.x % 128 < kCluster) ptx::barrier_arrive_cluster(empty(which), threadIdx.x % 128);
+      const int block = this_thread() % 128;
+      if (block < kCluster) ptx::barrier_arrive_cluster(empty(which), block);
     };
     const auto before_stage = [&] { return (stage ? stage : C::kStages) - 1; };
     const auto x_operand = [&](int which) {
@@ -369,13 +380,6 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
     Tile waiting{p.args.m, 0};
     constexpr int kFirstInRegisters = C::kAtOnce + C::kHeld;
     uint32_t packed[C::kInRegisters ? C::kInRegisters * 16 : 1] = {};
-    // The number of the thread. Where registers are short the compiler does not know that it is the same each time: it
-    // computes what follows from it again, and keeps none of that through the main loop.
-    const auto this_thread = [] {
-      int thread = static_cast<int>(threadIdx.x);
-      if (C::kWarpgroups > 2) asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(thread));
-      return thread;
-    };
     // 16 bytes of a part of a warp's 16 rows; they are swizzled.
     const auto swizzled = [](int row, int piece) { return row * 128 + ((piece ^ row % 8) * 16); };
     const auto staging = [&](int thread, int part) {
@@ -395,7 +399,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
     // Reads ahead what the tail needs from memory beside the rows' numbers.
     [[maybe_unused]] const auto touch_ahead = [&](const GemmMember& out, int row) {
       if (kSlots && p.args.row_slot && row < p.args.m) ptx::touch(p.args.row_slot + row);
-      const int column = tile.column() + lane * 8;
+      const int lane = this_thread() % 32, column = tile.column() + lane * 8;
       if (kEpilogue && out.gate && lane * 8 < C::kBlockN && column < out.n)
         ptx::touch(static_cast<const uint16_t*>(out.gate) + column);
     };
@@ -720,13 +724,11 @@ void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
                 args.m, args.k, args.member_count, args.member[0].n, args.member[0].adapters.up_columns);
 }
 
-template <class C, After kAfter>
+template <class C, bool kWide, After kAfter>
 void set_up() {
-  for (const auto kernel : {gemm<C, false, kAfter>, gemm<C, true, kAfter>}) {
-    OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                       cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes),
-                  "sm_90 gemm tile %dx%d: %d bytes of shared memory", C::kBlockM, C::kBlockN, C::kSharedBytes);
-  }
+  OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(gemm<C, kWide, kAfter>),
+                                     cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes),
+                "sm_90 gemm tile %dx%d: %d bytes of shared memory", C::kBlockM, C::kBlockN, C::kSharedBytes);
 }
 
 const char* refuses(const GemmArgs& args, const Limits& limits) {
@@ -776,11 +778,6 @@ After after(const GemmArgs& args) {
   return After::anything;
 }
 
-template <class C, After kAfter>
-void launch_either(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
-  (is_wide(args) ? launch<C, true, kAfter> : launch<C, false, kAfter>)(args, limits, stream);
-}
-
 // A tile, and what it takes of an H200 in clocks: 128 of K, and all that follows the main loop.
 struct Kernel {
   int block_m, block_n, stages;
@@ -789,47 +786,61 @@ struct Kernel {
   void (*launch)(const GemmArgs& args, const Limits& limits, cudaStream_t stream);
 };
 
-template <class C, After kAfter>
+template <class C, bool kWide, After kAfter>
 constexpr Kernel kernel(double block_clocks, double end_clocks) {
-  return {C::kBlockM, C::kBlockN, C::kStages, block_clocks, end_clocks, set_up<C, kAfter>, launch_either<C, kAfter>};
+  return {
+      C::kBlockM, C::kBlockN, C::kStages, block_clocks, end_clocks, set_up<C, kWide, kAfter>, launch<C, kWide, kAfter>};
 }
-template <After kAfter>
-constexpr Kernel kWide = kernel<Config<128, 256>, kAfter>(1071, 2750);
-template <After kAfter>
-constexpr Kernel kMedium = kernel<Config<128, 224>, kAfter>(929, 2935);
-template <After kAfter>
-constexpr Kernel kTall = kernel<Config<192, 192>, kAfter>(1175, 3100);
-template <After kAfter>
-constexpr Kernel kNarrow = kernel<Config<128, 192>, kAfter>(842, 2600);
-template <After kAfter>
-constexpr Kernel kSmall = kernel<Config<128, 128>, kAfter>(602, 1900);
-
-// Those that there are registers for; the small tile has no kernels for one activation alone.
-template <After kAfter>
-constexpr Kernel kEpilogueKernels[] = {kMedium<kAfter>, kNarrow<kAfter>, kSmall<After::anything>};
-template <After kAfter>
-constexpr Kernel kPlainKernels[] = {kWide<kAfter>, kMedium<kAfter>, kTall<kAfter>, kNarrow<kAfter>, kSmall<kAfter>};
-constexpr Kernel kOutlierKernels[] = {kNarrow<After::outliers>, kSmall<After::outliers>};
+template <bool kWide, After kAfter>
+constexpr Kernel kTile128x256 = kernel<Config<128, 256>, kWide, kAfter>(1071, 3250);
+template <bool kWide, After kAfter>
+constexpr Kernel kTile128x224 = kernel<Config<128, 224>, kWide, kAfter>(929, 2935);
+template <bool kWide, After kAfter>
+constexpr Kernel kTile192x192 = kernel<Config<192, 192>, kWide, kAfter>(1175, 3100);
+template <bool kWide, After kAfter>
+constexpr Kernel kTile128x192 = kernel<Config<128, 192>, kWide, kAfter>(842, 2600);
+template <bool kWide, After kAfter>
+constexpr Kernel kTile128x128 = kernel<Config<128, 128>, kWide, kAfter>(602, 1900);
 
 struct Kernels {
-  const Kernel *first, *last;
+  Kernel kernel[5];
+  int count;
 
-  template <int Count>
-  constexpr Kernels(const Kernel (&kernels)[Count]) : first(kernels), last(kernels + Count) {}
-  const Kernel* begin() const { return first; }
-  const Kernel* end() const { return last; }
+  constexpr void add(const Kernel& one) { kernel[count++] = one; }
+  const Kernel* begin() const { return kernel; }
+  const Kernel* end() const { return kernel + count; }
 };
+
+// Of the tiles those that there are registers for; the smallest has no kernels for one activation alone.
+template <bool kWide, After kAfter>
+constexpr Kernels kernels_of() {
+  constexpr bool kOne = kAfter >= After::residual && kAfter < After::anything;
+  Kernels all{};
+  if constexpr (kAfter < After::residual) all.add(kTile128x256<kWide, kAfter>);
+  if constexpr (kAfter < After::outliers) all.add(kTile128x224<kWide, kAfter>);
+  if constexpr (kAfter == After::nothing || (kOne && !kWide)) all.add(kTile192x192<kWide, kAfter>);
+  all.add(kTile128x192<kWide, kAfter>);
+  all.add(kTile128x128 < kWide, kOne ? After::anything : kAfter >);
+  return all;
+}
 // By After.
-constexpr Kernels kKernels[] = {kPlainKernels<After::nothing>,     kPlainKernels<After::slots_of_rows>,
-                                kEpilogueKernels<After::residual>, kEpilogueKernels<After::gelu_tanh>,
-                                kEpilogueKernels<After::gelu_erf>, kEpilogueKernels<After::silu>,
-                                kEpilogueKernels<After::anything>, kOutlierKernels};
+template <bool kWide>
+constexpr Kernels kKernels[] = {kernels_of<kWide, After::nothing>(),  kernels_of<kWide, After::slots_of_rows>(),
+                                kernels_of<kWide, After::residual>(), kernels_of<kWide, After::gelu_tanh>(),
+                                kernels_of<kWide, After::gelu_erf>(), kernels_of<kWide, After::silu>(),
+                                kernels_of<kWide, After::anything>(), kernels_of<kWide, After::outliers>()};
+
+const Kernels& kernels_for(const GemmArgs& args) {
+  return (is_wide(args) ? kKernels<true> : kKernels<false>)[static_cast<int>(after(args))];
+}
 
 void set_up_all(const Limits& limits) {
   if (limits.capability != 90) return;
   tensor_map_encoder();  // a driver without it fails here, not in a forward
-  for (const Kernels& kernels : kKernels) {
-    for (const Kernel& kernel : kernels) kernel.set_up();
+  for (const Kernels* all : {kKernels<false>, kKernels<true>}) {
+    for (int i = 0; i <= static_cast<int>(After::outliers); ++i) {
+      for (const Kernel& kernel : all[i]) kernel.set_up();
+    }
   }
 }
 
@@ -842,7 +853,7 @@ struct Choice {
 Choice choose(const GemmArgs& args, const Limits& limits) {
   Choice best{};
   double least = 0;
-  for (const Kernel& kernel : kKernels[static_cast<int>(after(args))]) {
+  for (const Kernel& kernel : kernels_for(args)) {
     int64_t tiles = 0;
     for (int i = 0; i < args.member_count; ++i) tiles += (args.member[i].n + kernel.block_n - 1) / kernel.block_n;
     tiles *= (args.m + kernel.block_m * kCluster - 1) / (kernel.block_m * kCluster);
