@@ -417,7 +417,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
       for (int i = 0; i < 4; ++i) {
         const uint4 bits = ptx::load_shared_16(from + swizzled(i * 4 + lane / 8, lane % 8));
         if (row + i * 4 < p.args.m && column < out.n && exists(part, lane % 8 * 8))
-          *reinterpret_cast<uint4*>(to + static_cast<int64_t>(i) * 4 * out.n) = bits;
+          ptx::store_16(to + static_cast<int64_t>(i) * 4 * out.n, bits);
       }
       __syncwarp();
     };
