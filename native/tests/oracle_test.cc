@@ -533,7 +533,7 @@ std::vector<Spec> layer_specs(const Options& options) {
   followed(layer(500, 6328, 1160, w8a8, bf16, f16, {r70, r16}), silu, false, true);
   followed(layer(511, 6104, 136, w8a8, bf16, bf16, {r150}), gelu_erf, true, true);
   followed(layer(300, 4216, 264, w8a8, f16, bf16, {r16}), none, true, true);
-  followed(layer(1147, 4216, 648, w8a8, bf16, bf16, {r32}), silu, true, true);
+  followed(layer(1147, 4216, 648, w8a8, bf16, bf16, {r32}), gelu_erf, true, true);
   followed(layer(330, 8648, 136, w8a8, f16, f16, {r16}), none, false, true);
   followed(layer(1140, 4224, 72, w8a8, bf16, bf16, {}), gelu_tanh, true, false);
   followed(layer(2600, 3080, 1160, w8a8, bf16, bf16, {r16}), gelu_erf, true, true);

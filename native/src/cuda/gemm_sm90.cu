@@ -344,7 +344,10 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
     // computes what follows from it again, and keeps none of that through the main loop.
     const auto this_thread = [] {
       int thread = static_cast<int>(threadIdx.x);
-      if (C::kWarpgroups > 2) asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(thread));
+      if (C::kWarpgroups > 2) {
+        asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(thread));
+        __builtin_assume(thread >= 0 && thread < C::kThreads);
+      }
       return thread;
     };
     const auto release = [&](int which) {
@@ -561,19 +564,28 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
           const uint32_t b_tile = base + stage * C::kStageBytes + (C::kBlockM + part * kPart) * 128;
           const int h_row = lane % 16, b_row = lane / 16 * 8 + lane % 8;
           const uint32_t f16 = ptx::load_shared(types + member.first_step / 8);
+#pragma unroll 1
           for (int k = 0; k * kChunkRank < member.up_columns; ++k) {
             if (kSlots && !(needs.y >> k & 1)) continue;
             uint32_t h[4];
             ptx::load_matrix_x4(h, h_tile + h_row * 128 + (((k * 2 + lane / 16) ^ h_row % 8) * 16));
             const uint32_t b_at = b_tile + b_row * 128 + (((k * 2 + lane / 8 % 2) ^ b_row % 8) * 16);
+            // The next 16 columns of B are under way while these multiply, where there are registers for them.
+            constexpr int kAhead = C::kWarpgroups == 2 ? 1 : 0;
+            uint32_t b[kAhead + 1][4];
+            const auto load_b = [&](int pair) {
+              if (pair < kPart / 16 && exists(part, pair * 16))
+                ptx::load_matrix_x4(b[pair % (kAhead + 1)], b_at + pair * 16 * 128);
+            };
             const auto multiply = [&](auto&& mma) {
+              if (kAhead) load_b(0);
 #pragma unroll
               for (int pair = 0; pair < kPart / 16; ++pair) {
+                load_b(pair + kAhead);
                 if (!exists(part, pair * 16)) continue;
-                uint32_t b[4];
-                ptx::load_matrix_x4(b, b_at + pair * 16 * 128);
-                mma(four(v, 2 * pair), h, b[0], b[1]);
-                mma(four(v, 2 * pair + 1), h, b[2], b[3]);
+                const uint32_t(&of_pair)[4] = b[pair % (kAhead + 1)];
+                mma(four(v, 2 * pair), h, of_pair[0], of_pair[1]);
+                mma(four(v, 2 * pair + 1), h, of_pair[2], of_pair[3]);
               }
             };
             using Registers = const uint32_t(&)[4];
@@ -818,7 +830,8 @@ constexpr Kernels kernels_of() {
   Kernels all{};
   if constexpr (kAfter < After::residual) all.add(kTile128x256<kWide, kAfter>);
   if constexpr (kAfter < After::outliers) all.add(kTile128x224<kWide, kAfter>);
-  if constexpr (kAfter == After::nothing || (kOne && !kWide)) all.add(kTile192x192<kWide, kAfter>);
+  if constexpr (kAfter == After::nothing || (kOne && kAfter != After::silu && !kWide))
+    all.add(kTile192x192<kWide, kAfter>);
   all.add(kTile128x192<kWide, kAfter>);
   all.add(kTile128x128 < kWide, kOne ? After::anything : kAfter >);
   return all;
