@@ -376,8 +376,13 @@ public final class LoraAdapter implements AutoCloseable {
       long in = parts.a.dimension(1);
       boolean rows = magnitude.dimensions() >= 1 && magnitude.dimension(0) == out && magnitude.elementCount() == out;
       boolean told = !parts.ofEitherAxis || magnitude.dimensions() >= 2;
-      if (!magnitude.type().isFloat() || !rows || !told) {
-        boolean columns = magnitude.elementCount() == in && parts.ofEitherAxis;
+      boolean columns = parts.ofEitherAxis && magnitude.elementCount() == in;
+      if (magnitude.type().isFloat() && rows && !told) {
+        return columns ? ("%s could be a DoRA magnitude of W's %d rows or of its %d columns: one dimension does not tell, "
+            + "expected [%d, 1]").formatted(magnitude, out, in, out)
+            : "%s has one dimension, expected [%d, 1] for a DoRA magnitude of W's rows".formatted(magnitude, out);
+      }
+      if (!magnitude.type().isFloat() || !rows) {
         return columns ? "%s is a DoRA magnitude of W's columns, which is not supported: expected [%d, 1], of its rows"
             .formatted(magnitude, out) : "%s is no DoRA magnitude of B's %d rows".formatted(magnitude, out);
       }
