@@ -302,7 +302,7 @@ final class HtmlReport {
       add("<h3>%s</h3>\n<p>%s, scale %s: %s.</p>\n", breakable(outcome.arguments().get(i).path().toString()),
           view.adapter().format(), MappingView.number(outcome.arguments().get(i).scale()), view.summary());
       list(view.report().unmapped(), entry -> "<code>%s</code> landed nowhere: %s".formatted(
-          breakable(entry.key()).html(), escape(MappingView.explanation(entry))));
+          breakable(entry.key()).html(), escape(view.explanation(entry))));
       list(List.copyOf(view.advice().entrySet()), line -> "<b>%s</b>: %s".formatted(
           escape(capitalized(line.getKey())), escape(line.getValue())));
       list(view.report().notes(), note -> escape("Note: " + note));

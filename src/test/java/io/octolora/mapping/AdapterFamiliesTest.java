@@ -642,7 +642,7 @@ class AdapterFamiliesTest {
       assertNull(entries.get("lora_unet_m.lora_up.weight").remedy());
       Entry unknown = entries.get("lora_unet_mm.lora_up.weight");
       assertEquals("m", unknown.nearest().get(0));
-      assertTrue(unknown.remedy().startsWith("rename it"), unknown.remedy());
+      assertTrue(unknown.remedy().startsWith("--rename FROM=TO "), unknown.remedy());
       assertTrue(entries.get("lora_unet_l.lora_up.weight").remedy().startsWith("it was made for a layer of another"));
       assertTrue(entries.get("lora_unet_d.diff").remedy()
           .endsWith("leave its module out with --lenient (in Java: ModuleMap.lenient)"));
