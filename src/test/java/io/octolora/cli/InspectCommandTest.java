@@ -201,7 +201,7 @@ class InspectCommandTest {
         Cli.run("inspect", "--json", BASE, Fixtures.path("flux/adapters/r4/kohya.safetensors")).expect(0).json();
     assertEquals(List.of("command", "checkpoint", "adapters", "ok"), List.copyOf(json.keySet()));
     Map<String, Object> checkpoint = Json.object(json.get("checkpoint"), "checkpoint");
-    assertEquals(List.of("path", "format", "linears", "notes"), List.copyOf(checkpoint.keySet()));
+    assertEquals(List.of("path", "format", "recognition", "linears", "notes"), List.copyOf(checkpoint.keySet()));
     List<?> linears = (List<?>) checkpoint.get("linears");
     assertEquals(36, linears.size());
     assertEquals(List.of("module", "n", "k", "format", "mode", "threshold", "bias"),

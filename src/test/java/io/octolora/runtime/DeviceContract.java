@@ -19,7 +19,9 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Map;
 import java.util.concurrent.Callable;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutorService;
@@ -34,6 +36,7 @@ import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.MethodSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** What every device does; one subclass for each. Odd sizes, so that no tile fits. */
 abstract class DeviceContract {
@@ -467,6 +470,68 @@ abstract class DeviceContract {
         }
         assertTrue(all, "a caller did not come through its first call within 60 s");
         assertEquals(before, device.memoryInUse(), "after round " + round);
+      }
+    } finally {
+      threads.shutdownNow();
+    }
+  }
+
+  /** Memory, stream, slots, their layer or the device: the calls end as they began, or say what is closed. */
+  @ParameterizedTest
+  @ValueSource(strings = {"x", "y", "workspace", "stream", "slots", "layer", "device"})
+  void closingWhatCallsUseStopsTheNextOnes(String what) throws Exception {
+    int users = 4;
+    RandomLayer layer = new RandomLayer(14, N, K, DYNAMIC, true, true);
+    ExecutorService threads = Executors.newFixedThreadPool(users);
+    try {
+      for (int round = 0; round < 10; round++) {
+        Device own = open();
+        Int8Linear linear = layer.load(own);
+        AdapterSlots slots = linear.slots(LoraPrecision.BITS_16, 4);
+        RandomLayer.Adapter adapter = layer.adapter(4, 0.5f);
+        slots.set(0, 4, adapter.a(), adapter.b(), adapter.weight(), 0);
+        io.octolora.runtime.Stream stream = own.createStream();
+        DeviceMemory x = own.allocate(4L * ROWS * K);
+        x.copyFrom(layer.floats(ROWS * K), stream);
+        Map<String, List<AutoCloseable>> all = new LinkedHashMap<>(Map.of("x", List.of(x), "stream", List.of(stream),
+            "slots", List.of(slots), "layer", List.of(linear), "device", List.of(own), "y", new ArrayList<>(),
+            "workspace", new ArrayList<>()));
+        CountDownLatch running = new CountDownLatch(users);
+        List<Future<String>> calls = new ArrayList<>();
+        for (int i = 0; i < users; i++) {
+          DeviceMemory y = own.allocate(4L * ROWS * N);
+          DeviceMemory workspace = own.allocate(slots.workspaceBytes(ROWS, DataType.FLOAT32));
+          all.get("y").add(y);
+          all.get("workspace").add(workspace);
+          calls.add(threads.submit(() -> {
+            try {
+              while (true) {
+                if (what.equals("device")) {
+                  own.allocate(16).close();
+                } else {
+                  slots.forward(x, DataType.FLOAT32, y, DataType.FLOAT32, ROWS, workspace, stream);
+                }
+                running.countDown();
+              }
+            } catch (IllegalStateException closed) {
+              return closed.getMessage();
+            }
+          }));
+        }
+        boolean begun = running.await(60, TimeUnit.SECONDS);
+        for (AutoCloseable one : all.get(what)) {
+          one.close();
+        }
+        for (Future<String> one : calls) {
+          String message = one.get(60, TimeUnit.SECONDS);
+          assertTrue(message.endsWith(" is closed"), message);
+        }
+        assertTrue(begun, "%d calls did not come through within 60 s".formatted(users));
+        for (List<AutoCloseable> kind : all.values()) {
+          for (AutoCloseable one : kind) {
+            one.close();
+          }
+        }
       }
     } finally {
       threads.shutdownNow();
