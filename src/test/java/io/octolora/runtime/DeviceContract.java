@@ -89,6 +89,21 @@ abstract class DeviceContract {
     }
   }
 
+  /** Codes, scales and bias, and no copy in a wider type: of 16 bits it would be twice the codes more. */
+  @ParameterizedTest
+  @MethodSource("quantizations")
+  void aLayerTakesNoMoreMemoryThanItsCodesAndScales(Quantization quantization) {
+    int n = 1024;
+    int k = 1040;
+    long most = (long) n * k + 16L * n + (64 << 10);
+    try (Int8Linear linear = new RandomLayer(3, n, k, quantization, true, true).load(device)) {
+      long made = device.memoryInUse() - before;
+      assertTrue(made >= (long) n * k && made <= most, made + " bytes, expected at most " + most);
+      linear.forward(new float[2 * k], 2);
+      assertEquals(made, device.memoryInUse() - before, "after a forward");
+    }
+  }
+
   @Test
   void weightsArriveInPieces() {
     RandomLayer layer = new RandomLayer(2, N, K, DYNAMIC, true, false);
