@@ -396,6 +396,10 @@ public final class AdapterSet implements AutoCloseable {
   /**
    * A layer under what is active when each call begins. A view: it is good for as long as this set, and closing it does
    * nothing. A change can raise {@link Forward#workspaceBytes}; a {@link Selection}'s stays.
+   *
+   * <p>Not for CUDA graphs: a captured call keeps the memory of the choice of that moment, which a later choice fills
+   * anew. Capture the layers of a {@link Selection}; or, for graphs that follow a swap, {@link AdapterSlots}, which
+   * {@link PinnedAdapter#fill} swaps for a whole model.
    */
   public Forward layer(String name) {
     return new AdaptedLayer(requireLayer(name), () -> acquireActive(name));
