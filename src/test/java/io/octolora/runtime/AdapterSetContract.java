@@ -277,7 +277,7 @@ abstract class AdapterSetContract {
       x.copyFrom(hostX, null);
       call.x(x, DataType.FLOAT32, ROWS).y(0, y).rowSlots(slots);
       try (DeviceMemory workspace = device.allocate(call.workspaceBytes())) {
-        call.workspace(workspace).enqueue(null);
+        call.workspace(workspace).enqueue(0);
         y.copyTo(result, null);
       }
     }

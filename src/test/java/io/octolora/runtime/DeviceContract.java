@@ -167,6 +167,18 @@ abstract class DeviceContract {
       slots.clear(1, 0);
       assertArrayEquals(base, slots.forward(x, ROWS), "cleared slots");
 
+      try (io.octolora.runtime.Stream stream = device.createStream()) {
+        Pointer on = new Address(stream.address());
+        slots.set(1, second.rank(), second.a(), second.b(), 3, on);
+        slots.setWeight(1, 0.25f, on);
+        slots.refresh(on);
+        stream.synchronize();
+        assertNull(layer.judge(x, ROWS, slots.forward(x, ROWS)), "filled on JavaCPP's stream");
+        slots.clear(1, on);
+        stream.synchronize();
+        assertArrayEquals(base, slots.forward(x, ROWS), "cleared there");
+      }
+
       assertEquals("layer: slot 1 is empty",
           assertThrows(IllegalStateException.class, () -> slots.setWeight(1, 1, 0)).getMessage());
       OctoloraException tooWide = assertThrows(OctoloraException.class,

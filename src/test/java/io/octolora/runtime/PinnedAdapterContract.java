@@ -95,7 +95,7 @@ abstract class PinnedAdapterContract {
           LoraAdapter doraFile = LoraAdapter.open(Fixtures.path("flux/adapters/dora/peft"))) {
         first.fill(slots, 1, 0.5f, stream.address());
         expect(ModuleMap.of(base, r4File), 0.5f, stream);
-        second.fill(slots, 1, -2, stream.address());
+        second.fill(slots, 1, -2, new DeviceContract.Address(stream.address()));
         expect(ModuleMap.of(base, r8File), -2, stream);
         third.fill(slots, 1, 1, stream.address());
         expect(ModuleMap.of(base, doraFile), 1, stream);
