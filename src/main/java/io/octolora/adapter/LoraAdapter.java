@@ -378,8 +378,8 @@ public final class LoraAdapter implements AutoCloseable {
       boolean told = !parts.ofEitherAxis || magnitude.dimensions() >= 2;
       boolean columns = parts.ofEitherAxis && magnitude.elementCount() == in;
       if (magnitude.type().isFloat() && rows && !told) {
-        return columns ? ("%s could be a DoRA magnitude of W's %d rows or of its %d columns: one dimension does not tell, "
-            + "expected [%d, 1]").formatted(magnitude, out, in, out)
+        return columns ? ("%s could be a DoRA magnitude of W's %d rows or of its %d columns: one dimension does not "
+            + "tell, expected [%d, 1]").formatted(magnitude, out, in, out)
             : "%s has one dimension, expected [%d, 1] for a DoRA magnitude of W's rows".formatted(magnitude, out);
       }
       if (!magnitude.type().isFloat() || !rows) {

@@ -147,8 +147,8 @@ public final class ModuleMap {
     private static final Pattern TEXT_ENCODER = Pattern.compile("^(lora_te|text_(encoder|model))|\\.text_encoder");
     private static final String LENIENT = "--lenient (in Java: ModuleMap.lenient)";
     /** Remedies. */
-    private static final String OTHER_NAME = "--rename FROM=TO (in Java: the renames of ModuleMap.of) reads FROM in its "
-        + "name as TO, if it means a module of the base; or leave it out with " + LENIENT;
+    private static final String OTHER_NAME = "--rename FROM=TO (in Java: the renames of ModuleMap.of) reads FROM in "
+        + "its name as TO, if it means a module of the base; or leave it out with " + LENIENT;
     private static final String LIKELY_NAME = "--rename %s=%s (in Java: the renames of ModuleMap.of) reads it as the "
         + "nearest module, whose shape fits, if it means that; or leave it out with " + LENIENT;
     private static final String AMBIGUOUS = "--rename FROM=TO with a TO that means one of them, or leave it out with "

@@ -35,13 +35,13 @@ import org.jetbrains.annotations.Nullable;
  * a choice of its own that no one changes, {@link #selectForRows} one from which each row of a batch takes its adapter.
  * What is attached to the layers themselves is apart from all of them.
  *
- * <p>Added adapters are in host memory, once, and their files may be closed: in pinned memory, which the device reads at
- * the speed of its bus, as long as all of them fit the bytes that the set may pin, else in pageable memory. On the
- * device each distinct choice in use has the factors of its adapters; equal choices share them, so that asking again for
- * one in use costs nothing. A new one is filled before the old one is given up, and nothing changes where it does not
- * fit. The memory of the former active choice is kept for the next one of the same ranks, so that swapping to and fro
- * allocates nothing, until nothing is active. A set made with a {@link Capacity} has memory for every choice within it
- * from the beginning, whatever the ranks.
+ * <p>Added adapters are in host memory, once, and their files may be closed: in pinned memory, which the device reads
+ * at the speed of its bus, as long as all of them fit the bytes that the set may pin, else in pageable memory. On the
+ * device each distinct choice in use has the factors of its adapters; equal choices share them, so that asking again
+ * for one in use costs nothing. A new one is filled before the old one is given up, and nothing changes where it does
+ * not fit. The memory of the former active choice is kept for the next one of the same ranks, so that swapping to and
+ * fro allocates nothing, until nothing is active. A set made with a {@link Capacity} has memory for every choice within
+ * it from the beginning, whatever the ranks.
  *
  * <p>The caller closes the set, its selections and the layers, in any order. All methods may be called from any thread
  * and while other threads run forwards on their own streams: a forward uses one choice, the old or the new one, never
@@ -481,8 +481,8 @@ public final class AdapterSet implements AutoCloseable {
   }
 
   /**
-   * What a choice puts on a layer: in slot i the i-th of these adapters, or nothing where it is not on this layer. There
-   * may be more slots than adapters.
+   * What a choice puts on a layer: in slot i the i-th of these adapters, or nothing where it is not on this layer.
+   * There may be more slots than adapters.
    */
   private record Part(Int8Linear layer, List<Adapter> adapters, int[] capacity, boolean magnitudes) {
     @Nullable HostAdapter factors(int slot) {

@@ -27,8 +27,8 @@ import org.jetbrains.annotations.Nullable;
  *
  * <p>All memory is the layers' device's, dense and row-major. y, x and the workspace do not overlap; a residual may be
  * its own y. Addresses given as {@code long} or as JavaCPP's pointers are used as they are; {@link DeviceMemory} is
- * checked for its size and kept alive during {@link #enqueue}. The caller owns all of it, and the layers. Methods may be
- * called from any thread, one after the other.
+ * checked for its size and kept alive during {@link #enqueue}. The caller owns all of it, and the layers. Methods may
+ * be called from any thread, one after the other.
  *
  * <p>They throw {@link IllegalStateException} where a layer or a memory is closed, {@link IllegalArgumentException} for
  * memory that is too small, naming both sizes, and {@link OctoloraException} naming the layers, the argument and the
@@ -57,8 +57,8 @@ public final class ForwardCall {
   /** For each number above the memory that it is the address of, or null. */
   private final @Nullable DeviceMemory[] memories;
   /**
-   * The same for JavaCPP's pointers, and behind them those of x, rowSlots and workspace: held, since a pointer that owns
-   * its memory frees it when it is collected.
+   * The same for JavaCPP's pointers, and behind them those of x, rowSlots and workspace: held, since a pointer that
+   * owns its memory frees it when it is collected.
    */
   private final @Nullable Pointer[] pointers;
 

@@ -540,8 +540,9 @@ class CheckpointTest {
   void aFailedOpenLeavesNoFileOpen() throws IOException {
     Path links = Path.of("/proc/self/fd");
     if (!Files.isDirectory(links)) {
-      System.out.println("SKIPPED: CheckpointTest.aFailedOpenLeavesNoFileOpen: no /proc/self/fd to count open files in");
-      Assumptions.abort("no /proc/self/fd to count open files in");
+      String reason = "no /proc/self/fd to count open files in";
+      System.out.println("SKIPPED: CheckpointTest.aFailedOpenLeavesNoFileOpen: " + reason);
+      Assumptions.abort(reason);
     }
     model(new SafetensorsWriter().codes("m.weight", 2, 3), null);
     for (int i = 0; i < 3; i++) {

@@ -126,7 +126,8 @@ class InspectCommandTest {
         + "transformer_blocks.0.atn.to_k [128, 128]; nearest: transformer_blocks.0.attn.to_k [128, 128], ")
         && line.endsWith("; fix 1")), cli.out());
     assertTrue(cli.lines().stream().anyMatch(line -> line.startsWith("names were read as ")), cli.out());
-    assertTrue(cli.lines().stream().anyMatch(line -> line.startsWith("fix 1, for 2 keys: --rename atn=attn ")), cli.out());
+    assertTrue(cli.lines().stream().anyMatch(line -> line.startsWith("fix 1, for 2 keys: --rename atn=attn ")),
+        cli.out());
     assertTrue(cli.out().contains(
         "FAILED: 2 adapter keys landed nowhere and would be dropped (--lenient accepts that)"), cli.out());
     Map<String, Object> json = Cli.run("inspect", "--json", BASE, adapter).expect(1).json();
@@ -153,8 +154,9 @@ class InspectCommandTest {
     Path adapter = writer.write(folder.resolve("three.safetensors"));
     Cli cli = Cli.run("inspect", BASE, adapter).expect(1);
     for (String[] expected : new String[][] {
-        {"mine.transformer_blocks.0.attn.to_q", "--rename FROM=TO (in Java: the renames of ModuleMap.of) reads FROM in"},
-        {"proj_out", "it was made for a layer of another size"}, {"text_encoder.layers.0.fc1", "it is a text encoder's"}}) {
+        {"mine.transformer_blocks.0.attn.to_q", "--rename FROM=TO (in Java: the renames of ModuleMap.of) reads FROM"},
+        {"proj_out", "it was made for a layer of another size"},
+        {"text_encoder.layers.0.fc1", "it is a text encoder's"}}) {
       String line = cli.lines().stream().filter(one -> one.startsWith("landed nowhere: " + expected[0] + ".lora_B."))
           .findFirst().orElseThrow();
       String fix = line.substring(line.lastIndexOf("fix "));

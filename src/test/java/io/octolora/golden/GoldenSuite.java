@@ -191,8 +191,9 @@ abstract class GoldenSuite {
   }
 
   /**
-   * GGUF Q8_0 as the gguf package wrote it, against x · Wᵀ + bias in double of what the package itself dequantizes, with
-   * and without a PEFT adapter. No tool's roundings are in there, so the oracle has the same value and its bound holds.
+   * GGUF Q8_0 as the gguf package wrote it, against x · Wᵀ + bias in double of what the package itself dequantizes,
+   * with and without a PEFT adapter. No tool's roundings are in there, so the oracle has the same value and its bound
+   * holds.
    */
   @ParameterizedTest
   @ValueSource(strings = {"flux", "llama"})

@@ -10,8 +10,9 @@ import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.MethodSource;
 
 class ShellPatternTest {
-  private static final List<String> TEXTS = List.of("", "a", "b", "[", "]", "-", "^", "ac", "abc", "a[", "a.c", "q", "k",
-      "{q,k}", "x.q.k", "bx", "blocks.0.attn.to_q", "blocks.0.attn.to_v", "[]", "[!]", "e", "\\", "\\x", "&", "a\\", "qk\nq");
+  private static final List<String> TEXTS = List.of("", "a", "b", "[", "]", "-", "^", "ac", "abc", "a[", "a.c", "q",
+      "k", "{q,k}", "x.q.k", "bx", "blocks.0.attn.to_q", "blocks.0.attn.to_v", "[]", "[!]", "e", "\\", "\\x", "&",
+      "a\\", "qk\nq");
 
   /** What Python's fnmatch.fnmatchcase takes of them. */
   static Stream<Arguments> patterns() {

@@ -346,7 +346,7 @@ abstract class AdapterSetContract {
     assertEquals(idle, device.memoryInUse(), "after the set's end");
   }
 
-  /** Ranks from 1 to 17, one adapter, two or none, on both layers or one: the slots of before are cleared or refilled. */
+  /** Ranks from 1 to 17, one adapter, two or none, on both layers or one: slots of before are cleared or refilled. */
   @Test
   void swapsWithinTheCapacityAllocateNothing() {
     try (AdapterSet roomy = new AdapterSet(List.of(q.linear, v.linear), LoraPrecision.BITS_16, 0,
@@ -357,8 +357,8 @@ abstract class AdapterSetContract {
       Map<Map<String, Float>, List<float[]>> first = new LinkedHashMap<>();
       float[][] x = {q.x(), v.x()};
       long[] scratch = {0, 0};
-      List<Map<String, Float>> choices = List.of(Map.of("ink", 1f), Map.of("wash", 0.5f), Map.of("ink", 0.5f, "wash", 1f),
-          Map.of("line", 2f), Map.of(), Map.of("wash", 1.5f, "line", -2f));
+      List<Map<String, Float>> choices = List.of(Map.of("ink", 1f), Map.of("wash", 0.5f),
+          Map.of("ink", 0.5f, "wash", 1f), Map.of("line", 2f), Map.of(), Map.of("wash", 1.5f, "line", -2f));
       Random random = new Random(11);
       for (int swap = 0; swap < 60; swap++) {
         Map<String, Float> weights = choices.get(swap < choices.size() ? swap : random.nextInt(choices.size()));
@@ -672,8 +672,8 @@ abstract class AdapterSetContract {
 
   /**
    * Forwards on {@value #THREADS} streams under swaps: half of them on what is active, half on selections that come and
-   * go. The property {@value #FORWARDS} says how many in all. Every 1000th of a thread is judged by the oracle, of fewer
-   * than 100 000 every 100th.
+   * go. The property {@value #FORWARDS} says how many in all. Every 1000th of a thread is judged by the oracle, of
+   * fewer than 100 000 every 100th.
    */
   @Test
   void swapsForALongTime() throws Exception {

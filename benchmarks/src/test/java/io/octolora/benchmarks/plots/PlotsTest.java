@@ -30,7 +30,8 @@ class PlotsTest {
   private final List<String> lines = new ArrayList<>(
       List.of("# octolora 0.1.0, commit abc", "# GPU: NVIDIA H200, 580.1, 1980 MHz", COLUMNS));
 
-  private void row(String part, String name, int m, int k, int n, int times, String system, String adapters, double us) {
+  private void row(String part, String name, int m, int k, int n, int times, String system, String adapters,
+      double us) {
     lines.add("%s,%s,%d,%d,%d,%d,%s,%s,%s,%s,%s,,%s,1,1,1,1980,abc".formatted(part, name, m, k, n, times, system,
         adapters, us, us, us, us / 2));
   }
