@@ -228,8 +228,8 @@ public final class LoraAdapter implements AutoCloseable {
             withoutEffect.size(), withoutEffect.get(0), withoutEffect.size() > 1 ? ", ..." : ""));
       }
       if (!ofFullRank.isEmpty()) {
-        notes.add("%d modules are low-rank pairs of no less rank than their layers, exact and as costly: %s%s".formatted(
-            ofFullRank.size(), ofFullRank.get(0), ofFullRank.size() > 1 ? ", ..." : ""));
+        notes.add("%d modules are low-rank pairs of no less rank than their layers, exact and as costly: %s%s"
+            .formatted(ofFullRank.size(), ofFullRank.get(0), ofFullRank.size() > 1 ? ", ..." : ""));
       }
       return new LoraAdapter(path, file, format, recognition, pairs, new ArrayList<>(unsupported.values()), notes);
     }
