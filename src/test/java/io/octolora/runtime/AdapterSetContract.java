@@ -635,8 +635,16 @@ abstract class AdapterSetContract {
     }
   }
 
-  @Test
-  void activeAdaptersSwapUnderRunningForwards() throws Exception {
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void activeAdaptersSwapUnderRunningForwards(boolean withCapacity) throws Exception {
+    if (withCapacity) {
+      set.close();
+      set = new AdapterSet(List.of(q.linear, v.linear), LoraPrecision.BITS_16, 1 << 20,
+          new AdapterSet.Capacity(2, 17));
+      addAll(set);
+    }
+    long made = device.memoryInUse();
     long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(60);
     try (Callers callers = new Callers()) {
       List<Callable<Integer>> work = new ArrayList<>();
@@ -668,6 +676,7 @@ abstract class AdapterSetContract {
       }
     }
     set.setAdapters();
+    assertEquals(made, device.memoryInUse(), "with nothing active again");
   }
 
   /**
