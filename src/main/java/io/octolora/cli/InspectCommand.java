@@ -28,7 +28,7 @@ final class InspectCommand implements Callable<Integer> {
   private Main main;
 
   @Parameters(index = "0", paramLabel = "CHECKPOINT",
-      description = "A .safetensors file or a folder that holds the model.")
+      description = "The model: a .safetensors or .gguf file, an index of shards, or a folder with them.")
   private Path checkpoint;
 
   @Parameters(index = "1..*", paramLabel = "ADAPTER", description = "LoRA files or PEFT folders.")

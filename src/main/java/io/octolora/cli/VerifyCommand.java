@@ -56,7 +56,7 @@ final class VerifyCommand implements Callable<Integer> {
   private CommandSpec spec;
 
   @Parameters(index = "0", paramLabel = "CHECKPOINT",
-      description = "A .safetensors file or a folder that holds the int8 model.")
+      description = "The int8 model: a .safetensors or .gguf file, an index of shards, or a folder with them.")
   private Path checkpoint;
 
   @Parameters(index = "1..*", paramLabel = "ADAPTER[=SCALE]",
