@@ -369,6 +369,18 @@ class QuantizerTest {
     assertTrue(e.getMessage().contains("which is not there"), e.getMessage());
   }
 
+  @ParameterizedTest
+  @CsvSource(delimiter = ';', value = {"''", "{", "[]", "{\"finished\": 3}", "{\"job\": \"x\"}"})
+  void aDamagedListIsNamedWithTheWayOut(String text) throws IOException {
+    Quantizer.Options options = options(TargetFormat.BITSANDBYTES, 40_000L);
+    Path partial = interrupted(options);
+    Files.writeString(partial.resolve(Manifest.NAME), text);
+    OctoloraException e = assertThrows(OctoloraException.class,
+        () -> Quantizer.run(LLAMA, folder.resolve("out"), options, true, SILENT));
+    assertTrue(e.getMessage().startsWith(partial.resolve(Manifest.NAME).toString()), e.getMessage());
+    assertTrue(e.getMessage().endsWith("; delete " + partial + " to start anew"), e.getMessage());
+  }
+
   @Test
   void oneRunAtATime() throws IOException {
     Path out = folder.resolve("out");
