@@ -214,7 +214,7 @@ Workspace CudaLinear::place(const ForwardArgs& f) const {
     take(w.h[i], static_cast<size_t>(f.rows) * slots->view().up_columns);
     take(w.total_bias[i], f.outputs[i].linear->spec.n);
     const int tiles = (f.rows + kSlotRows - 1) / kSlotRows;
-    take(w.needed_steps[i], static_cast<size_t>(tiles) * needed_words(slots->view().up_columns));
+    take(w.needed_steps[i], static_cast<size_t>(tiles) * slot_words(slots->view().up_columns));
   }
   return w;
 }

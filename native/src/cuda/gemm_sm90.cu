@@ -45,8 +45,9 @@ constexpr int kPart = 64;                   // columns of a tile that are finish
 constexpr int kPartBytes = 16 * kPart * 2;  // of y, a warp's
 constexpr int kRasterPairs = 6;             // pairs of tiles along M that a wave walks together
 constexpr int kResidentRankBlocks = 2;      // up to here the low-rank blocks of a tile are in stages at once
-constexpr int kMmaColumns = 32;             // of h, up to which mma.sync is used in place of wgmma
-constexpr int kMaxSteps = 1024;             // of 16 low-rank columns, of all members
+// Columns of h up to which mma.sync is used in place of wgmma; where rows name slots, a tile needs few of them.
+constexpr int kMmaColumns = 32, kMmaColumnsOfSlots = kBlockRank;
+constexpr int kMaxSteps = 1024;  // of 16 low-rank columns, of all members
 
 template <int BlockM_, int BlockN_>
 struct Config {
@@ -68,8 +69,8 @@ struct Config {
   static constexpr int kColumns = kStaging + kWarpgroups * 4 * kHeld * kPartBytes;  // s_w and bias of the tile
   static constexpr int kZeros = kColumns + kBlockN * 8;  // 32 bytes, the bias of those without
   static constexpr int kTypes = kZeros + 32;             // bit i: step i of B is fp16
-  static constexpr int kNeeds = kTypes + kMaxSteps / 8;  // of the tile: {steps that come, steps it needs}, 32 each
-  static constexpr int kWork = kNeeds + kMaxSteps / 4;   // ring of two int4
+  static constexpr int kNeeds = kTypes + kMaxSteps / 8;  // of the tile: {steps that come, that it needs}, 32 each; bias
+  static constexpr int kWork = kNeeds + kMaxSteps / 4 + 16;  // ring of two int4
   static constexpr int kBarriers = kWork + 2 * 16;
   static constexpr int kSharedBytes = kBarriers + (kStages + 3) * 16;
   static_assert(kSharedBytes <= 232448, "what a block may have on sm_90");
@@ -263,16 +264,17 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
         ptx::store_shared(work_entry(step), entry);
         ptx::barrier_arrive(work_full(step));
       };
-      // Which steps the tile of rows at `row` needs.
+      // Which steps the tile of rows at `row` needs; in the word behind them, whether it adds biases of slots.
       const auto needed = [&](const Member& member, int row, int word) -> uint32_t {
         if (row >= p.args.m) return 0;
         if (const uint32_t* const of_rows = member.out.needed_steps) {
           const int last = (min(row + C::kBlockM, p.args.m) - 1) / kSlotRows;
           uint32_t bits = 0;
 #pragma unroll 1
-          for (int i = row / kSlotRows; i <= last; ++i) bits |= of_rows[i * member.words + word];
+          for (int i = row / kSlotRows; i <= last; ++i) bits |= of_rows[i * (member.words + 1) + word];
           return bits;
         }
+        if (word == member.words) return 0;
         const int steps = member.up_columns / kChunkRank - word * 32;
         return steps < 32 ? (1u << steps) - 1 : ~0u;
       };
@@ -293,7 +295,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
             ptx::barrier_wait(columns_empty, step & 1 ^ 1);
             const int other_row = rank ? tile.row - C::kBlockM : tile.row + C::kBlockM;
 #pragma unroll 1
-            for (int word = 0; kSlots && word < member.words; ++word) {
+            for (int word = 0; kSlots && word <= member.words; ++word) {
               const uint32_t mine = needed(member, tile.row, word), other = needed(member, other_row, word);
               ptx::store_shared(needs_at(word), uint2{mine | other, mine});
             }
@@ -400,10 +402,9 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
       __syncwarp();
     };
     // Reads ahead what the tail needs from memory beside the rows' numbers.
-    [[maybe_unused]] const auto touch_ahead = [&](const GemmMember& out, int row) {
-      if (kSlots && p.args.row_slot && row < p.args.m) ptx::touch(p.args.row_slot + row);
+    [[maybe_unused]] const auto touch_ahead = [&](const GemmMember& out) {
       const int lane = this_thread() % 32, column = tile.column() + lane * 8;
-      if (kEpilogue && out.gate && lane * 8 < C::kBlockN && column < out.n)
+      if (out.gate && lane * 8 < C::kBlockN && column < out.n)
         ptx::touch(static_cast<const uint16_t*>(out.gate) + column);
     };
     const auto store_part = [&](int part) {
@@ -455,7 +456,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
         for (int part = 0; part < C::kParts; ++part) {
           if (part >= C::kAtOnce && block == 1 + 2 * (part - C::kAtOnce)) store_part(part);
         }
-        if ((kSlots || kEpilogue) && block == 2 * C::kParts) touch_ahead(member.out, first_row);
+        if (kEpilogue && block == 2 * C::kParts) touch_ahead(member.out);
         step_stage();
       }
       ptx::wgmma_wait<0>();
@@ -464,7 +465,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
       for (int part = 0; part < C::kParts; ++part) {
         if (part >= C::kAtOnce && p.k_blocks <= 1 + 2 * (part - C::kAtOnce)) store_part(part);
       }
-      if ((kSlots || kEpilogue) && p.k_blocks <= 2 * C::kParts) touch_ahead(member.out, first_row);
+      if (kEpilogue && p.k_blocks <= 2 * C::kParts) touch_ahead(member.out);
       // 1 / p of a power of two. The empty statement keeps the compiler from computing this before the main loop,
       // where it would wait for the rows' numbers.
       float inverse[2];
@@ -487,8 +488,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
       if constexpr (kSlots) {
         if (member.rank_blocks) needs = ptx::load_shared_8(needs_at(0));
         for (int block = 0; !streams && block < member.rank_blocks; ++block) held -= of_block(needs.x, block) == 0;
-        slot_biases = p.args.row_slot && __any_sync(~0u, slot_with_bias(p.args, member.out, first_row) >= 0 ||
-                                                             slot_with_bias(p.args, member.out, first_row + 8) >= 0);
+        slot_biases = ptx::load_shared_8(needs_at(member.words)).y;
       }
 
       // The sums as floats in units of p, with the low-rank update.
@@ -761,7 +761,7 @@ const char* refuses(const GemmArgs& args, const Limits& limits) {
 
 bool is_wide(const GemmArgs& args) {
   for (int i = 0; i < args.member_count; ++i) {
-    if (args.member[i].adapters.up_columns > kMmaColumns) return true;
+    if (args.member[i].adapters.up_columns > (args.row_slot ? kMmaColumnsOfSlots : kMmaColumns)) return true;
   }
   return false;
 }

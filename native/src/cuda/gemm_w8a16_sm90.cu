@@ -192,7 +192,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       const auto next_ranks = [&](const Place& at, int block) {
         const GemmMember& out = args.member[at.output];
         const int last = (min(at.m + C::kTokens, args.m) - 1) / kSlotRows,
-                  words = needed_words(out.adapters.up_columns);
+                  words = slot_words(out.adapters.up_columns);
         for (; block < p.output[at.output].rank_blocks; ++block) {
           uint32_t bits = out.needed_steps ? 0 : ~0u;
           for (int i = at.m / kSlotRows; out.needed_steps && i <= last; ++i)

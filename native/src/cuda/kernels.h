@@ -75,7 +75,9 @@ struct OutlierView {
 constexpr int kOutlierRowChunks = 128;  // bands of rows, enough blocks to fill a device
 
 constexpr int kSlotRows = 128;  // rows that share the answer to which slots they need
+// Words of bits for the steps of 16 columns of h, and with what else is said of a tile of rows.
 __host__ __device__ constexpr int needed_words(int up_columns) { return (up_columns / kChunkRank + 31) / 32; }
+__host__ __device__ constexpr int slot_words(int up_columns) { return needed_words(up_columns) + 1; }
 
 constexpr int kMaxMembers = OCTOLORA_MAX_OUTPUTS;
 
@@ -87,8 +89,9 @@ struct PrepareMember {
   float* total_bias = nullptr;  // [N]
   const float* bias = nullptr;  // [N] or null
   int n = 0;
-  // With row_slot: bit s % 32 of word [m / kSlotRows][s / 32] (needed_words of them a tile of rows) says whether the
-  // tile's rows need columns 16 s .. of h and b; null: not asked for.
+  // With row_slot: bit s % 32 of word [m / kSlotRows][s / 32] (slot_words of them a tile of rows) says whether the
+  // tile's rows need columns 16 s .. of h and b, the last word whether one of their slots has a bias; null: not asked
+  // for.
   uint32_t* needed_steps = nullptr;
 };
 
