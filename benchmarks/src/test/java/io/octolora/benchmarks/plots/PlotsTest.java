@@ -88,6 +88,17 @@ class PlotsTest {
   }
 
   @Test
+  void stepWithoutQuantizeAlone() throws IOException {
+    Results measured = results();
+    lines.removeIf(line -> line.contains("w8a8 quantize"));
+    List<String> texts = texts(Plots.fluxStep(Results.read(Files.write(folder.resolve("less.csv"), lines))));
+    assertTrue(texts(Plots.fluxStep(measured)).contains("quantize"));
+    assertEquals(2, texts.stream().filter("quantize and product"::equals).count());
+    // 190 calls of 250 µs; as groups 95 of 250 and 57 of 200
+    assertTrue(texts.containsAll(List.of("47.5", "35.2", "57.0  (0.60 of bf16)")), texts::toString);
+  }
+
+  @Test
   void bandwidthOfTheLastPoint() throws IOException {
     List<String> texts = texts(Plots.decode(results()));
     // (8192 · 28672 + 2 · 64 · 36864 + 2 · 64 · 36864) bytes in 54, 61 and 110 µs
