@@ -50,8 +50,9 @@ constexpr int kBlockN = 128, kBlockK = 64, kBlockRank = 64;
 constexpr int kWarpgroups = 2, kThreads = 128 * (kWarpgroups + 1);
 constexpr int kCluster = 2;
 constexpr int kWeightBytes = kBlockN * kBlockK;
-constexpr int kNoRanks = -1;                      // come after a stage
-constexpr int kMaxShared = 232448;                // what a block may have on sm_90
+constexpr int kNoRanks = -1;                                              // come after a stage
+constexpr int kMaxShared = 232448;                                        // what a block may have on sm_90
+constexpr int kMultiprocessorShared = 228 * 1024, kBlockOverhead = 1024;  // beside what a block asks for
 [[maybe_unused]] constexpr int kRasterTiles = 6;  // tiles along the tokens that a wave walks together
 
 // Tokens of a tile, those that are stored together, whether W has block scales, and whether a block of
@@ -70,19 +71,19 @@ struct Config {
   static constexpr int kPowers = kTokens * 4;        // p of the tile, a warpgroup's own
   static constexpr int kFixedBytes = kWarpgroups * (kStoreBytes + kPowers);
   static constexpr int kScaleBytes = kBlockScales ? kBlockK / kScaleBlock * kBlockN * 2 : 0;  // fp16 [2][kBlockN]
-  static constexpr int kStages = std::min((kMaxShared - kFixedBytes) / (kStageBytes + kScaleBytes + 32), 8);
+  static constexpr int kMaxBytes = LeavesRoom ? kMultiprocessorShared - 2 * kBlockOverhead - kBesideShared : kMaxShared;
+  static constexpr int kStages = std::min((kMaxBytes - kFixedBytes) / (kStageBytes + kScaleBytes + 32), 8);
   static constexpr int kStaging = kStages * kStageBytes;
   static constexpr int kPowersAt = kStaging + kWarpgroups * kStoreBytes;
   static constexpr int kBarriers = kPowersAt + kWarpgroups * kPowers;
   static constexpr int kTold = kBarriers + kStages * 16;  // 16 bytes a stage, by the producer to the consumers
   static constexpr int kScales = kTold + kStages * 16;
   static constexpr int kSharedBytes = kScales + kStages * kScaleBytes;
-  static_assert(kSharedBytes <= kMaxShared && kStages >= 4);
+  static_assert(kSharedBytes <= kMaxBytes && kStages >= 4);
   // Each quarter of a multiprocessor has a warp of every warpgroup, and one of down_projection.cu's.
   static constexpr bool kLeavesRoom = LeavesRoom;
   static constexpr int kLaunchRegisters = kLeavesRoom ? 152 : 168;
   static constexpr int kConsumerRegisters = kLeavesRoom ? 208 : 224, kProducerRegisters = kLeavesRoom ? 40 : 56;
-  static_assert(!kLeavesRoom || kSharedBytes + 1024 + kBesideShared + 1024 <= 228 * 1024);
   static_assert(!kLeavesRoom || kLaunchRegisters * kThreads + kBesideRegisters * 128 <= 65536);
   static_assert(kConsumerRegisters * kWarpgroups + kProducerRegisters <= kLaunchRegisters * (kWarpgroups + 1));
   static_assert(kTokenBytes % 1024 == 0 && kBoxTokens % 8 == 0, "whole swizzle groups");
