@@ -274,7 +274,7 @@ struct Plan {
   }
 };
 
-Plan plan_of(const ForwardArgs& f) {
+Plan plan_of(const ForwardArgs& f, const Limits& limits) {
   const auto& first = *static_cast<const CudaLinear*>(f.outputs[0].linear);
   const LinearSpec& spec = first.spec;
   const Workspace workspace = first.place(f);
@@ -334,6 +334,7 @@ Plan plan_of(const ForwardArgs& f) {
   gemm.planes = f.x_type == Dtype::f32 ? 3 : 1;
   gemm.x_f16 = f.x_type == Dtype::f16;
   plan.families = kW8a16Families;
+  prepare.beside = &plan.family(limits) == &kGemmW8a16Sm90 && gemm_w8a16_sm90_leaves_room(gemm, limits);
   return plan;
 }
 
@@ -342,7 +343,7 @@ Plan plan_of(const ForwardArgs& f) {
 void CudaDevice::forward(const ForwardArgs& f) const {
   const Current current(ordinal);
   const cudaStream_t stream = cuda_stream(f.stream);
-  const Plan plan = plan_of(f);
+  const Plan plan = plan_of(f, limits);
   if (!decode_refuses(plan.prepare, plan.gemm, limits)) return launch_decode(plan.prepare, plan.gemm, limits, stream);
   if (plan.outliers) launch_find_outliers(plan.prepare, limits, stream);
   if (plan.prepares) launch_prepare(plan.prepare, limits, stream);
@@ -353,7 +354,7 @@ void CudaDevice::explain(const ForwardArgs& f, Explanation& to) const {
   // A piece of the workspace that is not NULL is one that is used.
   ForwardArgs placed = f;
   if (!placed.workspace) placed.workspace = reinterpret_cast<void*>(kAlignment);
-  const Plan plan = plan_of(placed);
+  const Plan plan = plan_of(placed, limits);
   to.note("cuda:%d: %s, compute capability %d.%d, %d multiprocessors", ordinal, name_.c_str(), limits.capability / 10,
           limits.capability % 10, limits.multiprocessors);
   const char* const not_decode = decode_refuses(plan.prepare, plan.gemm, limits);

@@ -18,7 +18,8 @@
 // Two consumer warpgroups share a tile of 128 x kTokens, and a cluster of two blocks shares the tokens of two tiles:
 // each loads half of x (or h) and multicasts it to both. Blocks stay and walk over tiles. A finished tile leaves
 // through shared memory of its own, which the copy engine empties while the next tile multiplies. Where x is read in
-// place, the main loop needs nothing that prepare makes, and the kernel starts while prepare still runs.
+// place, the main loop needs nothing that prepare makes, and the kernel starts while prepare still runs; some tiles
+// leave room on the multiprocessor for the blocks of down_projection.cu.
 //
 // With block scales the two k-steps of 32 values of K make sums of their own, which are multiplied by d and added to
 // the accumulators. A stage brings the d of its two blocks and 128 rows of W.
@@ -49,12 +50,14 @@ constexpr int kBlockN = 128, kBlockK = 64, kBlockRank = 64;
 constexpr int kWarpgroups = 2, kThreads = 128 * (kWarpgroups + 1);
 constexpr int kCluster = 2;
 constexpr int kWeightBytes = kBlockN * kBlockK;
-constexpr int kNoRanks = -1;                      // come after a stage
-constexpr int kMaxShared = 232448;                // what a block may have on sm_90
+constexpr int kNoRanks = -1;                                              // come after a stage
+constexpr int kMaxShared = 232448;                                        // what a block may have on sm_90
+constexpr int kMultiprocessorShared = 228 * 1024, kBlockOverhead = 1024;  // beside what a block asks for
 [[maybe_unused]] constexpr int kRasterTiles = 6;  // tiles along the tokens that a wave walks together
 
-// Tokens of a tile, those that are stored together, and whether W has block scales.
-template <int Tokens, int StoreTokens, bool BlockScales = false>
+// Tokens of a tile, those that are stored together, whether W has block scales, and whether a block of
+// down_projection.cu fits beside this kernel's on a multiprocessor.
+template <int Tokens, int StoreTokens, bool BlockScales = false, bool LeavesRoom = false>
 struct Config {
   static constexpr bool kBlockScales = BlockScales;
   static constexpr int kTokens = Tokens, kStoreTokens = StoreTokens;
@@ -68,14 +71,21 @@ struct Config {
   static constexpr int kPowers = kTokens * 4;        // p of the tile, a warpgroup's own
   static constexpr int kFixedBytes = kWarpgroups * (kStoreBytes + kPowers);
   static constexpr int kScaleBytes = kBlockScales ? kBlockK / kScaleBlock * kBlockN * 2 : 0;  // fp16 [2][kBlockN]
-  static constexpr int kStages = std::min((kMaxShared - kFixedBytes) / (kStageBytes + kScaleBytes + 32), 8);
+  static constexpr int kMaxBytes = LeavesRoom ? kMultiprocessorShared - 2 * kBlockOverhead - kBesideShared : kMaxShared;
+  static constexpr int kStages = std::min((kMaxBytes - kFixedBytes) / (kStageBytes + kScaleBytes + 32), 8);
   static constexpr int kStaging = kStages * kStageBytes;
   static constexpr int kPowersAt = kStaging + kWarpgroups * kStoreBytes;
   static constexpr int kBarriers = kPowersAt + kWarpgroups * kPowers;
   static constexpr int kTold = kBarriers + kStages * 16;  // 16 bytes a stage, by the producer to the consumers
   static constexpr int kScales = kTold + kStages * 16;
   static constexpr int kSharedBytes = kScales + kStages * kScaleBytes;
-  static_assert(kSharedBytes <= kMaxShared && kStages >= 4);
+  static_assert(kSharedBytes <= kMaxBytes && kStages >= 4);
+  // Each quarter of a multiprocessor has a warp of every warpgroup, and one of down_projection.cu's.
+  static constexpr bool kLeavesRoom = LeavesRoom;
+  static constexpr int kLaunchRegisters = kLeavesRoom ? 152 : 168;
+  static constexpr int kConsumerRegisters = kLeavesRoom ? 208 : 224, kProducerRegisters = kLeavesRoom ? 40 : 56;
+  static_assert(!kLeavesRoom || kLaunchRegisters * kThreads + kBesideRegisters * 128 <= 65536);
+  static_assert(kConsumerRegisters * kWarpgroups + kProducerRegisters <= kLaunchRegisters * (kWarpgroups + 1));
   static_assert(kTokenBytes % 1024 == 0 && kBoxTokens % 8 == 0, "whole swizzle groups");
   static_assert(kTokens % kStoreTokens == 0 && kStoreTokens % 8 == 0 && kStoreTokens * 2 <= kTokens);
   static_assert(kTokens * 8 <= kWeightBytes, "rows of the tile lie where the weights of a stage do");
@@ -136,7 +146,7 @@ __device__ __forceinline__ void widen(uint32_t bytes, uint32_t& low, uint32_t& h
 }
 
 template <class C, bool kF16, bool kEpilogue>
-__global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Params p) {
+__global__ __maxnreg__(C::kLaunchRegisters) void gemm(const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) uint8_t memory[];
   const uint32_t base = ptx::shared_address(memory);
@@ -181,12 +191,11 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
   };
 
   if (warpgroup == kWarpgroups) {
-    ptx::registers_fewer<56>();
+    ptx::registers_fewer<C::kProducerRegisters>();
     if (threadIdx.x == kWarpgroups * 128) {
       if (!args.x_in_place) wait_for_primaries();
       ptx::prefetch_map(&p.x);
       const int part = static_cast<int>(rank) * (C::kTokens - C::kBoxTokens);
-      bool waited = !args.x_in_place;
       // The first block of 64 ranks from `block` on that rows of the tile need: 16 times its number, and a bit for
       // each of its k-steps.
       const auto next_ranks = [&](const Place& at, int block) {
@@ -196,7 +205,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         for (; block < p.output[at.output].rank_blocks; ++block) {
           uint32_t bits = out.needed_steps ? 0 : ~0u;
           for (int i = at.m / kSlotRows; out.needed_steps && i <= last; ++i)
-            bits |= out.needed_steps[static_cast<int64_t>(i) * words + block / 8];
+            bits |= out.needed_steps[static_cast<uint32_t>(i) * words + block / 8];
           const int steps = bits >> block % 8 * 4 & 15;
           if (steps) return block * 16 | steps;
         }
@@ -209,7 +218,6 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
           ptx::tensor_load_multicast(base + stage * C::kStageBytes + part * 128, map, byte, at.m + part, full(stage),
                                      (1 << kCluster) - 1);
         };
-        const int tile_rows = min(C::kTokens, args.m - at.m);
         // What the consumers are told: the tile, and which ranks come after a stage.
         const auto tell = [&](int next_ranks) {
           ptx::store_shared(base + C::kTold + stage * 16,
@@ -223,8 +231,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         for (int block = 0; block < p.k_blocks; ++block) {
           ptx::barrier_wait(empty(stage), phase ^ 1);
           if (block + 1 == p.k_blocks && output.rank_blocks) {
-            if (!waited) wait_for_primaries();
-            waited = true;
+            wait_for_primaries();
             next = next_ranks(at, 0);
           }
           if (block == 0 || block + 1 == p.k_blocks) tell(next);
@@ -243,7 +250,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
                            full(stage));
           step_stage();
         }
-        uint32_t row_bytes = (tile_rows * 8 + 15) / 16 * 16;  // the workspace goes on behind rows
+        uint32_t row_bytes = (min(C::kTokens, args.m - at.m) * 8 + 15) / 16 * 16;  // the workspace goes on behind rows
         while (next != kNoRanks) {
           const int block = next / 16;
           ptx::barrier_wait(empty(stage), phase ^ 1);
@@ -259,7 +266,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       }
     }
   } else {
-    ptx::registers_more<224>();
+    ptx::registers_more<C::kConsumerRegisters>();
     constexpr int kRegisters = C::kTokens / 2;
     const int warp = static_cast<int>(threadIdx.x) / 32 % 4, lane = static_cast<int>(threadIdx.x) % 32;
     const int g = lane / 4, t = lane % 4;
@@ -272,6 +279,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         ptx::named_sync(3, 128);
     };
     const auto release = [&](int which) {
+      __syncwarp();  // two lanes arrive for what all of them have read
       if (lane < kCluster) ptx::barrier_arrive_cluster(empty(which), lane);
     };
     const auto tokens = [&] { return ptx::wgmma_descriptor(base + stage * C::kStageBytes); };
@@ -664,22 +672,24 @@ void set_up() {
 struct Tile {
   int tokens, stages;
   double weight;
-  bool epilogue, block_scales;
+  bool epilogue, block_scales, leaves_room;
   void (*launch)(const GemmArgs&, const Limits&, cudaStream_t);
   void (*set_up)();
 };
 template <class C, bool kEpilogue>
 constexpr Tile tile_of(double weight) {
-  return {C::kTokens, C::kStages, weight, kEpilogue, C::kBlockScales, launch<C, kEpilogue>, set_up<C, kEpilogue>};
+  return {C::kTokens,           C::kStages,          weight, kEpilogue, C::kBlockScales, C::kLeavesRoom,
+          launch<C, kEpilogue>, set_up<C, kEpilogue>};
 }
 using Wide = Config<256, 64>;
-using Odd = Config<216, 72>;
+using Odd = Config<216, 72, false, true>;
+using OddEpilogue = Config<216, 72>;
 using Narrow = Config<128, 64>;
 using Scaled = Config<160, 80, true>;
 using ScaledNarrow = Config<128, 64, true>;
 constexpr Tile kTiles[] = {
     tile_of<Wide, false>(1.0),          tile_of<Odd, false>(1.01),  tile_of<Narrow, false>(1.4),
-    tile_of<Odd, true>(1.01),           tile_of<Narrow, true>(1.4), tile_of<Scaled, false>(1.0),
+    tile_of<OddEpilogue, true>(1.01),   tile_of<Narrow, true>(1.4), tile_of<Scaled, false>(1.0),
     tile_of<ScaledNarrow, false>(1.05), tile_of<Scaled, true>(1.0), tile_of<ScaledNarrow, true>(1.05)};
 
 int64_t tiles_of(const GemmArgs& args, int tokens) {
@@ -743,5 +753,9 @@ void describe(const GemmArgs& args, const Limits& limits, Explanation& to) {
 
 const GemmFamily kGemmW8a16Sm90 = {"wgmma 16-bit, weights widened in registers", set_up_all, refuses, launch_best,
                                    describe};
+
+bool gemm_w8a16_sm90_leaves_room(const GemmArgs& args, const Limits& limits) {
+  return args.x_in_place && choose_tile(args, limits).leaves_room;
+}
 
 }  // namespace octolora::cuda

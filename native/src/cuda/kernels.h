@@ -106,6 +106,7 @@ struct PrepareArgs {
   RowScale* rows = nullptr;
   // [M]: the one slot that a row uses, h is zero in the columns of all others; null: a row uses every slot.
   const int32_t* row_slot = nullptr;
+  bool beside = false;  // the GEMM that follows reads x in place and leaves room for a down-projection beside it
   int member_count = 0;
   PrepareMember member[kMaxMembers];
 };
@@ -164,6 +165,12 @@ void set_up_prepare_sm90(Limits& limits);
 bool prepare_sm90_takes(const PrepareArgs& args, const Limits& limits);
 void launch_prepare_sm90(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
 void describe_prepare_sm90(const PrepareArgs& args, const Limits& limits, Explanation& to);
+// down_projection.cu: beside a block of gemm_w8a16_sm90.cu, within what that leaves of a multiprocessor
+constexpr int kBesideShared = 30 * 1024, kBesideRegisters = 56;  // bytes, of 128 threads
+void set_up_down_projection(const Limits& limits);
+bool down_projection_takes(const PrepareArgs& args, const Limits& limits);
+void launch_down_projection(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
+void describe_down_projection(const PrepareArgs& args, const Limits& limits, Explanation& to);
 // outliers.cu
 void launch_find_outliers(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
 void describe_find_outliers(const PrepareArgs& args, const Limits& limits, Explanation& to);
@@ -178,10 +185,11 @@ struct GemmFamily {
   // A line for each launch, with what decided.
   void (*describe)(const GemmArgs& args, const Limits& limits, Explanation& to);
 };
-extern const GemmFamily kGemmSm90;       // gemm_sm90.cu: W8A8 on Hopper
-extern const GemmFamily kGemmW8a16Sm90;  // gemm_w8a16_sm90.cu: W8A16 on Hopper
-extern const GemmFamily kGemmW8a8;       // gemm_w8a8.cu: everywhere
-extern const GemmFamily kGemmW8a16;      // gemm_w8a16.cu: everywhere
+extern const GemmFamily kGemmSm90;                                             // gemm_sm90.cu: W8A8 on Hopper
+extern const GemmFamily kGemmW8a16Sm90;                                        // gemm_w8a16_sm90.cu: W8A16 on Hopper
+bool gemm_w8a16_sm90_leaves_room(const GemmArgs& args, const Limits& limits);  // for down_projection.cu beside it
+extern const GemmFamily kGemmW8a8;                                             // gemm_w8a8.cu: everywhere
+extern const GemmFamily kGemmW8a16;                                            // gemm_w8a16.cu: everywhere
 
 inline bool has_block_scales(const GemmArgs& args) {
   for (int i = 0; i < args.member_count; ++i)

@@ -9,7 +9,8 @@
 //
 //   x [M,K] bf16, fp16 or fp32   q int8 [M,k_pitch]   rows {s_x, p} [M]   h 16-bit [M,up_columns]
 //
-// This is the kernel for every type, alignment and architecture; prepare_sm90.cu takes what it can on Hopper.
+// This is the kernel for every type, alignment and architecture; prepare_sm90.cu takes what it can on Hopper, and
+// down_projection.cu what can be done beside the GEMM.
 //
 // A cluster of blocks owns 16 rows and each of its blocks a slice of K, which stays in shared memory from the maximum
 // over the quantization to the down-projection: x is read from memory once. The blocks exchange maxima and partial sums
@@ -472,14 +473,17 @@ void set_up_prepare(Limits& limits) {
   set_up<__half>(limits);
   set_up<__nv_bfloat16>(limits);
   set_up_prepare_sm90(limits);
+  set_up_down_projection(limits);
 }
 
 void launch_prepare(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
+  if (args.beside && down_projection_takes(args, limits)) return launch_down_projection(args, limits, stream);
   if (prepare_sm90_takes(args, limits)) return launch_prepare_sm90(args, limits, stream);
   with_type(args.x_type, [&](auto x) { launch<decltype(x)>(args, limits, stream); });
 }
 
 void describe_prepare(const PrepareArgs& args, const Limits& limits, Explanation& to) {
+  if (args.beside && down_projection_takes(args, limits)) return describe_down_projection(args, limits, to);
   if (prepare_sm90_takes(args, limits)) return describe_prepare_sm90(args, limits, to);
   with_type(args.x_type, [&](auto x) { describe<decltype(x)>(args, limits, to); });
 }
