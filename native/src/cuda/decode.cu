@@ -7,6 +7,8 @@
 //
 //   q, s_x, p and h from prepare_few.cu. W8A16 multiplies x itself by widened weights.
 //
+// Where the codes of x fit beside the stages and few of them are read more than once, decode_sliced.cu takes W8A8.
+//
 // The kernel is a programmatic dependent of prepare_few: it fills its shared memory with weights, which do not hang on
 // x, while that one still runs. The roles of the operands are swapped: weights are the 64 rows of a wgmma, tokens its 8
 // to 64 columns. A block has up to 256 rows of W and a share of K; the blocks of a cluster have the same rows and the
@@ -748,6 +750,7 @@ void set_up_decode(Limits& limits) {
     OCTOLORA_CUDA(cudaOccupancyMaxActiveClusters(&limits.clusters[blocks], stream<Kind::s8, 64, 2>, &config),
                   "decode: clusters of %d", blocks);
   }
+  set_up_decode_sliced(limits);
 }
 
 const char* decode_refuses(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits) {
@@ -765,6 +768,7 @@ const char* decode_refuses(const PrepareArgs& prepare, const GemmArgs& gemm, con
 }
 
 void launch_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits, cudaStream_t stream) {
+  if (decode_sliced_takes(prepare, gemm, limits)) return launch_decode_sliced(prepare, gemm, limits, stream);
   const Plan plan = plan_of(prepare, gemm, limits);
   Stream s{};
   for (int i = 0; i < gemm.member_count; ++i) {
@@ -796,6 +800,7 @@ void launch_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limit
 }
 
 void describe_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits, Explanation& to) {
+  if (decode_sliced_takes(prepare, gemm, limits)) return describe_decode_sliced(prepare, gemm, limits, to);
   const Plan plan = plan_of(prepare, gemm, limits);
   if (plan.prepares)
     describe_prepare_few(prepare, to);
