@@ -105,22 +105,23 @@ class Bench:
             return None, size
         return max(operations / self.peaks[0], size / self.peaks[1]) * 1e6, size
 
-    def measure(self, part, case, shape, runs, calls, times=0, eager=True, rounds=None, least_us=1500.0, passes=1):
+    def measure(self, part, case, shape, runs, calls, times=0, eager=True, rounds=None, least_us=1500.0):
         """Each run becomes a row.
 
         runs: (system, ranks) or (system, ranks, case) -> a function that makes `calls` calls
         eager: whether to time them without a graph too, or the systems of which to do so
-        passes: how often a graph holds the run, so that its launch does not count beside short calls
         """
         m, k, n = shape
         rounds = rounds or self.rounds
+        passes = -(-(24 if m <= 64 else 12) // calls)  # runs a graph, so many that its launch does not count
         graphs = {key: capture(run, self.stream, passes) for key, run in runs.items()}
         graph_times = timed({key: graph.replay for key, graph in graphs.items()}, calls * passes, rounds, least_us,
                             self.clock)
         which = runs if eager is True else {key: run for key, run in runs.items() if key[0] in eager} if eager else {}
         eager_times = timed(which, calls, max(3, rounds // 3), least_us, self.clock) if which else {}
-        if ("bf16 linear", ()) in graph_times:
-            self.bf16[shape] = graph_times["bf16 linear", ()][0]
+        for key, (us, *_) in graph_times.items():
+            if key[:2] == ("bf16 linear", ()):
+                self.bf16[shape] = us
         said = []
         for key, (us, p10, p90, mhz) in graph_times.items():
             system, ranks, own = (*key, case)[:3]
@@ -264,8 +265,8 @@ class Bench:
         everyone = [factors(rank, k, n) for _ in range(8)]
         shuffled = torch.randperm(m, device="cuda")
         base = self.linear(weights, xs, ys)
-        self.measure("rows", "no adapter", (m, k, n), {
-            ("bf16 linear", ()): base, ("w8a8", ()): self.ours(weights, xs, ys, keep=keep)}, count, eager=False)
+        runs = {("bf16 linear", (), "no adapter"): base,
+                ("w8a8", (), "no adapter"): self.ours(weights, xs, ys, keep=keep)}
         for adapters in (1, 4, 8):
             linears = [Linear(self.lib, w, (rank,) * adapters) for w in weights]
             keep += linears
@@ -274,23 +275,24 @@ class Bench:
             if adapters == 1:
                 cases = {"contiguous": order, "none": torch.full_like(order, -1)}
             for case, slot in cases.items():
-                runs = {("w8a8", (rank,) * adapters): self.forwards(linears, xs, ys, slot)}
-                if case != "none":
-                    where = [(slot == i).nonzero()[:, 0] for i in range(adapters)]
-                    if case == "contiguous":
-                        where = [slice(int(rows[0]), int(rows[-1]) + 1) for rows in where]
+                runs["w8a8", (rank,) * adapters, f"{adapters} {case}"] = self.forwards(linears, xs, ys, slot)
+                if case == "none":
+                    continue
+                where = [(slot == i).nonzero()[:, 0] for i in range(adapters)]
+                if case == "contiguous":
+                    where = [slice(int(rows[0]), int(rows[-1]) + 1) for rows in where]
 
-                    def per_adapter(where=where):
-                        base()
-                        for x, y in zip(xs, ys):
-                            for rows, (a, b) in zip(where, everyone):
-                                delta = (x[rows] @ a.t()) @ b.t()
-                                if isinstance(rows, slice):
-                                    y[rows] += delta
-                                else:
-                                    y.index_add_(0, rows, delta)
-                    runs["torch per adapter", (rank,) * adapters] = per_adapter
-                self.measure("rows", f"{adapters} {case}", (m, k, n), runs, count, eager=False)
+                def per_adapter(where=where):
+                    base()
+                    for x, y in zip(xs, ys):
+                        for rows, (a, b) in zip(where, everyone):
+                            delta = (x[rows] @ a.t()) @ b.t()
+                            if isinstance(rows, slice):
+                                y[rows] += delta
+                            else:
+                                y.index_add_(0, rows, delta)
+                runs["torch per adapter", (rank,) * adapters, f"{adapters} {case}"] = per_adapter
+        self.measure("rows", "", (m, k, n), runs, count, eager=False)
         self.release(keep)
         m, k, n = 64, 4096, 14336
         count, keep = self.sets(m, k, n), []
@@ -364,7 +366,7 @@ class Bench:
                 if m <= 16 and m & (m - 1) == 0:
                     runs["w8a16", (16,)] = self.forwards(wide, xs, ys)
                 self.measure("decode", "", (m, k, n), runs, count, rounds=5 if self.quick else 15, least_us=400.0,
-                             eager=("w8a8", "bf16 linear") if m in some else False, passes=-(-24 // count))
+                             eager=("w8a8", "bf16 linear") if m in some else False)
             self.release(keep)
 
 

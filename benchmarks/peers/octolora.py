@@ -117,17 +117,15 @@ class Forward:
 
 
 class Quantize:
-    """The first half of a W8A8 call: codes and scales of x, no product."""
+    """The first half of a W8A8 call, from x to codes and scales in the workspace."""
 
     def __init__(self, lib, linear, x):
         self.lib, m = lib, x.shape[0]
-        self.codes = torch.empty(m, linear.k, dtype=torch.int8, device="cuda")
-        self.scale = torch.empty(m, device="cuda")
         size = ctypes.c_size_t()
         lib.check(lib.c.octolora_linear_workspace(linear.handle, None, m, BF16, ctypes.byref(size)))
-        workspace = scratch(size.value)
-        x, codes, scale, space = (ctypes.c_void_p(t.data_ptr()) for t in (x, self.codes, self.scale, workspace))
-        self.arguments = [linear.handle, x, BF16, None, codes, scale, m, space, ctypes.c_size_t(workspace.numel())]
+        self.keep = x, scratch(size.value)
+        x, space = (ctypes.c_void_p(t.data_ptr()) for t in self.keep)
+        self.arguments = [linear.handle, x, BF16, None, None, None, m, space, ctypes.c_size_t(self.keep[1].numel())]
 
     def __call__(self):
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)

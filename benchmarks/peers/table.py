@@ -32,18 +32,20 @@ def number(value, form):
     return "" if math.isnan(value) else form.format(value)
 
 
-def line(*cells):
-    return "| " + " | ".join(cells) + " |"
+def table(rows):
+    """Lines of a table, the titles first, without columns that are empty below theirs."""
+    keep = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
+    for row in [rows[0], None, *rows[1:]]:
+        yield "|---" * len(keep) + "|" if row is None else "| " + " | ".join(row[i] for i in keep) + " |"
 
 
 def prefill(results):
-    yield line("M × K × N", "torch bf16 `linear`", "bf16 + PEFT r16", "W8A8", "W8A8 + r16", "W8A8 + r64", "W8A16 + r16",
-               "W8A8 + r16 of bf16 `linear`", "of bf16 + PEFT")
-    yield "|---" * 9 + "|"
+    yield ("M × K × N", "torch bf16 `linear`", "bf16 + PEFT r16", "W8A8", "W8A8 + r16", "W8A8 + r64", "W8A16 + r16",
+           "W8A8 + r16 of bf16 `linear`", "of bf16 + PEFT")
 
     def row(title, values, form):
         ratios = [number(values[3] / values[i], "{:.2f}") for i in (0, 1)]
-        return line(title, *(number(value, form) for value in values), *ratios)
+        return (title, *(number(value, form) for value in values), *ratios)
 
     step = [0.0] * len(SYSTEMS)
     for part, shape, times in [("flux", s[:3], s[3]) for s in FLUX] + [("prefill", s, 0) for s in PREFILL[:4]]:
@@ -67,21 +69,20 @@ def prefill(results):
 
 
 def decode(results):
-    yield line("K × N", "M", "torch bf16 `linear`", "plain read of the bytes", "W8A8 + r64", "of the read",
-               "of bf16 `linear`")
-    yield "|---" * 7 + "|"
+    yield ("K × N", "M", "torch bf16 `linear`", "plain read of the bytes", "W8A8 + r64", "of the read",
+           "of bf16 `linear`")
     for k, n in DECODE:
         for m in (1, 16, 64):
             linear, read, ours = (results.us("decode", (m, k, n), *system) for system in
                                   (("bf16 linear", ""), ("plain read", "r64"), ("w8a8", "r64")))
             if not math.isnan(ours):
-                yield line(f"{k} × {n}", str(m), f"{linear:.1f}", f"{read:.1f}", f"{ours:.1f}", f"{ours / read:.2f}",
-                           f"{ours / linear:.2f}")
+                yield (f"{k} × {n}", str(m), f"{linear:.1f}", f"{read:.1f}", f"{ours:.1f}", f"{ours / read:.2f}",
+                       f"{ours / linear:.2f}")
 
 
 def main(path, readme=None):
     results = Results(path)
-    text = "\n".join(prefill(results)) + "\n\n" + "\n".join(decode(results)) + "\n"
+    text = "\n\n".join("\n".join(table(list(rows))) for rows in (prefill(results), decode(results))) + "\n"
     if readme is None:
         print(text, end="")
         return

@@ -116,8 +116,10 @@ recorded_layers() {
     adapters+=("$here/fixtures/flux/adapters/${adapter/=/\/diffusers_lora.safetensors=}")
   done
   if ! [ -f "$golden.safetensors" ]; then
-    gzip -dc "$golden.safetensors.gz" >"$scratch/$(basename "$golden").safetensors" || return
-    cp "$golden.json" "$scratch" || return
+    local end
+    for end in safetensors json; do
+      gzip -dc "$golden.$end.gz" >"$scratch/$(basename "$golden").$end" || return
+    done
     golden=$scratch/$(basename "$golden")
   fi
   "${java[@]}" -cp "$class_path" io.octolora.cli.Main verify "$base" "${adapters[@]}" "${threshold[@]}" \

@@ -8,7 +8,7 @@ import java.net.URISyntaxException;
 import java.net.URL;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.nio.file.StandardCopyOption;
+import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
 import java.util.concurrent.ConcurrentHashMap;
@@ -39,37 +39,36 @@ public final class Fixtures {
 
   /** The description beside {@link #golden}: which tensor belongs to which module. */
   public static Path goldenJson(String model, String name) {
-    return path(model + "/golden/" + name + ".json");
+    return golden(model, name).resolveSibling(name + ".json");
   }
 
   /** The names of all recorded runs of a model, sorted. */
   public static Stream<String> goldens(String model) {
     try (Stream<Path> files = Files.list(ROOT.resolve(model).resolve("golden"))) {
       Map<String, Path> names = new TreeMap<>();
-      files.filter(file -> file.toString().endsWith(".json"))
-          .forEach(file -> names.put(file.getFileName().toString().replaceFirst("\\.json$", ""), file));
+      files.map(Path::getFileName).filter(file -> file.toString().matches(".*\\.json(\\.gz)?"))
+          .forEach(file -> names.put(file.toString().replaceFirst("\\.json(\\.gz)?$", ""), file));
       return names.keySet().stream();
     } catch (IOException e) {
       throw new UncheckedIOException(e);
     }
   }
 
-  /** Unpacks the tensors next to a copy of their description, as the tools wrote them. */
+  /** Unpacks the tensors and their description, as the tools wrote them. */
   private static Path unpack(Path plain) {
-    Path packed = plain.resolveSibling(plain.getFileName() + ".gz");
     try {
       Path folder = Files.createTempDirectory("octolora-golden");
       folder.toFile().deleteOnExit();
-      Path target = folder.resolve(plain.getFileName());
-      target.toFile().deleteOnExit();
-      try (InputStream in = new GZIPInputStream(Files.newInputStream(packed))) {
-        Files.copy(in, target);
-      }
       String json = plain.getFileName().toString().replaceFirst("\\.safetensors$", ".json");
-      Path copy = folder.resolve(json);
-      copy.toFile().deleteOnExit();
-      Files.copy(plain.resolveSibling(json), copy, StandardCopyOption.REPLACE_EXISTING);
-      return target;
+      for (Path file : List.of(plain, plain.resolveSibling(json))) {
+        Path target = folder.resolve(file.getFileName());
+        target.toFile().deleteOnExit();
+        try (InputStream in = new GZIPInputStream(Files.newInputStream(file.resolveSibling(
+            file.getFileName() + ".gz")))) {
+          Files.copy(in, target);
+        }
+      }
+      return folder.resolve(plain.getFileName());
     } catch (IOException e) {
       throw new UncheckedIOException(e);
     }

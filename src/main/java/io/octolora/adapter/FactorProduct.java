@@ -9,14 +9,14 @@ import java.util.Map;
 import org.jetbrains.annotations.Nullable;
 
 /**
- * The factors of LoHa or LoKr as one low-rank pair, where that is exact and smaller than the layer.
+ * The factors of LoHa or LoKr as one low-rank pair, which is exact, where its rank is one that runs.
  *
  * <p>LoHa: {@code ΔW = (w1a·w1b) ∘ (w2a·w2b)}, an element-wise product of ranks r. Each of the r² pairs of columns
  * (i, j) is a rank: {@code B[o,(i,j)] = w1a[o,i]·w2a[o,j]}, {@code A[(i,j),c] = w1b[i,c]·w2b[j,c]}.
  *
  * <p>LoKr: {@code ΔW = w1 ⊗ w2}. With each factor a product {@code u·v} (a stored pair, or a full matrix beside an
- * identity on its narrower side), {@code B = u1 ⊗ u2} and {@code A = v1 ⊗ v2}. Where both are full, the rank is that of
- * the layer: nothing is gained and it is refused.
+ * identity on its narrower side), {@code B = u1 ⊗ u2} and {@code A = v1 ⊗ v2}. Where both are full, the rank can be
+ * that of the layer: then the pair is as right as any, and no smaller than the weight.
  *
  * <p>Elements are products of two stored numbers in fp32: exact for F16 and BF16, one rounding for F32.
  */
@@ -43,11 +43,15 @@ final class FactorProduct {
     }
   }
 
+  /** Of an adapter on a device: OCTOLORA_MAX_RANK. */
+  private static final int MAX_RANK = 4096;
+
   private final Map<String, Tensor> factors;
   private @Nullable String why;
   private @Nullable Tensor a;
   private @Nullable Tensor b;
   private long dimension;
+  private @Nullable String fullRank;
 
   /** @param factors of one module by the ends of their names, at least one */
   FactorProduct(String module, Map<String, Tensor> factors) {
@@ -80,10 +84,13 @@ final class FactorProduct {
     long rank = (long) one.inner * two.inner;
     long out = loha ? one.rows : (long) one.rows * two.rows;
     long in = loha ? one.columns : (long) one.columns * two.columns;
-    if (rank >= Math.min(out, in)) {
-      why = "this %s of %d x %d has rank %d as a low-rank pair, no less than the layer: it is not supported".formatted(
-          form, out, in, rank);
+    if (rank > MAX_RANK) {
+      why = "this %s of %d x %d has rank %d as a low-rank pair, expected at most %d".formatted(form, out, in, rank,
+          MAX_RANK);
       return;
+    }
+    if (rank >= Math.min(out, in)) {
+      fullRank = "%s of %d x %d with rank %d".formatted(form, out, in, rank);
     }
     if (rank * Math.max(in, out) > Integer.MAX_VALUE / 4) {
       why = "as a low-rank pair this %s has %d x %d numbers, more than 2 GiB".formatted(form, rank, Math.max(in, out));
@@ -109,6 +116,11 @@ final class FactorProduct {
   /** [out, rank]. */
   Tensor b() {
     return b;
+  }
+
+  /** What it is, where the pair has no less rank than the layer; else null. */
+  @Nullable String fullRank() {
+    return fullRank;
   }
 
   /** What alpha is divided by: the rank of the stored pairs; 0 where there is none, and alpha does not count. */

@@ -23,8 +23,8 @@ import org.jetbrains.annotations.Nullable;
 /**
  * The low-rank pairs of an adapter, under the file's own names: a folder of PEFT, or a safetensors file with the names
  * of one of the families in {@link AdapterFormat}; a file whose names speak for two of them is refused with both
- * readings. LoHa and LoKr are pairs too where that is exact and of less rank than the layer. Which base modules the
- * names mean is the business of {@link io.octolora.mapping.ModuleMap}.
+ * readings. LoHa and LoKr are pairs too, exactly, up to rank 4096. Which base modules the names mean is the business of
+ * {@link io.octolora.mapping.ModuleMap}.
  *
  * <p>Every tensor of the file is either a part of one of {@link #pairs()} or listed in {@link #unsupported()}. Each
  * pair has its own scale: from {@code adapter_config.json} or the header's {@code lora_adapter_metadata} where there
@@ -196,6 +196,7 @@ public final class LoraAdapter implements AutoCloseable {
     private final List<LoraPair> pairs = new ArrayList<>();
     private final Map<String, UnsupportedKey> unsupported = new TreeMap<>(Names.NATURAL);
     private final List<String> withoutEffect = new ArrayList<>();
+    private final List<String> ofFullRank = new ArrayList<>();
     private boolean sawAdapter;
     private String recognition = "";
 
@@ -225,6 +226,10 @@ public final class LoraAdapter implements AutoCloseable {
       if (!withoutEffect.isEmpty()) {
         notes.add("%d modules have scale 0 and change nothing, as their alpha is 0: %s%s".formatted(
             withoutEffect.size(), withoutEffect.get(0), withoutEffect.size() > 1 ? ", ..." : ""));
+      }
+      if (!ofFullRank.isEmpty()) {
+        notes.add("%d modules are low-rank pairs of no less rank than their layers, exact and as costly: %s%s"
+            .formatted(ofFullRank.size(), ofFullRank.get(0), ofFullRank.size() > 1 ? ", ..." : ""));
       }
       return new LoraAdapter(path, file, format, recognition, pairs, new ArrayList<>(unsupported.values()), notes);
     }
@@ -299,6 +304,9 @@ public final class LoraAdapter implements AutoCloseable {
         pairs.add(pair);
         if (pair.scale() == 0) {
           withoutEffect.add(module);
+        }
+        if (parts.product != null && parts.product.fullRank() != null) {
+          ofFullRank.add(module + ", a " + parts.product.fullRank());
         }
         return;
       }
@@ -376,8 +384,13 @@ public final class LoraAdapter implements AutoCloseable {
       long in = parts.a.dimension(1);
       boolean rows = magnitude.dimensions() >= 1 && magnitude.dimension(0) == out && magnitude.elementCount() == out;
       boolean told = !parts.ofEitherAxis || magnitude.dimensions() >= 2;
-      if (!magnitude.type().isFloat() || !rows || !told) {
-        boolean columns = magnitude.elementCount() == in && parts.ofEitherAxis;
+      boolean columns = parts.ofEitherAxis && magnitude.elementCount() == in;
+      if (magnitude.type().isFloat() && rows && !told) {
+        return columns ? ("%s could be a DoRA magnitude of W's %d rows or of its %d columns: one dimension does not "
+            + "tell, expected [%d, 1]").formatted(magnitude, out, in, out)
+            : "%s has one dimension, expected [%d, 1] for a DoRA magnitude of W's rows".formatted(magnitude, out);
+      }
+      if (!magnitude.type().isFloat() || !rows) {
         return columns ? "%s is a DoRA magnitude of W's columns, which is not supported: expected [%d, 1], of its rows"
             .formatted(magnitude, out) : "%s is no DoRA magnitude of B's %d rows".formatted(magnitude, out);
       }

@@ -10,9 +10,9 @@ import org.jetbrains.annotations.Nullable;
  * One linear layer of a checkpoint, {@code y[M,n] = x[M,k] · Wᵀ + bias}. Describes; the data belongs to the
  * {@link Checkpoint} and is readable until that is closed.
  *
- * <p>A module counts as linear if it has a two-dimensional {@code weight}. Among unquantized modules, and in GGUF files,
- * embedding tables are such too: nothing in the files tells them apart. Norms (one dimension) and convolutions (three to five) are not
- * listed.
+ * <p>A module counts as linear if it has a two-dimensional {@code weight}. Among unquantized modules, and in GGUF
+ * files, embedding tables are such too: nothing in the files tells them apart. Norms (one dimension) and convolutions
+ * (three to five) are not listed.
  */
 public final class BaseLinear {
   private final String name;

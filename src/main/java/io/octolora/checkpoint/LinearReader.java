@@ -272,9 +272,13 @@ final class LinearReader {
       throw unsupported(tensors.get(module + WEIGHT), "an 8-bit float format");
     }
     if (scheme == null) {
-      throw new FormatException(Status.UNSUPPORTED, ("%s: compressed-tensors %s, but no config.json with "
-          + "quant_method compressed-tensors beside it: how activations are treated is unknown").formatted(
-              marked.get(module).values().iterator().next(), packed == null ? "int-quantized" : "pack-quantized"));
+      Tensor evidence = marked.get(module).values().iterator().next();
+      throw new FormatException(Status.UNSUPPORTED, packed != null
+          ? ("%s: compressed-tensors pack-quantized, but no config.json with quant_method compressed-tensors beside "
+              + "it: how activations are treated is unknown").formatted(evidence)
+          : ("%s: read as compressed-tensors int-quantized it needs a config.json with quant_method "
+              + "compressed-tensors, as ComfyUI int8 a tensor %s%s or _quantization_metadata in the header; there is "
+              + "neither, and how activations are treated is unknown").formatted(evidence, module, ComfyLayers.END));
     }
     CompressedTensorsConfig.Group group = scheme.group(module);
     Tensor codes = packed == null ? codes(module, WEIGHT, SCALE) : unpacked(module, packed);

@@ -12,8 +12,8 @@ import java.util.regex.Pattern;
  */
 record AdapterArgument(Path path, float scale) {
   private static final Pattern SCALED =
-      Pattern.compile("(?<path>.+)=(?<scale>[+-]?((\\d+\\.?\\d*|\\.\\d+)([eE][+-]?\\d+)?|(?<name>(?i)nan|inf(inity)?)))",
-          Pattern.DOTALL);
+      Pattern.compile("(?<path>.+)="
+          + "(?<scale>[+-]?((\\d+\\.?\\d*|\\.\\d+)([eE][+-]?\\d+)?|(?<name>(?i)nan|inf(inity)?)))", Pattern.DOTALL);
 
   /** @throws IllegalArgumentException for what is no path, or a scale that no float holds */
   static AdapterArgument parse(String text) {

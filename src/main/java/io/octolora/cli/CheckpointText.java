@@ -43,6 +43,7 @@ final class CheckpointText {
     json.writeObjectFieldStart("checkpoint");
     json.writeStringField("path", base.path().toString());
     json.writeStringField("format", base.format());
+    json.writeStringField("recognition", base.recognition());
     json.writeArrayFieldStart("linears");
     for (BaseLinear linear : base.linears().values()) {
       Quantization how = linear.quantization();

@@ -28,7 +28,7 @@ import org.jetbrains.annotations.Nullable;
  * without text, so that they stretch to any width; what they say in words and numbers stands beside them in HTML.
  */
 final class HtmlReport {
-  /** Rows of a chart before the rest is folded away. */
+  /** Rows of a chart, and keys, before the rest is folded away. */
   private static final int SHOWN_ROWS = 40;
 
   private final VerifyOutcome outcome;
@@ -301,10 +301,10 @@ final class HtmlReport {
       MappingView view = outcome.views().get(i);
       add("<h3>%s</h3>\n<p>%s, scale %s: %s.</p>\n", breakable(outcome.arguments().get(i).path().toString()),
           view.adapter().format(), MappingView.number(outcome.arguments().get(i).scale()), view.summary());
-      list(view.report().unmapped(), entry -> "<code>%s</code> landed nowhere: %s".formatted(
-          breakable(entry.key()).html(), escape(MappingView.explanation(entry))));
       list(List.copyOf(view.advice().entrySet()), line -> "<b>%s</b>: %s".formatted(
           escape(capitalized(line.getKey())), escape(line.getValue())));
+      list(view.report().unmapped(), entry -> "<code>%s</code> landed nowhere: %s".formatted(
+          breakable(entry.key()).html(), escape(view.explanation(entry))));
       list(view.report().notes(), note -> escape("Note: " + note));
     }
     add("</section>\n");
@@ -313,8 +313,13 @@ final class HtmlReport {
   private <T> void list(List<T> items, Function<T, String> html) {
     if (!items.isEmpty()) {
       add("<ul class=\"keys\">\n");
-      items.forEach(item -> add("<li>%s</li>\n", new Raw(html.apply(item))));
+      items.stream().limit(SHOWN_ROWS).forEach(item -> add("<li>%s</li>\n", new Raw(html.apply(item))));
       add("</ul>\n");
+      if (items.size() > SHOWN_ROWS) {
+        add("<details>\n<summary>Show %d more</summary>\n<ul class=\"keys\">\n", items.size() - SHOWN_ROWS);
+        items.stream().skip(SHOWN_ROWS).forEach(item -> add("<li>%s</li>\n", new Raw(html.apply(item))));
+        add("</ul>\n</details>\n");
+      }
     }
   }
 

@@ -28,7 +28,7 @@ final class InspectCommand implements Callable<Integer> {
   private Main main;
 
   @Parameters(index = "0", paramLabel = "CHECKPOINT",
-      description = "A .safetensors file or a folder that holds the model.")
+      description = "The model: a .safetensors or .gguf file, an index of shards, or a folder with them.")
   private Path checkpoint;
 
   @Parameters(index = "1..*", paramLabel = "ADAPTER", description = "LoRA files or PEFT folders.")
@@ -37,6 +37,10 @@ final class InspectCommand implements Callable<Integer> {
   @Option(names = "--lenient",
       description = "Accept that keys which land nowhere are left out, as long as some of each adapter land.")
   private boolean lenient;
+
+  @Option(names = "--rename", paramLabel = "FROM=TO",
+      description = "Read FROM in the names of the adapters' modules as TO; may be given several times.")
+  private Map<String, String> renames = new LinkedHashMap<>();
 
   @Option(names = {"-v", "--verbose"}, description = "One line for every layer and every key.")
   private boolean verbose;
@@ -52,7 +56,7 @@ final class InspectCommand implements Callable<Integer> {
       boolean complete = true;
       for (Path path : adapters) {
         LoraAdapter adapter = opened.add(LoraAdapter.open(path));
-        MappingView view = MappingView.of(base, adapter, lenient);
+        MappingView view = MappingView.of(base, adapter, renames, lenient);
         views.add(view);
         titles.add("%s (%s)".formatted(path, adapter.format()));
         complete &= view.complete();

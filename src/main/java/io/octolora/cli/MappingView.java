@@ -22,12 +22,15 @@ import org.jetbrains.annotations.Nullable;
 
 /** Shows a person or a program where every key of an adapter landed. */
 final class MappingView {
+  private final Checkpoint base;
   private final LoraAdapter adapter;
   private final @Nullable ModuleMap map;
   private final MappingReport report;
   private final boolean lenient;
 
-  private MappingView(LoraAdapter adapter, @Nullable ModuleMap map, MappingReport report, boolean lenient) {
+  private MappingView(Checkpoint base, LoraAdapter adapter, @Nullable ModuleMap map, MappingReport report,
+      boolean lenient) {
+    this.base = base;
     this.lenient = lenient;
     this.adapter = adapter;
     this.map = map;
@@ -37,14 +40,15 @@ final class MappingView {
   /**
    * Maps what fits, be it nothing.
    *
+   * @param renames how the user wants names to be read
    * @param lenient whether the user accepts that keys are left out
    */
-  static MappingView of(Checkpoint base, LoraAdapter adapter, boolean lenient) {
+  static MappingView of(Checkpoint base, LoraAdapter adapter, Map<String, String> renames, boolean lenient) {
     try {
-      ModuleMap map = ModuleMap.lenient(base, adapter);
-      return new MappingView(adapter, map, map.report(), lenient);
+      ModuleMap map = ModuleMap.lenient(base, adapter, renames);
+      return new MappingView(base, adapter, map, map.report(), lenient);
     } catch (MappingException e) {
-      return new MappingView(adapter, null, e.report(), lenient);
+      return new MappingView(base, adapter, null, e.report(), lenient);
     }
   }
 
@@ -117,23 +121,30 @@ final class MappingView {
     report.notes().forEach(note -> terminal.out().println("note: " + Table.printable(note)));
   }
 
-  /** Why a key landed nowhere, and what is near. */
-  static String explanation(MappingReport.Entry entry) {
-    return entry.why() + (entry.nearest().isEmpty() ? "" : "; nearest: " + String.join(", ", entry.nearest()));
+  /** Why a key landed nowhere, what is near, of what shape, and which of {@link #advice} is for it. */
+  String explanation(MappingReport.Entry entry) {
+    String near = entry.nearest().stream().map(name -> "%s [%d, %d]".formatted(name, base.linear(name).n(),
+        base.linear(name).k())).collect(Collectors.joining(", "));
+    return entry.why() + (near.isEmpty() ? "" : "; nearest: " + near)
+        + "; fix " + (List.copyOf(remedies().keySet()).indexOf(entry.remedy()) + 1);
   }
 
   /** For keys that landed nowhere: how names were read, and what would accept them; titles with texts. */
   Map<String, String> advice() {
     Map<String, String> advice = new LinkedHashMap<>();
-    Map<String, Long> remedies = report.unmapped().stream().filter(entry -> entry.remedy() != null)
-        .collect(Collectors.groupingBy(MappingReport.Entry::remedy, LinkedHashMap::new, Collectors.counting()));
     if (!report.unmapped().isEmpty()) {
       advice.put("names were read as " + adapter.format(), report.unmapped().stream().map(MappingReport.Entry::rule)
           .distinct().collect(Collectors.joining("; ")));
     }
-    remedies.forEach((remedy, keys) -> advice.merge("to fix %d %s".formatted(keys, keys == 1 ? "key" : "keys"), remedy,
-        (one, other) -> one + "; or for as many others: " + other));
+    remedies().forEach((remedy, keys) -> advice.put("fix %d, for %d %s".formatted(advice.size(), keys,
+        keys == 1 ? "key" : "keys"), remedy));
     return advice;
+  }
+
+  /** With the number of keys, in the order of the first of them. */
+  private Map<String, Long> remedies() {
+    return report.unmapped().stream().collect(
+        Collectors.groupingBy(MappingReport.Entry::remedy, LinkedHashMap::new, Collectors.counting()));
   }
 
   /** What follows the name of a pair in the keys it was made of, such as ".lora_A.weight" and ".alpha". */

@@ -131,6 +131,8 @@ final class QuantizeCommand implements Callable<Integer> {
           Math.min(5, result.left().size())))) + (result.left().size() > 5
           ? " and %d more".formatted(result.left().size() - 5) : ""));
     }
+    result.unusedSkips().forEach(pattern -> terminal.out().println(terminal.paint(Tone.WARNING, "note") + ": "
+        + Table.printable("--skip %s fits no layer".formatted(pattern))));
     terminal.out().println(terminal.paint(Tone.GOOD, "OK") + ": " + Table.printable(
         "%s: %d layers in %s int8, %d tensors copied; %s from %s in %d %s%s, %.1f s".formatted(out,
             result.quantized().size(), target, result.copied(), ProgressBar.size(result.writtenBytes()),
@@ -145,7 +147,8 @@ final class QuantizeCommand implements Callable<Integer> {
       json.writeStringField("path", out.toString());
       json.writeStringField("format", target.tool());
       for (Map.Entry<String, List<String>> names
-          : List.of(Map.entry("int8", result.quantized()), Map.entry("float", result.left()))) {
+          : List.of(Map.entry("int8", result.quantized()), Map.entry("float", result.left()),
+              Map.entry("unusedSkips", result.unusedSkips()))) {
         json.writeArrayFieldStart(names.getKey());
         for (String module : names.getValue()) {
           json.writeString(module);

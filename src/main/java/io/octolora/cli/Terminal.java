@@ -25,7 +25,10 @@ record Terminal(PrintWriter out, PrintWriter err, boolean colours, boolean progr
   /** What a text says. */
   enum Tone { GOOD, BAD, WARNING, TITLE }
 
-  /** Standard output, given as a stream, and standard error; {@code NO_COLOR} in the environment turns colours off (no-color.org). */
+  /**
+   * Standard output, given as a stream, and standard error; {@code NO_COLOR} in the environment turns colours off
+   * (no-color.org).
+   */
   static Terminal ofProcess(OutputStream out) {
     @Nullable String noColor = System.getenv("NO_COLOR");
     boolean colours = isTerminal(1) && (noColor == null || noColor.isEmpty()) && !"dumb".equals(System.getenv("TERM"));

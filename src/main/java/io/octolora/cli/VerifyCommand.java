@@ -56,7 +56,7 @@ final class VerifyCommand implements Callable<Integer> {
   private CommandSpec spec;
 
   @Parameters(index = "0", paramLabel = "CHECKPOINT",
-      description = "A .safetensors file or a folder that holds the int8 model.")
+      description = "The int8 model: a .safetensors or .gguf file, an index of shards, or a folder with them.")
   private Path checkpoint;
 
   @Parameters(index = "1..*", paramLabel = "ADAPTER[=SCALE]",
@@ -94,6 +94,10 @@ final class VerifyCommand implements Callable<Integer> {
       description = "Accept that keys which land nowhere are left out, as long as some of each adapter land.")
   private boolean lenient;
 
+  @Option(names = "--rename", paramLabel = "FROM=TO",
+      description = "Read FROM in the names of the adapters' modules as TO; may be given several times.")
+  private Map<String, String> renames = new LinkedHashMap<>();
+
   @Option(names = {"-v", "--verbose"}, description = "Also one line for every adapter key.")
   private boolean verbose;
 
@@ -127,7 +131,7 @@ final class VerifyCommand implements Callable<Integer> {
       for (AdapterArgument argument : arguments) {
         LoraAdapter adapter = opened.add(LoraAdapter.open(argument.path()));
         requireFinite(adapter);
-        views.add(MappingView.of(base, adapter, lenient));
+        views.add(MappingView.of(base, adapter, renames, lenient));
       }
       Recording recording = golden == null ? null : opened.add(Recording.open(golden));
       if (threshold != null && base.linears().values().stream().noneMatch(CheckpointText::hasThreshold)) {

@@ -5,9 +5,9 @@ import java.util.Objects;
 import org.jetbrains.annotations.Nullable;
 
 /**
- * What an adapter adds to one module: {@code y += scale · ((x · Aᵀ) · Bᵀ + bias)}. With a magnitude (DoRA) what it makes
- * of the module: {@code y = g · (W·x + scale · (x · Aᵀ) · Bᵀ)} before the module's own bias, g the magnitude by the
- * length of the row of {@code W + scale · B · A}.
+ * What an adapter adds to one module: {@code y += scale · ((x · Aᵀ) · Bᵀ + bias)}. With a magnitude (DoRA) what it
+ * makes of the module: {@code y = g · (W·x + scale · (x · Aᵀ) · Bᵀ)} before the module's own bias, g the magnitude by
+ * the length of the row of {@code W + scale · B · A}.
  *
  * @param module the base checkpoint's name
  * @param a [rank, k], k the module's input features

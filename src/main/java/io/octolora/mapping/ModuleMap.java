@@ -18,6 +18,7 @@ import java.util.Collections;
 import java.util.Comparator;
 import java.util.HashMap;
 import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
@@ -56,7 +57,17 @@ public final class ModuleMap {
    * @throws MappingException with the list of all that do not, why, and the nearest modules
    */
   public static ModuleMap of(Checkpoint base, LoraAdapter adapter) {
-    ModuleMap map = new Mapper(base, adapter).map();
+    return of(base, adapter, Map.of());
+  }
+
+  /**
+   * {@link #of(Checkpoint, LoraAdapter)} with the adapter's names read in another way.
+   *
+   * @param renames texts, none of them empty, that are replaced wherever the names of the adapter's modules have them,
+   *     one after the other in this order: {@code "atn"} by {@code "attn"}, or an unknown prefix by nothing
+   */
+  public static ModuleMap of(Checkpoint base, LoraAdapter adapter, Map<String, String> renames) {
+    ModuleMap map = new Mapper(base, adapter, renames).map();
     List<Entry> unmapped = map.report.unmapped();
     if (!unmapped.isEmpty()) {
       throw map.failure("%d of %d tensors of %s have no place on %s".formatted(unmapped.size(),
@@ -71,7 +82,12 @@ public final class ModuleMap {
    * @throws MappingException if nothing fits at all
    */
   public static ModuleMap lenient(Checkpoint base, LoraAdapter adapter) {
-    ModuleMap map = new Mapper(base, adapter).map();
+    return lenient(base, adapter, Map.of());
+  }
+
+  /** {@link #lenient(Checkpoint, LoraAdapter)} with renames as in {@link #of(Checkpoint, LoraAdapter, Map)}. */
+  public static ModuleMap lenient(Checkpoint base, LoraAdapter adapter, Map<String, String> renames) {
+    ModuleMap map = new Mapper(base, adapter, renames).map();
     if (map.deltas.isEmpty()) {
       throw map.failure("none of the %d tensors of %s has a place on %s".formatted(map.report.entries().size(),
           adapter.path(), base.path()));
@@ -131,9 +147,12 @@ public final class ModuleMap {
     private static final Pattern TEXT_ENCODER = Pattern.compile("^(lora_te|text_(encoder|model))|\\.text_encoder");
     private static final String LENIENT = "--lenient (in Java: ModuleMap.lenient)";
     /** Remedies. */
-    private static final String OTHER_NAME = "rename it to a module of the base if it means one, or leave it out with "
+    private static final String OTHER_NAME = "--rename FROM=TO (in Java: the renames of ModuleMap.of) reads FROM in "
+        + "its name as TO, if it means a module of the base; or leave it out with " + LENIENT;
+    private static final String LIKELY_NAME = "--rename %s=%s (in Java: the renames of ModuleMap.of) reads it as the "
+        + "nearest module, whose shape fits, if it means that; or leave it out with " + LENIENT;
+    private static final String AMBIGUOUS = "--rename FROM=TO with a TO that means one of them, or leave it out with "
         + LENIENT;
-    private static final String AMBIGUOUS = "give it a name that means one of them, or leave it out with " + LENIENT;
     private static final String TAKEN = "remove one of the two, or leave this one out with " + LENIENT;
     private static final String OTHER_MODEL = "it was made for a layer of another size: no option makes it fit, "
         + LENIENT + " leaves it out";
@@ -150,11 +169,18 @@ public final class ModuleMap {
     private final Map<String, Entry> entries = new TreeMap<>(Names.NATURAL);
     private final List<String> notes;
     private final String rule;
+    private final Map<String, String> renames;
+    private final Set<String> unusedRenames;
 
     /** A pair for one or more of the layers that a module holds. */
     private record Part(LoraPair pair, ModuleTable.Piece piece) {}
 
-    Mapper(Checkpoint base, LoraAdapter adapter) {
+    Mapper(Checkpoint base, LoraAdapter adapter, Map<String, String> renames) {
+      if (renames.containsKey("")) {
+        throw new OctoloraException(Status.INVALID_ARGUMENT, "a rename of the empty text");
+      }
+      this.renames = renames;
+      this.unusedRenames = new LinkedHashSet<>(renames.keySet());
       this.base = base;
       this.adapter = adapter;
       this.table = new ModuleTable(base.linears());
@@ -166,9 +192,12 @@ public final class ModuleMap {
       adapter.pairs().forEach(this::place);
       fused.forEach(this::join);
       for (UnsupportedKey key : adapter.unsupported()) {
-        entries.put(key.key(), new Entry(key.key(), List.of(), key.why(), nearest(key.module()), rule,
+        String module = renamed(key.module());
+        entries.put(key.key(), new Entry(key.key(), List.of(), key.why(), nearest(module), rule,
             "leave its module out with " + LENIENT));
       }
+      unusedRenames.forEach(from -> notes.add("rename %s=%s: no name of this adapter has %s".formatted(from,
+          renames.get(from), from)));
       Map<String, LoraDelta> ordered = new LinkedHashMap<>();
       for (String module : table.modules()) {
         if (deltas.containsKey(module)) {
@@ -179,9 +208,10 @@ public final class ModuleMap {
     }
 
     private void place(LoraPair pair) {
-      Set<ModuleTable.Target> targets = table.find(pair.name());
+      Set<ModuleTable.Target> targets = table.find(renamed(pair.name()));
       if (targets.isEmpty()) {
-        refuse(pair, "the base has no such linear layer", OTHER_NAME);
+        refuse(pair, "the base has no such linear layer as %s [%d, %d]".formatted(
+            ModuleTable.bare(renamed(pair.name())), pair.out(), pair.in()), otherName(pair));
       } else if (targets.size() > 1) {
         refuse(pair, "it could be " + String.join(" or ", targets.stream().map(ModuleTable.Target::describe).toList()),
             AMBIGUOUS);
@@ -215,13 +245,50 @@ public final class ModuleMap {
     }
 
     private void refuse(LoraPair pair, String why, String remedy) {
-      pair.keys().forEach(key ->
-          entries.put(key, new Entry(key, List.of(), why, nearest(pair.name()), rule, remedy(pair.name(), remedy))));
+      List<String> near = nearest(renamed(pair.name()));
+      pair.keys().forEach(key -> entries.put(key, new Entry(key, List.of(), why, near, rule, remedy)));
     }
 
-    private static String remedy(String name, String otherwise) {
-      return TEXT_ENCODER.matcher(name).find() && otherwise.equals(OTHER_NAME)
-          ? "it is a text encoder's: map it on that checkpoint, and here leave it out with " + LENIENT : otherwise;
+    /** The name as the caller wants it read. */
+    private String renamed(String name) {
+      String read = name;
+      for (Map.Entry<String, String> rename : renames.entrySet()) {
+        if (read.contains(rename.getKey())) {
+          unusedRenames.remove(rename.getKey());
+          read = read.replace(rename.getKey(), rename.getValue());
+        }
+      }
+      return read;
+    }
+
+    /** What to do about a name that the base does not have: with the parts that differ where the nearest is near. */
+    private String otherName(LoraPair pair) {
+      String name = renamed(pair.name());
+      if (TEXT_ENCODER.matcher(name).find()) {
+        return "it is a text encoder's: map it on that checkpoint, and here leave it out with " + LENIENT;
+      }
+      List<String> near = nearest(name);
+      BaseLinear nearest = near.isEmpty() ? null : base.linear(near.get(0));
+      if (nearest == null || nearest.n() != pair.out() || nearest.k() != pair.in()) {
+        return OTHER_NAME;
+      }
+      List<String> from = List.of(ModuleTable.bare(name).split("\\."));
+      List<String> to = List.of(nearest.name().split("\\."));
+      int first = 0;
+      while (first < Math.min(from.size(), to.size()) && from.get(first).equals(to.get(first))) {
+        first++;
+      }
+      int last = 0;
+      while (last < Math.min(from.size(), to.size()) - first
+          && from.get(from.size() - 1 - last).equals(to.get(to.size() - 1 - last))) {
+        last++;
+      }
+      String differs = String.join(".", from.subList(first, from.size() - last));
+      boolean word = from.size() - last - first == 1 && to.size() - last - first == 1 && from.size() > 1
+          && !differs.matches("\\d*"); // not a block's number
+      boolean elsewhere = word && adapter.pairs().stream().map(other -> renamed(other.name()))
+          .anyMatch(other -> other.contains(differs) && !table.find(other).isEmpty()); // where it is right as it is
+      return word && !elsewhere ? LIKELY_NAME.formatted(differs, to.get(first)) : OTHER_NAME;
     }
 
     /** Each layer takes one pair, be it a module or a part of one. */

@@ -7,8 +7,8 @@ import java.util.stream.IntStream;
 import org.jetbrains.annotations.Nullable;
 
 /**
- * What PEFT over bitsandbytes, Quanto or torch's own Linear computes for one layer, in double precision, with a bound of its roundings: the
- * judge of recorded outputs.
+ * What PEFT over bitsandbytes, Quanto or torch's own Linear computes for one layer, in double precision, with a bound
+ * of its roundings: the judge of recorded outputs.
  *
  * <p>Roundings of <i>operands</i> are a function of the files, so they are carried out here. Those of <i>results</i>
  * depend on the order of summation, so each is a term of the bound. {@code X} is the type of x (and of the result),
@@ -40,8 +40,8 @@ import org.jetbrains.annotations.Nullable;
  *
  * <p><b>DoRA</b> in PEFT, with z = result - bias in X, {@code rd(X)}: {@code result + (g - 1) z + g s B(A(x))} in fp32
  * or T, {@code rd(T)} for each of four results, cast to X: {@code rd(X)}. g = magnitude / norm of the row of W + s B A,
- * all in T: of each element {@code 2 rd(T)} of |W| and five of s |B||A|, and {@code (r + 4) u}; their length by the norm,
- * and {@code (K + 8) u + 4 rd(T)} beside them, are the relative error of g.
+ * all in T: of each element {@code 2 rd(T)} of |W| and five of s |B||A|, and {@code (r + 4) u}; their length by the
+ * norm, and {@code (K + 8) u + 4 rd(T)} beside them, are the relative error of g.
  */
 public final class PeftReference {
   private static final double U = Math.scalb(1.0, -24);

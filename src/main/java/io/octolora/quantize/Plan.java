@@ -112,6 +112,11 @@ final class Plan {
     return skipped;
   }
 
+  /** Patterns of the skip list that fit no module. */
+  List<String> unusedSkips() {
+    return skip.unused();
+  }
+
   long sourceBytes() {
     return shards.stream().mapToLong(Shard::sourceBytes).sum();
   }

@@ -69,11 +69,12 @@ public final class Quantizer {
    *
    * @param quantized modules that are int8 now
    * @param left modules with a weight of two dimensions that are not: embeddings and skipped ones
+   * @param unusedSkips entries of the skip list that fit no module
    * @param copied tensors that are the same in both
    * @param resumedShards those of {@code shards} that an earlier run had finished
    */
-  public record Result(List<String> quantized, List<String> left, int copied, int shards, int resumedShards,
-      long sourceBytes, long writtenBytes) {}
+  public record Result(List<String> quantized, List<String> left, List<String> unusedSkips, int copied, int shards,
+      int resumedShards, long sourceBytes, long writtenBytes) {}
 
   private static final String PARTIAL = ".partial";
   private static final String FINISHED = ".part";
@@ -143,8 +144,8 @@ public final class Quantizer {
     Files.deleteIfExists(target.resolve(LOCK));
     int copied = (int) plan.shards().stream().flatMap(shard -> shard.units().stream())
         .filter(unit -> !unit.quantized()).count();
-    return new Result(plan.quantized(), plan.skipped(), copied, plan.shards().size(), resumed, plan.sourceBytes(),
-        plan.outputBytes());
+    return new Result(plan.quantized(), plan.skipped(), plan.unusedSkips(), copied, plan.shards().size(), resumed,
+        plan.sourceBytes(), plan.outputBytes());
   }
 
   private void writeShards(Manifest manifest, Progress progress) throws IOException {

@@ -2,9 +2,6 @@
 package io.octolora.quantize;
 
 import io.octolora.internal.PythonPattern;
-import java.nio.file.FileSystems;
-import java.nio.file.Path;
-import java.nio.file.PathMatcher;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
@@ -21,10 +18,12 @@ final class SkipRule {
 
   private final Predicate<String> skipped;
   private final @Nullable List<String> written;
+  private final List<String> unused;
 
-  private SkipRule(Predicate<String> skipped, @Nullable List<String> written) {
+  private SkipRule(Predicate<String> skipped, @Nullable List<String> written, List<String> unused) {
     this.skipped = skipped;
     this.written = written;
+    this.unused = unused;
   }
 
   /**
@@ -37,19 +36,23 @@ final class SkipRule {
     if (format == TargetFormat.COMPRESSED_TENSORS) {
       List<String> ignored = patterns.isEmpty() && !diffusers
           ? modules.stream().filter(module -> HEADS.contains(leaf(module))).toList() : patterns;
-      return new SkipRule(any(ignored, SkipRule::compressedTensors), ignored);
+      return new SkipRule(any(ignored, SkipRule::compressedTensors), ignored,
+          unused(patterns, SkipRule::compressedTensors, modules));
     }
     List<String> written = patterns.isEmpty() ? null : patterns;
     if (format == TargetFormat.QUANTO) {
-      return new SkipRule(any(patterns, diffusers ? SkipRule::leafName : SkipRule::glob), written);
+      Reading reading = diffusers ? SkipRule::leafName : ShellPattern::new;
+      return new SkipRule(any(patterns, reading), written, unused(patterns, reading, modules));
     }
     if (diffusers) {
-      return new SkipRule(any(patterns, SkipRule::diffusersBitsandbytes), written);
+      return new SkipRule(any(patterns, SkipRule::diffusersBitsandbytes), written,
+          unused(patterns, SkipRule::diffusersBitsandbytes, modules));
     }
     Predicate<String> listed = patterns.isEmpty() ? module -> HEADS.contains(leaf(module))
         : any(patterns, SkipRule::transformersBitsandbytes);
     String kept = KEPT.get(modelType);
-    return new SkipRule(kept == null ? listed : listed.or(module -> leaf(module).equals(kept)), written);
+    return new SkipRule(kept == null ? listed : listed.or(module -> leaf(module).equals(kept)), written,
+        unused(patterns, SkipRule::transformersBitsandbytes, modules));
   }
 
   boolean skips(String module) {
@@ -59,6 +62,15 @@ final class SkipRule {
   /** For the configuration; null stands for the default. */
   @Nullable List<String> written() {
     return written;
+  }
+
+  /** What the user gave and no module fits: the tools ignore it silently. */
+  List<String> unused() {
+    return unused;
+  }
+
+  private static List<String> unused(List<String> patterns, Reading reading, Set<String> modules) {
+    return patterns.stream().filter(item -> modules.stream().noneMatch(reading.of(item))).toList();
   }
 
   private interface Reading {
@@ -91,12 +103,6 @@ final class SkipRule {
       return pattern::matchesStart;
     }
     return item::equals;
-  }
-
-  /** Module paths have no slashes, so a shell pattern for file names reads them as Python's fnmatch does. */
-  private static Predicate<String> glob(String item) {
-    PathMatcher matcher = FileSystems.getDefault().getPathMatcher("glob:" + item);
-    return module -> matcher.matches(Path.of(module));
   }
 
   private static String leaf(String module) {

@@ -16,9 +16,11 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
+import java.util.Queue;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.atomic.AtomicLong;
 import java.util.concurrent.locks.ReentrantLock;
 import org.jetbrains.annotations.Nullable;
@@ -33,12 +35,13 @@ import org.jetbrains.annotations.Nullable;
  * a choice of its own that no one changes, {@link #selectForRows} one from which each row of a batch takes its adapter.
  * What is attached to the layers themselves is apart from all of them.
  *
- * <p>Added adapters are in host memory, once, and their files may be closed: in pinned memory, which the device reads at
- * the speed of its bus, as long as all of them fit the bytes that the set may pin, else in pageable memory. On the
- * device each distinct choice in use has the factors of its adapters; equal choices share them, so that asking again for
- * one in use costs nothing. A new one is filled before the old one is given up, and nothing changes where it does not
- * fit. The memory of the former active choice is kept for the next one of the same ranks, so that swapping to and fro
- * allocates nothing, until nothing is active.
+ * <p>Added adapters are in host memory, once, and their files may be closed: in pinned memory, which the device reads
+ * at the speed of its bus, as long as all of them fit the bytes that the set may pin, else in pageable memory. On the
+ * device each distinct choice in use has the factors of its adapters; equal choices share them, so that asking again
+ * for one in use costs nothing. A new one is filled before the old one is given up, and nothing changes where it does
+ * not fit. The memory of the former active choice is kept for the next one of the same ranks, so that swapping to and
+ * fro allocates nothing, until nothing is active. A set made with a {@link Capacity} has memory for every choice within
+ * it from the beginning, whatever the ranks.
  *
  * <p>The caller closes the set, its selections and the layers, in any order. All methods may be called from any thread
  * and while other threads run forwards on their own streams: a forward uses one choice, the old or the new one, never
@@ -49,6 +52,43 @@ import org.jetbrains.annotations.Nullable;
  */
 public final class AdapterSet implements AutoCloseable {
   private static final int NEAREST = 3;
+  /** Storage of a layer by the capacity: of the active choice, and of the next. */
+  private static final int RESERVED = 2;
+
+  /**
+   * What a set holds ready on each of its layers, twice: for the active choice and for the next one, so that
+   * {@link #setAdapters} between choices within it allocates nothing, be their ranks and layers the same or not.
+   *
+   * <p>Within it are choices of adapters without magnitudes (DoRA); others get memory of their own. All choices within
+   * it, selections too, have slots of this size and so the same {@link Forward#workspaceBytes} on the layers that they
+   * change. That, and some of the time of a forward, follow the capacity and not the ranks in use: ask for no more than
+   * comes.
+   *
+   * @param adapters on one layer at once, 1 or more
+   * @param rank the greatest of an adapter, 1 to 4096
+   */
+  public record Capacity(int adapters, int rank) {
+    private static final int MOST_RANK = 4096;
+
+    public Capacity {
+      if (adapters < 1) {
+        throw new IllegalArgumentException("%d adapters, expected 1 or more".formatted(adapters));
+      }
+      if (rank < 1 || rank > MOST_RANK) {
+        throw new IllegalArgumentException("rank = %d, expected 1 to %d".formatted(rank, MOST_RANK));
+      }
+    }
+
+    private boolean holds(int[] ranks) {
+      return ranks.length <= adapters && Arrays.stream(ranks).allMatch(one -> one <= rank);
+    }
+
+    private int[] ranks() {
+      int[] ranks = new int[adapters];
+      Arrays.fill(ranks, rank);
+      return ranks;
+    }
+  }
 
   /** Compared by identity: a removed name may come back as another adapter. */
   private static final class Adapter {
@@ -74,14 +114,19 @@ public final class AdapterSet implements AutoCloseable {
     final Int8Linear layer;
     final boolean magnitudes;
     final int[] capacity;
+    /** Whether it is the set's for good, by its {@link Capacity}. */
+    final boolean reserved;
     final NativeHandle handle;
     /** No enqueued work reads it. Guarded by the changes of the set once it is spare. */
     boolean idle = true;
+    /** Slots from this number on are empty. Guarded like idle. */
+    int used;
 
-    Storage(Int8Linear layer, LoraPrecision precision, boolean magnitudes, int[] capacity) {
+    Storage(Int8Linear layer, LoraPrecision precision, boolean magnitudes, int[] capacity, boolean reserved) {
       this.layer = layer;
       this.magnitudes = magnitudes;
       this.capacity = capacity;
+      this.reserved = reserved;
       this.handle = layer.createSlots(precision, magnitudes, capacity);
     }
   }
@@ -116,6 +161,9 @@ public final class AdapterSet implements AutoCloseable {
   private final Map<Choice, Filled> filled = new HashMap<>();
   /** By layer, of the former active choice. */
   private final Map<String, Storage> spares = new ConcurrentHashMap<>();
+  private final @Nullable Capacity capacity;
+  /** By layer, what is there by the capacity and in no choice; empty without one. */
+  private final Map<String, Queue<Storage>> reserve = new HashMap<>();
   /** By device, what slots are filled on, so that nobody's work on the default stream waits. */
   private final Map<NativeHandle, Stream> streams = new HashMap<>();
   private final long mostPinnedBytes;
@@ -142,6 +190,17 @@ public final class AdapterSet implements AutoCloseable {
    * @param mostPinnedBytes of host memory that this may pin
    */
   public AdapterSet(Collection<Int8Linear> layers, LoraPrecision precision, long mostPinnedBytes) {
+    this(layers, precision, mostPinnedBytes, null);
+  }
+
+  /**
+   * {@link #AdapterSet(Collection, LoraPrecision, long)} with memory for choices to come.
+   *
+   * @param capacity null for none
+   * @throws OctoloraException {@link Status#OUT_OF_MEMORY} also where the capacity does not fit a device
+   */
+  public AdapterSet(Collection<Int8Linear> layers, LoraPrecision precision, long mostPinnedBytes,
+      @Nullable Capacity capacity) {
     Map<String, Int8Linear> byName = new TreeMap<>(Names.NATURAL);
     for (Int8Linear layer : layers) {
       if (byName.put(layer.name(), layer) != null) {
@@ -151,15 +210,26 @@ public final class AdapterSet implements AutoCloseable {
     this.layers = Collections.unmodifiableMap(byName);
     this.precision = Objects.requireNonNull(precision, "precision");
     this.mostPinnedBytes = mostPinnedBytes;
+    this.capacity = capacity;
     boolean complete = false;
     try {
       for (Int8Linear layer : byName.values()) {
         streams.computeIfAbsent(layer.device, device -> new Stream(device, "Stream of " + this));
       }
+      if (capacity != null) {
+        for (Int8Linear layer : byName.values()) {
+          Queue<Storage> both = new ConcurrentLinkedQueue<>();
+          reserve.put(layer.name, both);
+          for (int i = 0; i < RESERVED; i++) {
+            both.add(new Storage(layer, this.precision, false, capacity.ranks(), true));
+          }
+        }
+      }
       this.active = select(Map.of());
       complete = true;
     } finally {
       if (!complete) {
+        closeReserve();
         streams.values().forEach(Stream::close);
       }
     }
@@ -326,6 +396,10 @@ public final class AdapterSet implements AutoCloseable {
   /**
    * A layer under what is active when each call begins. A view: it is good for as long as this set, and closing it does
    * nothing. A change can raise {@link Forward#workspaceBytes}; a {@link Selection}'s stays.
+   *
+   * <p>Not for CUDA graphs: a captured call keeps the memory of the choice of that moment, which a later choice fills
+   * anew. Capture the layers of a {@link Selection}; or, for graphs that follow a swap, {@link AdapterSlots}, which
+   * {@link PinnedAdapter#fill} swaps for a whole model.
    */
   public Forward layer(String name) {
     return new AdaptedLayer(requireLayer(name), () -> acquireActive(name));
@@ -406,10 +480,13 @@ public final class AdapterSet implements AutoCloseable {
     }
   }
 
-  /** What a choice puts on a layer: in slot i the i-th of these adapters, or nothing where it is not on this layer. */
+  /**
+   * What a choice puts on a layer: in slot i the i-th of these adapters, or nothing where it is not on this layer.
+   * There may be more slots than adapters.
+   */
   private record Part(Int8Linear layer, List<Adapter> adapters, int[] capacity, boolean magnitudes) {
     @Nullable HostAdapter factors(int slot) {
-      return adapters.get(slot).layers.get(layer.name);
+      return slot < adapters.size() ? adapters.get(slot).layers.get(layer.name) : null;
     }
   }
 
@@ -428,10 +505,10 @@ public final class AdapterSet implements AutoCloseable {
         continue;
       }
       boolean magnitudes = false;
-      int[] capacity = new int[here.size()];
-      for (int i = 0; i < capacity.length; i++) {
+      int[] ranks = new int[here.size()];
+      for (int i = 0; i < ranks.length; i++) {
         HostAdapter factors = here.get(i).layers.get(layer.name);
-        capacity[i] = factors == null ? 1 : factors.rank;
+        ranks[i] = factors == null ? 1 : factors.rank;
         if (factors != null && factors.magnitude != null) {
           magnitudes = true;
           if (choice.forRows) {
@@ -440,7 +517,8 @@ public final class AdapterSet implements AutoCloseable {
           }
         }
       }
-      parts.add(new Part(layer, here, capacity, magnitudes));
+      boolean within = capacity != null && !magnitudes && capacity.holds(ranks);
+      parts.add(new Part(layer, here, within ? capacity.ranks() : ranks, magnitudes));
     }
     return parts;
   }
@@ -452,6 +530,11 @@ public final class AdapterSet implements AutoCloseable {
     if (fromSpares) {
       settle();
       for (Part part : parts) {
+        Storage ready = part.magnitudes ? null : reserved(part);
+        if (ready != null) {
+          taken.put(part.layer.name, ready);
+          continue;
+        }
         Storage spare = spares.get(part.layer.name);
         if (spare != null && spare.idle && spare.magnitudes == part.magnitudes
             && Arrays.equals(spare.capacity, part.capacity)) {
@@ -472,6 +555,20 @@ public final class AdapterSet implements AutoCloseable {
     }
   }
 
+  /** Takes it out; null where there is none for these ranks that no work reads. */
+  private @Nullable Storage reserved(Part part) {
+    if (capacity == null || !Arrays.equals(part.capacity, capacity.ranks())) {
+      return null;
+    }
+    Queue<Storage> there = reserve.get(part.layer.name);
+    for (Storage one : there) {
+      if (one.idle && there.remove(one)) {
+        return one;
+      }
+    }
+    return null;
+  }
+
   /** @param taken storage by layer, which is taken out */
   private Filled fill(Choice choice, List<Part> parts, Map<String, Storage> taken) {
     Filled fresh = new Filled(choice);
@@ -481,7 +578,7 @@ public final class AdapterSet implements AutoCloseable {
       for (Part part : parts) {
         Storage storage = taken.remove(part.layer.name);
         if (storage == null) {
-          storage = new Storage(part.layer, precision, part.magnitudes, part.capacity);
+          storage = new Storage(part.layer, precision, part.magnitudes, part.capacity, false);
         }
         AdapterSlots slots = slots(fresh, storage);
         fresh.slots.put(part.layer.name, slots);
@@ -493,8 +590,11 @@ public final class AdapterSet implements AutoCloseable {
           HostAdapter factors = part.factors(i);
           if (factors != null) {
             slots.fill(here, i, factors, choice.weights.get(part.adapters.get(i)));
+          } else if (i < storage.used) {
+            slots.clear(i, streams.get(part.layer.device).address());
           }
         }
+        storage.used = part.adapters.size();
       }
       for (Map.Entry<NativeHandle, SlotFills> one : fills.entrySet()) {
         Stream stream = streams.get(one.getKey());
@@ -506,19 +606,35 @@ public final class AdapterSet implements AutoCloseable {
     } finally {
       if (!complete) {
         fresh.close();
-        taken.values().forEach(storage -> storage.handle.close());
+        taken.values().forEach(this::giveBack);
       }
+    }
+  }
+
+  /** Storage that was taken and not filled. */
+  private void giveBack(Storage storage) {
+    if (storage.reserved && !closed) {
+      reserve.get(storage.layer.name).add(storage);
+    } else {
+      storage.handle.close();
     }
   }
 
   /** The storage in the hands of one choice: closed, it is spare or freed when the last call that uses it is out. */
   private AdapterSlots slots(Filled filled, Storage storage) {
     NativeHandle handle = new NativeHandle(storage.handle.toString(), storage.handle.address(), none -> {
-      if (!filled.reusable || closed) {
+      if (closed || !filled.reusable && !storage.reserved) {
         storage.handle.close();
         return;
       }
       storage.idle = false;
+      if (storage.reserved) {
+        reserve.get(storage.layer.name).add(storage);
+        if (closed) { // meanwhile, perhaps without having seen this one
+          closeReserve();
+        }
+        return;
+      }
       Storage former = spares.put(storage.layer.name, storage);
       if (former != null) {
         former.handle.close();
@@ -532,7 +648,9 @@ public final class AdapterSet implements AutoCloseable {
 
   /** Waits for the work that may still read spare storage. */
   private void settle() {
-    List<Storage> busy = spares.values().stream().filter(spare -> !spare.idle).toList();
+    List<Storage> busy = new ArrayList<>(spares.values());
+    reserve.values().forEach(busy::addAll);
+    busy.removeIf(spare -> spare.idle);
     busy.stream().map(spare -> spare.layer.device).distinct()
         .forEach(device -> NativeLibrary.check(NativeOctolora.deviceSynchronize(device.address())));
     busy.forEach(spare -> spare.idle = true);
@@ -544,6 +662,14 @@ public final class AdapterSet implements AutoCloseable {
         spare.getValue().handle.close();
       }
     }
+  }
+
+  private void closeReserve() {
+    reserve.values().forEach(there -> {
+      for (Storage one = there.poll(); one != null; one = there.poll()) {
+        one.handle.close();
+      }
+    });
   }
 
   private void release(Filled slots, boolean leavesSpares) {
@@ -672,6 +798,7 @@ public final class AdapterSet implements AutoCloseable {
       closed = true;
       active.close();
       closeSpares();
+      closeReserve();
       streams.values().forEach(Stream::close);
       adapters.values().forEach(this::free);
       adapters.clear();

@@ -4,8 +4,10 @@ package io.octolora.runtime;
 import io.octolora.OctoloraException;
 import io.octolora.Status;
 import io.octolora.mapping.LoraDelta;
+import java.lang.ref.Reference;
 import java.util.Arrays;
 import java.util.Objects;
+import org.bytedeco.javacpp.Pointer;
 import org.jetbrains.annotations.Nullable;
 
 /**
@@ -47,16 +49,37 @@ public final class AdapterSlots extends Forward {
 
   /**
    * Fills a slot in the precision that the slots were made for: {@code y += weight · delta.scale · ((x·Aᵀ)·Bᵀ + bias)}.
-   * Returns when the stream has come to it. With a magnitude (DoRA), in slots that were made for them, it applies to what the slots before it made of the base,
-   * and a weight of 0 leaves the rows of W at its lengths; {@link #clear} takes it away.
+   * Returns when the stream has come to it. With a magnitude (DoRA), in slots that were made for them, it applies to
+   * what the slots before it made of the base, and a weight of 0 leaves the rows of W at its lengths; {@link #clear}
+   * takes it away.
+   *
+   * @param stream a {@code cudaStream_t}, as everywhere here; 0 is the default stream, and the only one on the CPU
    */
   public void set(int slot, LoraDelta delta, float weight, long stream) {
     set(slot, HostAdapter.of(delta, name, n, k), weight, stream);
   }
 
+  /** The same on a stream such as {@code org.bytedeco.cuda.cudart.CUstream_st}. */
+  public void set(int slot, LoraDelta delta, float weight, Pointer stream) {
+    try {
+      set(slot, delta, weight, stream.address());
+    } finally { // a pointer that owns its stream destroys it when it is collected
+      Reference.reachabilityFence(stream);
+    }
+  }
+
   /** {@link #set(int, LoraDelta, float, long)} for factors that come from no file: a [rank, k], b [n, rank]. */
   public void set(int slot, int rank, float[] a, float[] b, float weight, long stream) {
     set(slot, HostAdapter.of(rank, a, b, name, n, k), weight, stream);
+  }
+
+  /** The same on JavaCPP's stream. */
+  public void set(int slot, int rank, float[] a, float[] b, float weight, Pointer stream) {
+    try {
+      set(slot, rank, a, b, weight, stream.address());
+    } finally {
+      Reference.reachabilityFence(stream);
+    }
   }
 
   private synchronized void set(int slot, HostAdapter adapter, float weight, long stream) {
@@ -93,6 +116,15 @@ public final class AdapterSlots extends Forward {
     }
   }
 
+  /** The same on JavaCPP's stream. */
+  public void setWeight(int slot, float weight, Pointer stream) {
+    try {
+      setWeight(slot, weight, stream.address());
+    } finally {
+      Reference.reachabilityFence(stream);
+    }
+  }
+
   /**
    * The device address of the slots' scales, [{@link #count}] fp32: weight times the adapter's own. The caller's
    * kernels may write them, on a stream, in place of {@link #setWeight}; a forward reads them when it runs. Valid until
@@ -119,6 +151,15 @@ public final class AdapterSlots extends Forward {
     }
   }
 
+  /** The same on JavaCPP's stream. */
+  public void refresh(Pointer stream) {
+    try {
+      refresh(stream.address());
+    } finally {
+      Reference.reachabilityFence(stream);
+    }
+  }
+
   /** Empties a slot. */
   public synchronized void clear(int slot, long stream) {
     Objects.checkIndex(slot, capacity.length);
@@ -128,6 +169,15 @@ public final class AdapterSlots extends Forward {
       scale[slot] = Double.NaN;
     } finally {
       handle.release();
+    }
+  }
+
+  /** The same on JavaCPP's stream. */
+  public void clear(int slot, Pointer stream) {
+    try {
+      clear(slot, stream.address());
+    } finally {
+      Reference.reachabilityFence(stream);
     }
   }
 

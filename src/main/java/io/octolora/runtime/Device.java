@@ -151,8 +151,8 @@ public final class Device implements AutoCloseable {
 
   /**
    * Puts a layer's weights on the device, in the mode its checkpoint asks for. They are read from the file's mapping in
-   * pieces, without a copy on the Java heap but for formats whose codes do not lie in one piece; the checkpoint may be closed afterwards, and its file must keep its length
-   * meanwhile.
+   * pieces, without a copy on the Java heap but for formats whose codes do not lie in one piece; the checkpoint may be
+   * closed afterwards, and its file must keep its length meanwhile.
    *
    * @throws OctoloraException {@link Status#UNSUPPORTED} for a layer that is not quantized,
    *     {@link Status#OUT_OF_MEMORY} with nothing kept where it does not fit

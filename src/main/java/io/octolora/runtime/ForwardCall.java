@@ -3,10 +3,12 @@ package io.octolora.runtime;
 
 import io.octolora.OctoloraException;
 import io.octolora.Status;
+import java.lang.ref.Reference;
 import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 import java.util.Objects;
 import java.util.stream.Collectors;
+import org.bytedeco.javacpp.Pointer;
 import org.jetbrains.annotations.Nullable;
 
 /**
@@ -19,14 +21,14 @@ import org.jetbrains.annotations.Nullable;
  * }</pre>
  *
  * <p>A call is set up once and enqueued as often as wanted, with whatever is changed in between; enqueuing allocates
- * nothing, in Java or below, waits for nothing and may be captured in a CUDA graph. Each layer adds the adapters that it
- * has at that moment: an {@link Int8Linear} what is attached to it, {@link AdapterSlots} what they hold, a layer of an
- * {@link AdapterSet} the active choice.
+ * nothing, in Java or below, waits for nothing and may be captured in a CUDA graph. Each layer adds the adapters that
+ * it has at that moment: an {@link Int8Linear} what is attached to it, {@link AdapterSlots} what they hold, a layer of
+ * an {@link AdapterSet} the active choice.
  *
  * <p>All memory is the layers' device's, dense and row-major. y, x and the workspace do not overlap; a residual may be
- * its own y. Addresses given as {@code long} are used as they are; {@link DeviceMemory} is checked for its size and kept
- * alive during {@link #enqueue}. The caller owns all of it, and the layers. Methods may be called from any thread, one
- * after the other.
+ * its own y. Addresses given as {@code long} or as JavaCPP's pointers are used as they are; {@link DeviceMemory} is
+ * checked for its size and kept alive during {@link #enqueue}. The caller owns all of it, and the layers. Methods may
+ * be called from any thread, one after the other.
  *
  * <p>They throw {@link IllegalStateException} where a layer or a memory is closed, {@link IllegalArgumentException} for
  * memory that is too small, naming both sizes, and {@link OctoloraException} naming the layers, the argument and the
@@ -54,6 +56,11 @@ public final class ForwardCall {
   private final long[] outputs;
   /** For each number above the memory that it is the address of, or null. */
   private final @Nullable DeviceMemory[] memories;
+  /**
+   * The same for JavaCPP's pointers, and behind them those of x, rowSlots and workspace: held, since a pointer that
+   * owns its memory frees it when it is collected.
+   */
+  private final @Nullable Pointer[] pointers;
 
   private long x;
   private @Nullable DeviceMemory xMemory;
@@ -84,25 +91,32 @@ public final class ForwardCall {
     this.names = Arrays.stream(layers).map(Forward::name).collect(Collectors.joining(", "));
     this.outputs = new long[FIELDS * layers.length];
     this.memories = new DeviceMemory[outputs.length];
+    this.pointers = new Pointer[outputs.length + 3];
     this.held = new NativeHandle[outputs.length + 4];
   }
 
   // ---- What is read
 
   /** x [rows, k], for this and the following calls. */
-  public synchronized ForwardCall x(DeviceMemory x, DataType type, int rows) {
-    this.xMemory = Objects.requireNonNull(x, "x");
-    return setX(0, type, rows);
+  public ForwardCall x(DeviceMemory x, DataType type, int rows) {
+    return setX(0, Objects.requireNonNull(x, "x"), null, type, rows);
   }
 
   /** The same by its address. */
-  public synchronized ForwardCall x(long address, DataType type, int rows) {
-    this.xMemory = null;
-    return setX(address, type, rows);
+  public ForwardCall x(long address, DataType type, int rows) {
+    return setX(address, null, null, type, rows);
   }
 
-  private ForwardCall setX(long address, DataType type, int rows) {
+  /** The same from a pointer's position on. */
+  public ForwardCall x(Pointer x, DataType type, int rows) {
+    return setX(Device.address(x, "x"), null, x, type, rows);
+  }
+
+  private synchronized ForwardCall setX(long address, @Nullable DeviceMemory memory, @Nullable Pointer pointer,
+      DataType type, int rows) {
     this.x = address;
+    this.xMemory = memory;
+    this.pointers[outputs.length] = pointer;
     this.xType = Objects.requireNonNull(type, "type");
     this.rows = rows;
     return this;
@@ -114,16 +128,24 @@ public final class ForwardCall {
    *
    * @param slots [rows] int32; null, as at first: every row uses all filled slots
    */
-  public synchronized ForwardCall rowSlots(@Nullable DeviceMemory slots) {
-    this.rowSlotsMemory = slots;
-    this.rowSlots = 0;
-    return this;
+  public ForwardCall rowSlots(@Nullable DeviceMemory slots) {
+    return setRowSlots(0, slots, null);
   }
 
   /** The same by its address, 0 for none. */
-  public synchronized ForwardCall rowSlots(long address) {
-    this.rowSlotsMemory = null;
+  public ForwardCall rowSlots(long address) {
+    return setRowSlots(address, null, null);
+  }
+
+  /** The same from a pointer's position on. */
+  public ForwardCall rowSlots(Pointer slots) {
+    return setRowSlots(Device.address(slots, "slots"), null, slots);
+  }
+
+  private synchronized ForwardCall setRowSlots(long address, @Nullable DeviceMemory memory, @Nullable Pointer pointer) {
     this.rowSlots = address;
+    this.rowSlotsMemory = memory;
+    this.pointers[outputs.length + 1] = pointer;
     return this;
   }
 
@@ -137,60 +159,85 @@ public final class ForwardCall {
 
   /** y [rows, n] of an output. */
   public ForwardCall y(int output, DeviceMemory y) {
-    return set(output, Y, 0, Objects.requireNonNull(y, "y"));
+    return set(output, Y, 0, Objects.requireNonNull(y, "y"), null);
   }
 
   /** The same by its address. */
   public ForwardCall y(int output, long address) {
-    return set(output, Y, address, null);
+    return set(output, Y, address, null, null);
+  }
+
+  /** The same from a pointer's position on. */
+  public ForwardCall y(int output, Pointer y) {
+    return set(output, Y, Device.address(y, "y"), null, y);
   }
 
   /** What is added to y, [rows, n], which may be y itself; null, as at first, for nothing. */
   public ForwardCall residual(int output, @Nullable DeviceMemory residual) {
-    return set(output, RESIDUAL, 0, residual);
+    return set(output, RESIDUAL, 0, residual, null);
   }
 
   /** The same by its address, 0 for none. */
   public ForwardCall residual(int output, long address) {
-    return set(output, RESIDUAL, address, null);
+    return set(output, RESIDUAL, address, null, null);
+  }
+
+  /** The same from a pointer's position on. */
+  public ForwardCall residual(int output, Pointer residual) {
+    return set(output, RESIDUAL, Device.address(residual, "residual"), null, residual);
   }
 
   /** A factor for each output feature, [n]; null, as at first, for 1. */
   public ForwardCall gate(int output, @Nullable DeviceMemory gate) {
-    return set(output, GATE, 0, gate);
+    return set(output, GATE, 0, gate, null);
   }
 
   /** The same by its address, 0 for none. */
   public ForwardCall gate(int output, long address) {
-    return set(output, GATE, address, null);
+    return set(output, GATE, address, null, null);
+  }
+
+  /** The same from a pointer's position on. */
+  public ForwardCall gate(int output, Pointer gate) {
+    return set(output, GATE, Device.address(gate, "gate"), null, gate);
   }
 
   /** At first {@link Activation#NONE}. */
   public ForwardCall activation(int output, Activation activation) {
-    return set(output, ACTIVATION, activation.code(), null);
+    return set(output, ACTIVATION, activation.code(), null, null);
   }
 
-  private synchronized ForwardCall set(int output, int field, long number, @Nullable DeviceMemory memory) {
+  private synchronized ForwardCall set(int output, int field, long number, @Nullable DeviceMemory memory,
+      @Nullable Pointer pointer) {
     int at = FIELDS * Objects.checkIndex(output, layers.length) + field;
     outputs[at] = number;
     memories[at] = memory;
+    pointers[at] = pointer;
     return this;
   }
 
   // ---- The call
 
   /** Scratch of at least {@link #workspaceBytes} bytes; null where that is 0. */
-  public synchronized ForwardCall workspace(@Nullable DeviceMemory workspace) {
-    this.workspaceMemory = workspace;
-    this.workspace = 0;
-    this.workspaceBytes = workspace == null ? 0 : workspace.bytes();
-    return this;
+  public ForwardCall workspace(@Nullable DeviceMemory workspace) {
+    return setWorkspace(0, workspace, null, workspace == null ? 0 : workspace.bytes());
   }
 
   /** The same by its address. */
-  public synchronized ForwardCall workspace(long address, long bytes) {
-    this.workspaceMemory = null;
+  public ForwardCall workspace(long address, long bytes) {
+    return setWorkspace(address, null, null, bytes);
+  }
+
+  /** The same from a pointer's position on. */
+  public ForwardCall workspace(Pointer workspace, long bytes) {
+    return setWorkspace(Device.address(workspace, "workspace"), null, workspace, bytes);
+  }
+
+  private synchronized ForwardCall setWorkspace(long address, @Nullable DeviceMemory memory, @Nullable Pointer pointer,
+      long bytes) {
     this.workspace = address;
+    this.workspaceMemory = memory;
+    this.pointers[outputs.length + 2] = pointer;
     this.workspaceBytes = bytes;
     return this;
   }
@@ -224,6 +271,15 @@ public final class ForwardCall {
       enqueueHeld(stream);
     } finally {
       release();
+    }
+  }
+
+  /** The same on a stream such as {@code org.bytedeco.cuda.cudart.CUstream_st}. */
+  public void enqueue(Pointer stream) {
+    try {
+      enqueue(stream.address());
+    } finally { // a pointer that owns its stream destroys it when it is collected
+      Reference.reachabilityFence(stream);
     }
   }
 

@@ -136,7 +136,8 @@ final class NativeOctolora {
   @Name("octolora_linear_forward")
   static native int linearForward(@Cast("const octolora_linear*") long linear,
       @Cast("const octolora_slots*") long slots, @Cast("const void*") long x, int xType, @Cast("void*") long y,
-      int yType, int rows, @Cast("void*") long workspace, @Cast("size_t") long workspaceBytes, @Cast("CUstream_st*") long stream);
+      int yType, int rows, @Cast("void*") long workspace, @Cast("size_t") long workspaceBytes,
+      @Cast("CUstream_st*") long stream);
   @Name("octolora_linear_quantized")
   static native int linearQuantized(@Cast("const octolora_linear*") long linear, @Cast("const void*") long x, int xType,
       @Cast("int32_t*") long sums, @Cast("int8_t*") long codes, @Cast("float*") long rowScale, int rows,

@@ -3,6 +3,7 @@ package io.octolora.runtime;
 
 import io.octolora.OctoloraException;
 import io.octolora.Status;
+import java.lang.ref.Reference;
 import java.nio.ByteBuffer;
 import java.util.ArrayList;
 import java.util.Collection;
@@ -14,6 +15,7 @@ import java.util.Objects;
 import java.util.Set;
 import java.util.function.Function;
 import java.util.function.IntFunction;
+import org.bytedeco.javacpp.Pointer;
 
 /**
  * An adapter of many layers in pinned host memory. {@link #fill} puts it into their slots in a few launches, at the
@@ -106,6 +108,15 @@ public final class PinnedAdapter implements AutoCloseable {
       }
     } finally {
       held.forEach(NativeHandle::release);
+    }
+  }
+
+  /** The same on a stream such as {@code org.bytedeco.cuda.cudart.CUstream_st}. */
+  public void fill(Collection<AdapterSlots> slots, int slot, float weight, Pointer stream) {
+    try {
+      fill(slots, slot, weight, stream.address());
+    } finally { // a pointer that owns its stream destroys it when it is collected
+      Reference.reachabilityFence(stream);
     }
   }
 

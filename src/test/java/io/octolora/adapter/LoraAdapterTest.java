@@ -118,6 +118,17 @@ class LoraAdapterTest {
   }
 
   @Test
+  void doraScalesOfAnotherAxisOrOfNoneAreListedWithTheReadings() throws IOException {
+    pair(new SafetensorsWriter(), "m", 2).ramp("m.dora_scale", 1, 1, 3).write(folder.resolve("x.safetensors"));
+    assertUnsupported("is a DoRA magnitude of W's columns, which is not supported: expected [5, 1]", 3);
+    pair(new SafetensorsWriter(), "m", 2).ramp("m.dora_scale", 1, 5).write(folder.resolve("x.safetensors"));
+    assertUnsupported("m.dora_scale F32 [5] has one dimension, expected [5, 1]", 3);
+    new SafetensorsWriter().ramp("m.lora_A.weight", 1, 2, 4).ramp("m.lora_B.weight", 1, 4, 2)
+        .ramp("m.dora_scale", 1, 4).write(folder.resolve("x.safetensors"));
+    assertUnsupported("could be a DoRA magnitude of W's 4 rows or of its 4 columns", 3);
+  }
+
+  @Test
   void magnitudesThatPeftDoesNotHaveAreListed() throws IOException {
     peft(pair(new SafetensorsWriter(), PEFT + "m", 2).ramp(PEFT + "m.lora_magnitude_vector", 1, 5),
         "\"r\":2,\"lora_alpha\":2");

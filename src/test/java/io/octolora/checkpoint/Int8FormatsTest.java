@@ -222,7 +222,10 @@ class Int8FormatsTest {
   static Stream<Arguments> refusedCompressed() {
     SafetensorsWriter plain = compressed();
     return Stream.of(
-        Arguments.of("no configuration", plain, null, List.of("m.weight_scale", "no config.json")),
+        Arguments.of("no configuration", plain, null, List.of("m.weight_scale", "read as compressed-tensors "
+            + "int-quantized it needs a config.json", "as ComfyUI int8 a tensor m.comfy_quant")),
+        Arguments.of("no configuration of packed codes", new SafetensorsWriter().codes("m.weight_packed", 2, 8), null,
+            List.of("m.weight_packed", "pack-quantized, but no config.json")),
         Arguments.of("4 bits", plain, config(group(WEIGHTS.replace("8", "4"), TOKENS)),
             List.of("group_0", "weights: num_bits = 4, expected 8")),
         Arguments.of("floats", plain, config(group(WEIGHTS.replace("\"int\"", "\"float\""), TOKENS)),

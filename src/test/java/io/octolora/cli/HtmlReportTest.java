@@ -148,6 +148,21 @@ class HtmlReportTest {
   }
 
   @Test
+  void keysThatLandedNowhereComeWithTheirFixes() throws Exception {
+    Path llama = Fixtures.path("llama/adapters/r4_all");
+    Document page = parse(report(1, BASE, Fixtures.path("flux/adapters/r4/peft"), llama));
+    String adapters = "//section[h2='Adapters']";
+    assertEquals(28, texts(page, adapters + "/ul[@class='keys'][2]/li").size());
+    List<String> advice = texts(page, adapters + "/ul[@class='keys'][1]/li");
+    assertEquals(2, advice.size());
+    assertTrue(advice.get(0).startsWith("Names were read as PEFT: "), advice.get(0));
+    assertTrue(advice.get(1).startsWith("Fix 1, for 28 keys: --rename FROM=TO "), advice.get(1));
+    Document many = parse(report(1, Fixtures.path("llama/base_bnb8"), R4));
+    assertEquals(40, texts(many, adapters + "/ul[@class='keys'][2]/li").size());
+    assertEquals(12, texts(many, adapters + "/details/ul/li").size());
+  }
+
+  @Test
   void badUsage() {
     Cli.run("verify", BASE, R4, "--base", Fixtures.path("llama/base_bf16")).expectError("--report");
     Path file = folder.resolve("report.html");

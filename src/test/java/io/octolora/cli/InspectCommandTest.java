@@ -122,10 +122,12 @@ class InspectCommandTest {
     Cli cli = Cli.run("inspect", BASE, adapter).expect(1);
     assertTrue(cli.lines().stream().anyMatch(line -> line.matches("read as     .* keys are named like .*")), cli.out());
     assertTrue(cli.lines().stream().anyMatch(line -> line.startsWith(
-        "landed nowhere: transformer.transformer_blocks.0.atn.to_k.lora_A.weight: the base has no such linear layer; "
-        + "nearest: transformer_blocks.0.attn.to_k")), cli.out());
+        "landed nowhere: transformer.transformer_blocks.0.atn.to_k.lora_A.weight: the base has no such linear layer as "
+        + "transformer_blocks.0.atn.to_k [128, 128]; nearest: transformer_blocks.0.attn.to_k [128, 128], ")
+        && line.endsWith("; fix 1")), cli.out());
     assertTrue(cli.lines().stream().anyMatch(line -> line.startsWith("names were read as ")), cli.out());
-    assertTrue(cli.lines().stream().anyMatch(line -> line.startsWith("to fix 2 keys: rename it")), cli.out());
+    assertTrue(cli.lines().stream().anyMatch(line -> line.startsWith("fix 1, for 2 keys: --rename atn=attn ")),
+        cli.out());
     assertTrue(cli.out().contains(
         "FAILED: 2 adapter keys landed nowhere and would be dropped (--lenient accepts that)"), cli.out());
     Map<String, Object> json = Cli.run("inspect", "--json", BASE, adapter).expect(1).json();
@@ -133,7 +135,39 @@ class InspectCommandTest {
     assertFalse(((String) view.get("recognition")).isEmpty());
     Map<String, Object> key = Json.object(((List<?>) view.get("unmapped")).get(0), "unmapped");
     assertEquals(List.of("key", "why", "nearest", "rule", "remedy"), List.copyOf(key.keySet()));
-    assertTrue(((String) key.get("remedy")).startsWith("rename it"), json.toString());
+    assertTrue(((String) key.get("remedy")).startsWith("--rename atn=attn "), json.toString());
+
+    Cli fixed = Cli.run("inspect", BASE, adapter, "--rename", "atn=attn").expect(0);
+    assertTrue(fixed.out().contains("4 of 4 keys landed on 2 modules"), fixed.out());
+    Cli run = Cli.run("verify", BASE, adapter, "--rename", "atn=attn", "--device", "cpu").expect(0);
+    assertTrue(run.out().contains("OK: 2 of 2 layers within bounds"), run.out());
+  }
+
+  /** Each key says which of the fixes is its own. */
+  @Test
+  void fixesAreNumbered() throws IOException {
+    SafetensorsWriter writer = new SafetensorsWriter();
+    for (String module : List.of("mine.transformer_blocks.0.attn.to_q", "text_encoder.layers.0.fc1")) {
+      writer.ramp(module + ".lora_A.weight", 0.001f, 2, 128).ramp(module + ".lora_B.weight", 0.001f, 128, 2);
+    }
+    writer.ramp("proj_out.lora_A.weight", 1, 2, 64).ramp("proj_out.lora_B.weight", 1, 16, 2);
+    Path adapter = writer.write(folder.resolve("three.safetensors"));
+    Cli cli = Cli.run("inspect", BASE, adapter).expect(1);
+    for (String[] expected : new String[][] {
+        {"mine.transformer_blocks.0.attn.to_q", "--rename FROM=TO (in Java: the renames of ModuleMap.of) reads FROM"},
+        {"proj_out", "it was made for a layer of another size"},
+        {"text_encoder.layers.0.fc1", "it is a text encoder's"}}) {
+      String line = cli.lines().stream().filter(one -> one.startsWith("landed nowhere: " + expected[0] + ".lora_B."))
+          .findFirst().orElseThrow();
+      String fix = line.substring(line.lastIndexOf("fix "));
+      assertTrue(cli.lines().stream().anyMatch(one -> one.startsWith(fix + ", for 2 keys: " + expected[1])),
+          line + " in\n" + cli.out());
+    }
+    Cli renamed = Cli.run("inspect", BASE, adapter, "--rename", "mine.=", "--rename", "nobody=x").expect(1);
+    assertTrue(renamed.out().contains("2 of 6 keys landed on 1 modules"), renamed.out());
+    assertTrue(renamed.out().contains("note: rename nobody=x: no name of this adapter has nobody"), renamed.out());
+    Cli.run("inspect", BASE, adapter, "--rename", "=x").expectError("a rename of the empty text");
+    Cli.run("inspect", BASE, adapter, "--rename", "x").expectError("--rename", "x");
   }
 
   @Test
@@ -169,7 +203,7 @@ class InspectCommandTest {
         Cli.run("inspect", "--json", BASE, Fixtures.path("flux/adapters/r4/kohya.safetensors")).expect(0).json();
     assertEquals(List.of("command", "checkpoint", "adapters", "ok"), List.copyOf(json.keySet()));
     Map<String, Object> checkpoint = Json.object(json.get("checkpoint"), "checkpoint");
-    assertEquals(List.of("path", "format", "linears", "notes"), List.copyOf(checkpoint.keySet()));
+    assertEquals(List.of("path", "format", "recognition", "linears", "notes"), List.copyOf(checkpoint.keySet()));
     List<?> linears = (List<?>) checkpoint.get("linears");
     assertEquals(36, linears.size());
     assertEquals(List.of("module", "n", "k", "format", "mode", "threshold", "bias"),

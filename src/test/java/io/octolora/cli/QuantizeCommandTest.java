@@ -60,10 +60,21 @@ class QuantizeCommandTest {
   void json() {
     Map<String, Object> json = Cli.run("quantize", LLAMA, folder.resolve("int8"), "--format", "compressed-tensors",
         "--json").expect(0).json();
-    assertEquals(List.of("command", "path", "format", "int8", "float", "copied", "files", "resumedFiles",
-        "sourceBytes", "writtenBytes", "seconds", "ok"), List.copyOf(json.keySet()));
+    assertEquals(List.of("command", "path", "format", "int8", "float", "unusedSkips", "copied", "files",
+        "resumedFiles", "sourceBytes", "writtenBytes", "seconds", "ok"), List.copyOf(json.keySet()));
     assertEquals(14, ((List<?>) json.get("int8")).size());
     assertEquals(250_496L, json.get("sourceBytes"));
+  }
+
+  @Test
+  void aPatternThatFitsNothingIsSaid() {
+    Cli cli = Cli.run("quantize", LLAMA, folder.resolve("int8"), "--format", "quanto", "--skip", "*.q_proj", "--skip",
+        "q_proj").expect(0);
+    assertTrue(cli.lines().contains("note: --skip q_proj fits no layer"), cli.out());
+    assertFalse(cli.out().contains("--skip *.q_proj"), cli.out());
+    Map<String, Object> json = Cli.run("quantize", LLAMA, folder.resolve("other"), "--format", "compressed-tensors",
+        "--skip", "lm_head", "--skip", "[", "--json").expect(0).json();
+    assertEquals(List.of("["), json.get("unusedSkips"));
   }
 
   @Test

@@ -298,8 +298,8 @@ class AdapterFamiliesTest {
     try (Checkpoint base = checkpoint(new SafetensorsWriter().bitsandbytes("m.gate_up_proj", 10, 6));
         LoraAdapter adapter = adapter(one)) {
       MappingException refused = assertThrows(MappingException.class, () -> ModuleMap.of(base, adapter));
-      assertTrue(refused.getMessage().contains("a DoRA magnitude is needed for all 10 rows of m.gate_up_proj or for none:"
-          + " 1 of 1 pairs have one, for 5 rows in all"), refused.getMessage());
+      assertTrue(refused.getMessage().contains("a DoRA magnitude is needed for all 10 rows of m.gate_up_proj or for "
+          + "none: 1 of 1 pairs have one, for 5 rows in all"), refused.getMessage());
     }
   }
 
@@ -481,8 +481,9 @@ class AdapterFamiliesTest {
 
   /** ΔW = w1 ⊗ w2, each full or a pair; alpha counts only beside a pair, whose rank divides it. */
   @ParameterizedTest
-  @CsvSource({"false, true, 3, 0.5, 6", "true, true, 3, 0.5, 4", "true, false, 3, 0.5, 6", "false, false, 5, 1, 9"})
-  void kroneckerProductsAreLowRankPairs(boolean pairOne, boolean pairTwo, int rows, double scale, int rank)
+  @CsvSource({"false, true, 3, 0.5, 6, 0", "true, true, 3, 0.5, 4, 0", "true, false, 3, 0.5, 6, 0",
+      "false, false, 5, 1, 9, 0", "false, false, 3, 1, 9, 1", "false, false, 2, 1, 6, 1"})
+  void kroneckerProductsAreLowRankPairs(boolean pairOne, boolean pairTwo, int rows, double scale, int rank, int notes)
       throws IOException {
     // w1 is rows x 3; w2 is 10 x 9, or 3 x 11 where it is full
     int height = pairTwo ? 10 : 3;
@@ -497,6 +498,10 @@ class AdapterFamiliesTest {
       LoraDelta delta = ModuleMap.of(base, adapter).delta("m");
       assertEquals(rank, delta.rank());
       assertEquals(scale, delta.scale());
+      assertEquals(rank >= Math.min(n, k) ? List.of(("1 modules are low-rank pairs of no less rank than their layers, "
+          + "exact and as costly: m, a LoKr of %d x %d with rank %d").formatted(n, k, rank)) : List.of(),
+          adapter.notes());
+      assertEquals(notes, adapter.notes().size());
       double[] weight = RealAdaptersTest.deltaWeight(delta);
       for (int i = 0; i < weight.length; i++) {
         int row = i / k;
@@ -509,8 +514,12 @@ class AdapterFamiliesTest {
 
   static Stream<Arguments> refusedFactors() {
     return Stream.of(
-        Arguments.of("full rank", new SafetensorsWriter().ramp("m.lokr_w1", 1, 2, 2).ramp("m.lokr_w2", 1, 3, 3),
-            "this LoKr of 6 x 6 has rank 6 as a low-rank pair, no less than the layer"),
+        Arguments.of("too large a rank", new SafetensorsWriter().ramp("m.lokr_w1", 1, 17, 17)
+            .ramp("m.lokr_w2", 1, 241, 241), "this LoKr of 4097 x 4097 has rank 4097 as a low-rank pair, expected at "
+                + "most 4096"),
+        Arguments.of("too large a LoHa", new SafetensorsWriter().ramp("m.hada_w1_a", 1, 9, 65)
+            .ramp("m.hada_w1_b", 1, 65, 7).ramp("m.hada_w2_a", 1, 9, 65).ramp("m.hada_w2_b", 1, 65, 7),
+            "this LoHa of 9 x 7 has rank 4225"),
         Arguments.of("one factor", new SafetensorsWriter().ramp("m.lokr_w1", 1, 2, 2), "LoKr needs two factors"),
         Arguments.of("half a pair", new SafetensorsWriter().ramp("m.hada_w1_a", 1, 9, 1), "LoHa needs two factors"),
         Arguments.of("both", new SafetensorsWriter().ramp("m.hada_w1_a", 1, 9, 1).ramp("m.lokr_w1", 1, 2, 2),
@@ -642,7 +651,7 @@ class AdapterFamiliesTest {
       assertNull(entries.get("lora_unet_m.lora_up.weight").remedy());
       Entry unknown = entries.get("lora_unet_mm.lora_up.weight");
       assertEquals("m", unknown.nearest().get(0));
-      assertTrue(unknown.remedy().startsWith("rename it"), unknown.remedy());
+      assertTrue(unknown.remedy().startsWith("--rename FROM=TO "), unknown.remedy());
       assertTrue(entries.get("lora_unet_l.lora_up.weight").remedy().startsWith("it was made for a layer of another"));
       assertTrue(entries.get("lora_unet_d.diff").remedy()
           .endsWith("leave its module out with --lenient (in Java: ModuleMap.lenient)"));

@@ -19,7 +19,9 @@ import java.nio.BufferOverflowException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Path;
+import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Map;
 import java.util.Set;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.AfterAll;
@@ -191,6 +193,51 @@ class ModuleMapTest {
       try (LoraAdapter adapter = adapter(pair(new SafetensorsWriter(), "a", 2, 3, 4))) {
         assertEquals(Set.of("a"), ModuleMap.of(checkpoint, adapter).modules());
       }
+    }
+  }
+
+  @Test
+  void namesAreReadAsTheCallerSays() throws IOException {
+    SafetensorsWriter writer = pair(new SafetensorsWriter(), "my.blocks.0.fc", 2, 128, 16);
+    writer.ramp("my.other.diff", 1, 2);
+    try (LoraAdapter adapter = adapter(writer)) {
+      Map<String, String> renames = new LinkedHashMap<>();
+      renames.put("my.", "");
+      renames.put("blocks.0.fc", "proj_out");
+      renames.put("other", "x_embedder");
+      ModuleMap map = ModuleMap.lenient(flux, adapter, renames);
+      assertEquals(Set.of("proj_out"), map.modules());
+      assertEquals(List.of(), map.report().notes());
+      assertEquals("my.blocks.0.fc.lora_A.weight", map.report().entries().get(0).key(), "keys stay the file's");
+      assertEquals(List.of("x_embedder"), entry(map, "my.other.diff").nearest());
+      MappingException e = assertThrows(MappingException.class, () -> ModuleMap.of(flux, adapter, renames));
+      assertEquals(1, e.report().unmapped().size());
+      renames.remove("my.");
+      renames.put("no such", "x");
+      e = assertThrows(MappingException.class, () -> ModuleMap.lenient(flux, adapter, renames));
+      assertEquals(List.of("rename no such=x: no name of this adapter has no such"), e.report().notes());
+      assertThrows(OctoloraException.class, () -> ModuleMap.of(flux, adapter, Map.of("", "x")));
+    }
+  }
+
+  /** The part that differs is told where the nearest module has the pair's shape and no other name needs that part. */
+  @ParameterizedTest
+  @CsvSource({"transformer_blocks.0.atn.to_q, 128, 128, --rename atn=attn",
+      "transformer_blocks.0.attn.to_qq, 128, 128, --rename to_qq=to_q",
+      "transformer_blocks.0.atn.to_q, 127, 128, --rename FROM=TO",
+      "transformer_blocks.7.attn.to_q, 128, 128, --rename FROM=TO",
+      "xproj_out, 128, 16, --rename FROM=TO"})
+  void aLikelyNameIsTold(String name, int in, int out, String remedy) throws IOException {
+    try (LoraAdapter adapter = adapter(pair(new SafetensorsWriter(), name, 2, in, out))) {
+      MappingException e = assertThrows(MappingException.class, () -> ModuleMap.of(flux, adapter));
+      for (Entry entry : e.report().unmapped()) {
+        assertTrue(entry.remedy().startsWith(remedy + " "), entry.remedy());
+      }
+    }
+    SafetensorsWriter both = pair(new SafetensorsWriter(), "transformer_blocks.0.to.to_q", 2, 128, 128);
+    try (LoraAdapter adapter = adapter(pair(both, "transformer_blocks.0.attn.to_k", 2, 128, 128))) {
+      Entry entry = assertThrows(MappingException.class, () -> ModuleMap.of(flux, adapter)).report().unmapped().get(0);
+      assertTrue(entry.remedy().startsWith("--rename FROM=TO "), entry.remedy() + ": to_k has \"to\" too");
     }
   }
 

@@ -29,6 +29,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.locks.LockSupport;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.function.Executable;
@@ -245,6 +246,60 @@ class QuantizerTest {
     }
   }
 
+  /** For a JVM of its own: quantizes the fixture to args[0] until half of it is done, says so and stays there. */
+  public static final class Stuck {
+    public static void main(String[] args) throws IOException {
+      Quantizer.run(LLAMA, Path.of(args[0]), options(TargetFormat.BITSANDBYTES, 40_000L), false,
+          (tensor, done, total) -> {
+            if (done > total / 2) {
+              System.out.println("stuck");
+              while (true) {
+                LockSupport.park();
+              }
+            }
+          });
+    }
+  }
+
+  /** SIGKILL: no code of the process runs any more, no file is closed by it and no lock given back. */
+  @Test
+  void aKilledProcessIsResumed() throws Exception {
+    Path out = folder.resolve("out");
+    Path output = folder.resolve("output");
+    Process process = new ProcessBuilder(java(Stuck.class, List.of(), out.toString())).redirectErrorStream(true)
+        .redirectOutput(output.toFile()).start();
+    long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(120);
+    while (process.isAlive() && Files.size(output) == 0 && System.nanoTime() < deadline) {
+      Thread.sleep(20);
+    }
+    OctoloraException busy = assertThrows(OctoloraException.class,
+        () -> Quantizer.run(LLAMA, out, options(TargetFormat.BITSANDBYTES, 40_000L), true, SILENT));
+    process.destroyForcibly().waitFor();
+    assertEquals("stuck", Files.readString(output).strip());
+    assertTrue(busy.getMessage().endsWith("another run is writing there"), busy.getMessage());
+    assertFalse(Files.exists(out));
+    Quantizer.Options options = options(TargetFormat.BITSANDBYTES, 40_000L);
+    Quantizer.Result result = Quantizer.run(LLAMA, out, options, true, SILENT);
+    assertTrue(result.resumedShards() > 0 && result.resumedShards() < result.shards(), result.toString());
+    run(LLAMA, folder.resolve("whole"), options);
+    assertSame(contents(folder.resolve("whole")), contents(out));
+  }
+
+  /** A command that starts a class of this one's class path. */
+  private static List<String> java(Class<?> main, List<String> jvmOptions, String... args) {
+    List<String> command = new ArrayList<>(
+        List.of(Path.of(System.getProperty("java.home"), "bin", "java").toString()));
+    command.addAll(jvmOptions);
+    command.addAll(List.of("-cp", System.getProperty("java.class.path")));
+    String fixtures = System.getProperty("octolora.fixtures");
+    if (fixtures != null) {
+      command.add("-Doctolora.fixtures=" + fixtures);
+    }
+    command.add(main.getName());
+    command.addAll(List.of(args));
+    return command;
+  }
+
   @Test
   void anInterruptionAfterTheLastShardLosesNothing() throws IOException {
     Quantizer.Options options = options(TargetFormat.QUANTO, 40_000L);
@@ -312,6 +367,18 @@ class QuantizerTest {
     OctoloraException e = assertThrows(OctoloraException.class,
         () -> Quantizer.run(LLAMA, folder.resolve("out"), options, true, SILENT));
     assertTrue(e.getMessage().contains("which is not there"), e.getMessage());
+  }
+
+  @ParameterizedTest
+  @CsvSource(delimiter = ';', value = {"''", "{", "[]", "{\"finished\": 3}", "{\"job\": \"x\"}"})
+  void aDamagedListIsNamedWithTheWayOut(String text) throws IOException {
+    Quantizer.Options options = options(TargetFormat.BITSANDBYTES, 40_000L);
+    Path partial = interrupted(options);
+    Files.writeString(partial.resolve(Manifest.NAME), text);
+    OctoloraException e = assertThrows(OctoloraException.class,
+        () -> Quantizer.run(LLAMA, folder.resolve("out"), options, true, SILENT));
+    assertTrue(e.getMessage().startsWith(partial.resolve(Manifest.NAME).toString()), e.getMessage());
+    assertTrue(e.getMessage().endsWith("; delete " + partial + " to start anew"), e.getMessage());
   }
 
   @Test
@@ -385,13 +452,8 @@ class QuantizerTest {
       file.setLength(8 + header.length + n * k * 2);
     }
     Path output = folder.resolve("output");
-    List<String> command = new ArrayList<>(List.of(Path.of(System.getProperty("java.home"), "bin", "java").toString(),
-        "-Xmx48m", "-XX:MaxDirectMemorySize=16m", "-cp", System.getProperty("java.class.path")));
-    String fixtures = System.getProperty("octolora.fixtures");
-    if (fixtures != null) {
-      command.add("-Doctolora.fixtures=" + fixtures);
-    }
-    command.addAll(List.of(Small.class.getName(), in.toString(), folder.resolve("out-").toString()));
+    List<String> command = java(Small.class, List.of("-Xmx48m", "-XX:MaxDirectMemorySize=16m"), in.toString(),
+        folder.resolve("out-").toString());
     Process process = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(output.toFile()).start();
     if (!process.waitFor(120, TimeUnit.SECONDS)) {
       process.destroyForcibly();

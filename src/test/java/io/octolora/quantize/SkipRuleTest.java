@@ -43,6 +43,7 @@ class SkipRuleTest {
     SkipRule rule = SkipRule.of(format, List.of(pattern), diffusers, "", MODULES);
     assertEquals(expected, skipped(rule));
     assertEquals(List.of(pattern), rule.written());
+    assertEquals(expected.isEmpty() ? List.of(pattern) : List.of(), rule.unused());
   }
 
   @Test

@@ -71,6 +71,7 @@ abstract class AdapterSetContract {
     final RandomLayer layer;
     final Int8Linear linear;
     final Map<String, RandomLayer.Adapter> adapters = new LinkedHashMap<>();
+    final Map<String, HostAdapter> hosts = new LinkedHashMap<>();
 
     Member(Device device, String name, RandomLayer layer) {
       this.layer = layer;
@@ -82,7 +83,8 @@ abstract class AdapterSetContract {
       RandomLayer.Adapter made = layer.adapter(rank, scale);
       adapters.put(name, made);
       HostAdapter host = HostAdapter.of(rank, made.a(), made.b(), linear.name(), layer.n, layer.k);
-      return new HostAdapter(rank, host.a, host.aType, host.b, host.bType, null, null, scale);
+      hosts.put(name, new HostAdapter(rank, host.a, host.aType, host.b, host.bType, null, null, scale));
+      return hosts.get(name);
     }
 
     /** What the oracle adds for weights by name. */
@@ -275,7 +277,7 @@ abstract class AdapterSetContract {
       x.copyFrom(hostX, null);
       call.x(x, DataType.FLOAT32, ROWS).y(0, y).rowSlots(slots);
       try (DeviceMemory workspace = device.allocate(call.workspaceBytes())) {
-        call.workspace(workspace).enqueue(null);
+        call.workspace(workspace).enqueue(0);
         y.copyTo(result, null);
       }
     }
@@ -342,6 +344,95 @@ abstract class AdapterSetContract {
     set.setAdapters("blot");
     set.close();
     assertEquals(idle, device.memoryInUse(), "after the set's end");
+  }
+
+  /** Ranks from 1 to 17, one adapter, two or none, on both layers or one: slots of before are cleared or refilled. */
+  @Test
+  void swapsWithinTheCapacityAllocateNothing() {
+    try (AdapterSet roomy = new AdapterSet(List.of(q.linear, v.linear), LoraPrecision.BITS_16, 0,
+        new AdapterSet.Capacity(2, 17))) {
+      addAll(roomy);
+      long made = device.memoryInUse();
+      assertTrue(made > idle, made + " bytes with the capacity, " + idle + " without");
+      Map<Map<String, Float>, List<float[]>> first = new LinkedHashMap<>();
+      float[][] x = {q.x(), v.x()};
+      long[] scratch = {0, 0};
+      List<Map<String, Float>> choices = List.of(Map.of("ink", 1f), Map.of("wash", 0.5f),
+          Map.of("ink", 0.5f, "wash", 1f), Map.of("line", 2f), Map.of(), Map.of("wash", 1.5f, "line", -2f));
+      Random random = new Random(11);
+      for (int swap = 0; swap < 60; swap++) {
+        Map<String, Float> weights = choices.get(swap < choices.size() ? swap : random.nextInt(choices.size()));
+        roomy.setAdapters(weights);
+        assertEquals(made, device.memoryInUse(), "bytes with " + weights);
+        List<float[]> y = new ArrayList<>();
+        for (Member member : List.of(q, v)) {
+          int at = y.size();
+          Forward layer = roomy.layer(member.linear.name());
+          y.add(layer.forward(x[at], ROWS));
+          assertNull(member.judge(x[at], y.get(at), weights), () -> member.linear + " with " + weights);
+          if (!member.weighted(weights).isEmpty()) {
+            long bytes = layer.workspaceBytes(ROWS, DataType.FLOAT32);
+            assertTrue(scratch[at] == 0 || scratch[at] == bytes, bytes + " bytes of scratch, before " + scratch[at]);
+            scratch[at] = bytes;
+          }
+        }
+        List<float[]> before = first.putIfAbsent(weights, y);
+        for (int i = 0; before != null && i < y.size(); i++) {
+          assertArrayEquals(before.get(i), y.get(i), "the bits of " + weights + " after other choices");
+        }
+      }
+      roomy.setAdapters("ink");
+      try (AdapterSet.Selection held = roomy.select()) {
+        roomy.setAdapters("wash");
+        roomy.setAdapters("line");
+        assertNull(q.judge(x[0], held.layer("to_q").forward(x[0], ROWS), Map.of("ink", 1f)));
+        assertArrayEquals(q.linear.forward(x[0], ROWS), roomy.layer("to_q").forward(x[0], ROWS));
+      }
+      roomy.setAdapters();
+      assertEquals(made, device.memoryInUse(), "after a selection that held its part of it");
+
+      roomy.setAdapters("ink", "wash", "line"); // three on to_v: beyond the capacity, and yet right
+      assertNull(v.judge(x[1], roomy.layer("to_v").forward(x[1], ROWS), roomy.active()));
+      assertTrue(device.memoryInUse() > made);
+      roomy.setAdapters("wash");
+      roomy.setAdapters();
+      assertEquals(made, device.memoryInUse(), "after a choice beyond it");
+      AdapterSet.Selection late = roomy.select(Map.of("ink", 1f));
+      roomy.setAdapters("ink");
+      roomy.close();
+      assertNull(q.judge(x[0], late.layer("to_q").forward(x[0], ROWS), Map.of("ink", 1f)));
+      late.close();
+    }
+    assertEquals(idle, device.memoryInUse(), "after the set's end");
+  }
+
+  /** What the test's own set has. */
+  private void addAll(AdapterSet other) {
+    for (String name : List.of("ink", "wash", "line")) {
+      Map<String, HostAdapter> byLayer = new LinkedHashMap<>();
+      for (Member member : List.of(q, v)) {
+        HostAdapter host = member.hosts.get(name);
+        if (host != null) {
+          byLayer.put(member.linear.name(), host);
+        }
+      }
+      other.add(name, byLayer);
+    }
+  }
+
+  @Test
+  void capacitiesThatCannotBeAreRefused() {
+    assertEquals("0 adapters, expected 1 or more",
+        assertThrows(IllegalArgumentException.class, () -> new AdapterSet.Capacity(0, 16)).getMessage());
+    for (int rank : new int[] {0, 4097}) {
+      assertEquals("rank = %d, expected 1 to 4096".formatted(rank),
+          assertThrows(IllegalArgumentException.class, () -> new AdapterSet.Capacity(1, rank)).getMessage());
+    }
+    v.linear.close(); // the second in the set's order
+    idle = device.memoryInUse();
+    assertMessage(IllegalStateException.class, "Int8Linear to_v is closed", () -> new AdapterSet(
+        List.of(q.linear, v.linear), LoraPrecision.BITS_16, 0, new AdapterSet.Capacity(2, 64)));
+    assertEquals(idle, device.memoryInUse(), "of a set that was not made");
   }
 
   // ---- Refusals
@@ -544,8 +635,16 @@ abstract class AdapterSetContract {
     }
   }
 
-  @Test
-  void activeAdaptersSwapUnderRunningForwards() throws Exception {
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void activeAdaptersSwapUnderRunningForwards(boolean withCapacity) throws Exception {
+    if (withCapacity) {
+      set.close();
+      set = new AdapterSet(List.of(q.linear, v.linear), LoraPrecision.BITS_16, 1 << 20,
+          new AdapterSet.Capacity(2, 17));
+      addAll(set);
+    }
+    long made = device.memoryInUse();
     long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(60);
     try (Callers callers = new Callers()) {
       List<Callable<Integer>> work = new ArrayList<>();
@@ -577,12 +676,13 @@ abstract class AdapterSetContract {
       }
     }
     set.setAdapters();
+    assertEquals(made, device.memoryInUse(), "with nothing active again");
   }
 
   /**
    * Forwards on {@value #THREADS} streams under swaps: half of them on what is active, half on selections that come and
-   * go. The property {@value #FORWARDS} says how many in all. Every 1000th of a thread is judged by the oracle, of fewer
-   * than 100 000 every 100th.
+   * go. The property {@value #FORWARDS} says how many in all. Every 1000th of a thread is judged by the oracle, of
+   * fewer than 100 000 every 100th.
    */
   @Test
   void swapsForALongTime() throws Exception {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.octolora.runtime;
 
+import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.nio.ByteBuffer;
@@ -30,8 +31,9 @@ class CudaPinnedAdapterTest extends PinnedAdapterContract {
   }
 
   /**
-   * As many layers and bytes as a rank 16 adapter of FLUX.1 has. Waiting for the device is part of each time; the best of
-   * some rounds counts, since the machine may have other work.
+   * As many layers and bytes as a rank 16 adapter of FLUX.1 has. Waiting for the device is part of each time; the best
+   * of some rounds counts, since the machine may have other work. In a set with a capacity the other adapter has half
+   * the rank.
    */
   @Test
   void swappingAModelTakesAtMostTwiceTheTimeOfCopyingItsBytes() {
@@ -86,14 +88,34 @@ class CudaPinnedAdapterTest extends PinnedAdapterContract {
         set.add("1", adapters.get(1));
         swapped = best(stream, round -> set.setAdapters(Integer.toString(round % 2)));
       }
+      double resized;
+      try (AdapterSet set = new AdapterSet(layers, LoraPrecision.BITS_16, 0, new AdapterSet.Capacity(1, rank))) {
+        set.add("0", adapters.get(0));
+        set.add("1", half(adapters.get(1)));
+        long made = device.memoryInUse();
+        resized = best(stream, round -> set.setAdapters(Integer.toString(round % 2)), 2);
+        assertEquals(made, device.memoryInUse(), "bytes in use on " + device);
+      }
       System.out.printf("%s: %d layers, %.1f MB: one copy %.2f ms, PinnedAdapter.fill %.2f ms, AdapterSet.setAdapters "
-          + "%.2f ms%n", device, layerCount, bytes / 1e6, copy, filled, swapped);
+          + "%.2f ms, to and fro between two ranks %.2f ms%n", device, layerCount, bytes / 1e6, copy, filled, swapped,
+          resized);
       assertTrue(filled <= 2 * copy, "fill takes " + filled + " ms, a copy " + copy);
       assertTrue(swapped <= 2 * copy, "setAdapters takes " + swapped + " ms, a copy " + copy);
+      assertTrue(resized <= 2 * 1.5 * copy, "setAdapters of two ranks takes " + resized + " ms, their copies "
+          + 1.5 * copy);
     } finally {
       slots.forEach(AdapterSlots::close);
       layers.forEach(Int8Linear::close);
     }
+  }
+
+  /** The first half of the ranks of A and as many numbers of B. */
+  private static Map<String, HostAdapter> half(Map<String, HostAdapter> adapters) {
+    Map<String, HostAdapter> halves = new LinkedHashMap<>();
+    adapters.forEach((layer, one) -> halves.put(layer, new HostAdapter(one.rank / 2,
+        one.a.slice(0, one.a.capacity() / 2), one.aType, one.b.slice(0, one.b.capacity() / 2), one.bType, null, null,
+        one.scale)));
+    return halves;
   }
 
   private interface Round {
@@ -101,11 +123,18 @@ class CudaPinnedAdapterTest extends PinnedAdapterContract {
   }
 
   private static double best(Stream stream, Round action) {
+    return best(stream, action, 1);
+  }
+
+  /** Milliseconds of as many actions one after the other. */
+  private static double best(Stream stream, Round action, int actions) {
     double best = Double.MAX_VALUE;
     for (int round = 0; round < 40; round++) {
       stream.synchronize();
       long start = System.nanoTime();
-      action.run(round);
+      for (int i = 0; i < actions; i++) {
+        action.run(actions * round + i);
+      }
       stream.synchronize();
       best = Math.min(best, (System.nanoTime() - start) / 1e6);
     }

@@ -19,7 +19,9 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Map;
 import java.util.concurrent.Callable;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutorService;
@@ -34,6 +36,7 @@ import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.MethodSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** What every device does; one subclass for each. Odd sizes, so that no tile fits. */
 abstract class DeviceContract {
@@ -83,6 +86,21 @@ abstract class DeviceContract {
         linear.detachAll();
         assertArrayEquals(base, linear.forward(x, ROWS));
       }
+    }
+  }
+
+  /** Codes, scales and bias, and no copy in a wider type: of 16 bits it would be twice the codes more. */
+  @ParameterizedTest
+  @MethodSource("quantizations")
+  void aLayerTakesNoMoreMemoryThanItsCodesAndScales(Quantization quantization) {
+    int n = 1024;
+    int k = 1040;
+    long most = (long) n * k + 16L * n + (64 << 10);
+    try (Int8Linear linear = new RandomLayer(3, n, k, quantization, true, true).load(device)) {
+      long made = device.memoryInUse() - before;
+      assertTrue(made >= (long) n * k && made <= most, made + " bytes, expected at most " + most);
+      linear.forward(new float[2 * k], 2);
+      assertEquals(made, device.memoryInUse() - before, "after a forward");
     }
   }
 
@@ -148,6 +166,18 @@ abstract class DeviceContract {
       assertNull(layer.judge(x, ROWS, slots.forward(x, ROWS)));
       slots.clear(1, 0);
       assertArrayEquals(base, slots.forward(x, ROWS), "cleared slots");
+
+      try (io.octolora.runtime.Stream stream = device.createStream()) {
+        Pointer on = new Address(stream.address());
+        slots.set(1, second.rank(), second.a(), second.b(), 3, on);
+        slots.setWeight(1, 0.25f, on);
+        slots.refresh(on);
+        stream.synchronize();
+        assertNull(layer.judge(x, ROWS, slots.forward(x, ROWS)), "filled on JavaCPP's stream");
+        slots.clear(1, on);
+        stream.synchronize();
+        assertArrayEquals(base, slots.forward(x, ROWS), "cleared there");
+      }
 
       assertEquals("layer: slot 1 is empty",
           assertThrows(IllegalStateException.class, () -> slots.setWeight(1, 1, 0)).getMessage());
@@ -467,6 +497,68 @@ abstract class DeviceContract {
         }
         assertTrue(all, "a caller did not come through its first call within 60 s");
         assertEquals(before, device.memoryInUse(), "after round " + round);
+      }
+    } finally {
+      threads.shutdownNow();
+    }
+  }
+
+  /** Memory, stream, slots, their layer or the device: the calls end as they began, or say what is closed. */
+  @ParameterizedTest
+  @ValueSource(strings = {"x", "y", "workspace", "stream", "slots", "layer", "device"})
+  void closingWhatCallsUseStopsTheNextOnes(String what) throws Exception {
+    int users = 4;
+    RandomLayer layer = new RandomLayer(14, N, K, DYNAMIC, true, true);
+    ExecutorService threads = Executors.newFixedThreadPool(users);
+    try {
+      for (int round = 0; round < 10; round++) {
+        Device own = open();
+        Int8Linear linear = layer.load(own);
+        AdapterSlots slots = linear.slots(LoraPrecision.BITS_16, 4);
+        RandomLayer.Adapter adapter = layer.adapter(4, 0.5f);
+        slots.set(0, 4, adapter.a(), adapter.b(), adapter.weight(), 0);
+        io.octolora.runtime.Stream stream = own.createStream();
+        DeviceMemory x = own.allocate(4L * ROWS * K);
+        x.copyFrom(layer.floats(ROWS * K), stream);
+        Map<String, List<AutoCloseable>> all = new LinkedHashMap<>(Map.of("x", List.of(x), "stream", List.of(stream),
+            "slots", List.of(slots), "layer", List.of(linear), "device", List.of(own), "y", new ArrayList<>(),
+            "workspace", new ArrayList<>()));
+        CountDownLatch running = new CountDownLatch(users);
+        List<Future<String>> calls = new ArrayList<>();
+        for (int i = 0; i < users; i++) {
+          DeviceMemory y = own.allocate(4L * ROWS * N);
+          DeviceMemory workspace = own.allocate(slots.workspaceBytes(ROWS, DataType.FLOAT32));
+          all.get("y").add(y);
+          all.get("workspace").add(workspace);
+          calls.add(threads.submit(() -> {
+            try {
+              while (true) {
+                if (what.equals("device")) {
+                  own.allocate(16).close();
+                } else {
+                  slots.forward(x, DataType.FLOAT32, y, DataType.FLOAT32, ROWS, workspace, stream);
+                }
+                running.countDown();
+              }
+            } catch (IllegalStateException closed) {
+              return closed.getMessage();
+            }
+          }));
+        }
+        boolean begun = running.await(60, TimeUnit.SECONDS);
+        for (AutoCloseable one : all.get(what)) {
+          one.close();
+        }
+        for (Future<String> one : calls) {
+          String message = one.get(60, TimeUnit.SECONDS);
+          assertTrue(message.endsWith(" is closed"), message);
+        }
+        assertTrue(begun, "%d calls did not come through within 60 s".formatted(users));
+        for (List<AutoCloseable> kind : all.values()) {
+          for (AutoCloseable one : kind) {
+            one.close();
+          }
+        }
       }
     } finally {
       threads.shutdownNow();

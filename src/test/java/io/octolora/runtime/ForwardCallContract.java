@@ -12,12 +12,14 @@ import com.sun.management.ThreadMXBean;
 import io.octolora.OctoloraException;
 import io.octolora.Status;
 import io.octolora.checkpoint.Quantization;
+import io.octolora.runtime.DeviceContract.Address;
 import java.lang.management.ManagementFactory;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import org.bytedeco.javacpp.FloatPointer;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
@@ -77,7 +79,7 @@ abstract class ForwardCallContract {
   }
 
   private void enqueue(ForwardCall call) {
-    call.workspace(keep(device.allocate(call.workspaceBytes()))).enqueue(null);
+    call.workspace(keep(device.allocate(call.workspaceBytes()))).enqueue(0);
   }
 
   @Test
@@ -108,7 +110,7 @@ abstract class ForwardCallContract {
     // What is attached counts when the call is enqueued; fewer rows fit the same memory.
     linears[0].detachAll();
     layers[0].adapters.clear();
-    call.x(floats(Arrays.copyOfRange(x, K, 3 * K)), DataType.FLOAT32, 2).enqueue(null);
+    call.x(floats(Arrays.copyOfRange(x, K, 3 * K)), DataType.FLOAT32, 2).enqueue(0);
     assertNull(layers[0].judge(Arrays.copyOfRange(x, K, 3 * K), 2, read(y[0], 2 * n[0])));
     assertEquals("layer, layer, layer [rows = 2]", call.toString());
   }
@@ -226,7 +228,19 @@ abstract class ForwardCallContract {
     }
     float[] got = read(first, ROWS * n);
     assertArrayEquals(got, read(second, ROWS * n));
-    call.gate(0, 0L).residual(0, 0L).enqueue(null);
+    second.copyFrom(new float[ROWS * n], null);
+    try (DeviceMemory workspace = device.allocate(call.workspaceBytes()); Stream stream = device.createStream()) {
+      new ForwardCall(linear).x(new Address(xs.address()), DataType.FLOAT32, ROWS).y(0, new Address(second.address()))
+          .residual(0, new Address(added.address())).gate(0, new Address(factor.address()))
+          .rowSlots(new Address(none.address())).workspace(new Address(workspace.address()), workspace.bytes())
+          .enqueue(new Address(stream.address()));
+      stream.synchronize();
+    }
+    assertArrayEquals(got, read(second, ROWS * n), "by JavaCPP's pointers");
+    FloatPointer later = new FloatPointer(new Address(xs.address())).position(K); // from the second row on
+    call.x(later, DataType.FLOAT32, 1).gate(0, 0L).residual(0, 0L).enqueue(0);
+    assertNull(layer.judge(Arrays.copyOfRange(x, K, 2 * K), 1, Arrays.copyOf(read(first, ROWS * n), n)));
+    call.x(xs, DataType.FLOAT32, ROWS).enqueue(0);
     assertArrayEquals(linear.forward(x, ROWS), read(first, ROWS * n), "taken away again");
   }
 
@@ -276,30 +290,30 @@ abstract class ForwardCallContract {
     assertTooSmall("y", 280, call.y(0, small));
     call.y(0, y);
     assertTooSmall("residual", 280, call.residual(0, small));
-    call.residual(0, null);
+    call.residual(0, 0L);
     assertTooSmall("gate", 40, call.gate(0, small));
-    call.gate(0, null);
+    call.gate(0, 0L);
     assertTooSmall("rowSlots", 28, call.rowSlots(small));
-    call.rowSlots(null).enqueue(null); // all is well again
+    call.rowSlots(0).enqueue(0); // all is well again
 
     DeviceMemory gone = device.allocate(4L * ROWS * 10);
     gone.close();
     assertEquals("DeviceMemory of 280 bytes is closed",
-        assertThrows(IllegalStateException.class, () -> call.residual(0, gone).enqueue(null)).getMessage());
+        assertThrows(IllegalStateException.class, () -> call.residual(0, gone).enqueue(0)).getMessage());
     linear.close();
     assertEquals("Int8Linear layer is closed",
-        assertThrows(IllegalStateException.class, () -> call.enqueue(null)).getMessage());
+        assertThrows(IllegalStateException.class, () -> call.enqueue(0)).getMessage());
   }
 
   private static void assertRefused(String message, Status status, ForwardCall call) {
-    OctoloraException e = assertThrows(OctoloraException.class, () -> call.enqueue(null));
+    OctoloraException e = assertThrows(OctoloraException.class, () -> call.enqueue(0));
     assertEquals(message, e.getMessage());
     assertEquals(status, e.status());
   }
 
   private static void assertTooSmall(String what, int needed, ForwardCall call) {
     assertEquals("%s holds 12 bytes, expected at least %d".formatted(what, needed),
-        assertThrows(IllegalArgumentException.class, () -> call.enqueue(null)).getMessage());
+        assertThrows(IllegalArgumentException.class, () -> call.enqueue(0)).getMessage());
   }
 
   @Test
@@ -316,11 +330,11 @@ abstract class ForwardCallContract {
     ThreadMXBean threads = (ThreadMXBean) ManagementFactory.getThreadMXBean();
     long measuring = threads.getCurrentThreadAllocatedBytes();
     measuring = threads.getCurrentThreadAllocatedBytes() - measuring;
-    call.enqueue(null);
+    call.enqueue(0);
     int calls = 2000;
     long start = threads.getCurrentThreadAllocatedBytes();
     for (int i = 0; i < calls; i++) {
-      call.x(x, DataType.FLOAT32, 1).y(0, y[i % 2]).y(1, y[1 - i % 2]).residual(0, residual).enqueue(null);
+      call.x(x, DataType.FLOAT32, 1).y(0, y[i % 2]).y(1, y[1 - i % 2]).residual(0, residual).enqueue(0);
     }
     long bytes = threads.getCurrentThreadAllocatedBytes() - start - measuring;
     device.synchronize(0);

@@ -95,7 +95,7 @@ abstract class PinnedAdapterContract {
           LoraAdapter doraFile = LoraAdapter.open(Fixtures.path("flux/adapters/dora/peft"))) {
         first.fill(slots, 1, 0.5f, stream.address());
         expect(ModuleMap.of(base, r4File), 0.5f, stream);
-        second.fill(slots, 1, -2, stream.address());
+        second.fill(slots, 1, -2, new DeviceContract.Address(stream.address()));
         expect(ModuleMap.of(base, r8File), -2, stream);
         third.fill(slots, 1, 1, stream.address());
         expect(ModuleMap.of(base, doraFile), 1, stream);
@@ -104,7 +104,8 @@ abstract class PinnedAdapterContract {
           one.setWeight(1, 0.5f, stream.address()); // the adapter's own scale is remembered
         }
         expect(ModuleMap.of(base, r4File), 0.5f, stream);
-        assertThrows(IllegalStateException.class, () -> slots.get(0).setWeight(0, 1, stream.address()), "slot 0 is empty");
+        assertThrows(IllegalStateException.class, () -> slots.get(0).setWeight(0, 1, stream.address()),
+            "slot 0 is empty");
       }
     }
   }
@@ -170,7 +171,8 @@ abstract class PinnedAdapterContract {
       List<AdapterSlots> mixed = new ArrayList<>(rest);
       mixed.add(one);
       String message = assertThrows(IllegalArgumentException.class, () -> pinned.fill(mixed, 1, 1, 0)).getMessage();
-      assertTrue(message.startsWith(first + ": an adapter of rank 4 with ") && message.endsWith("n = 2, k = 3"), message);
+      assertTrue(message.startsWith(first + ": an adapter of rank 4 with ") && message.endsWith("n = 2, k = 3"),
+          message);
     }
     try (AdapterSlots gone = layers.get(0).slots(LoraPrecision.BITS_16, 1, CAPACITY)) {
       List<AdapterSlots> closed = new ArrayList<>(rest);
@@ -192,7 +194,7 @@ abstract class PinnedAdapterContract {
     assertEquals(Status.INVALID_ARGUMENT, thrown.status());
   }
 
-  /** From pinned memory the device reads them for itself, and from pageable memory the library checks them: the same. */
+  /** From pinned memory the device reads them for itself, from pageable memory the library checks them: the same. */
   @ParameterizedTest
   @ValueSource(strings = {"lora_B.bias", "lora_magnitude_vector"})
   void vectorsThatAreNoNumbersAreRefused(String part, @TempDir Path folder) throws IOException {
@@ -202,7 +204,8 @@ abstract class PinnedAdapterContract {
     Path file = new SafetensorsWriter().ramp("transformer." + module + ".lora_A.weight", 0.01f, 2, 64)
         .ramp("transformer." + module + ".lora_B.weight", 0.01f, 64, 2)
         .floats("transformer." + module + "." + part, new long[] {64}, vector).write(folder.resolve("x.safetensors"));
-    String what = module + ": adapter." + (part.endsWith("bias") ? "bias" : "magnitude") + "[3] = -Infinity is not finite";
+    String what = module + ": adapter." + (part.endsWith("bias") ? "bias" : "magnitude")
+        + "[3] = -Infinity is not finite";
     try (Checkpoint llama = Checkpoint.open(Fixtures.path("llama/base_bnb8"));
         LoraAdapter bad = LoraAdapter.open(file);
         Int8Linear layer = device.load(llama.linear(module));

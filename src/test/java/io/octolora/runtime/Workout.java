@@ -74,7 +74,7 @@ final class Workout {
       for (Runnable refused : List.<Runnable>of(
           () -> device.allocate(1L << 60),
           () -> linear.forward(0, DataType.FLOAT32, 0, DataType.FLOAT32, -1, 0, 0, 0),
-          () -> call.y(0, 0L).workspace(null).enqueue(null),
+          () -> call.y(0, 0L).workspace(null).enqueue(0),
           () -> slots.set(7, other.rank(), other.a(), other.b(), 1, 0),
           () -> device.load("wide", 1, 131072, DeviceContract.DYNAMIC, ByteBuffer.allocate(131072), new float[1],
               null))) {

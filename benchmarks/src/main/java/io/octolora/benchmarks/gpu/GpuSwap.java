@@ -19,8 +19,8 @@ import org.openjdk.jmh.annotations.TearDown;
 import org.openjdk.jmh.annotations.Warmup;
 
 /**
- * Microseconds of another adapter for every call: {@code swapAndForward} fills the layer's slot from the Java heap before
- * each forward, {@code swap} does that alone.
+ * Microseconds of another adapter for every call: {@code swapAndForward} fills the layer's slot from the Java heap
+ * before each forward, {@code swap} does that alone.
  */
 @State(Scope.Benchmark)
 @BenchmarkMode(Mode.AverageTime)

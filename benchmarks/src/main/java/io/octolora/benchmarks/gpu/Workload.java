@@ -24,8 +24,8 @@ import java.util.List;
 import java.util.Random;
 
 /**
- * A device with several sets of (layers, x, y), together more than any cache holds, in normal random numbers; x and y in
- * bf16. A call takes the next set, so that no weight is read twice in a row.
+ * A device with several sets of (layers, x, y), together more than any cache holds, in normal random numbers; x and y
+ * in bf16. A call takes the next set, so that no weight is read twice in a row.
  */
 final class Workload implements AutoCloseable {
   /** Launches between two waits: what a wait costs is spread over them. */

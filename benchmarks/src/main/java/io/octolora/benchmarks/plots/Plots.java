@@ -285,7 +285,7 @@ public final class Plots {
     for (int i = 0; i < bars.size(); i++) {
       Bar bar = bars.get(i);
       double y = top + step * i;
-      boolean ours = bar.stages().size() == 3;
+      boolean ours = bar.stages().stream().anyMatch(stage -> stage.ink() == Ink.OURS);
       boolean isFloor = bar.stages().get(0).ink() == Ink.FLOOR;
       svg.text(left - 12, y + 16, 13, Ink.TEXT, Anchor.END, ours, bar.label());
       double at = 0;
@@ -312,9 +312,12 @@ public final class Plots {
     return svg;
   }
 
+  /** quantize NaN: it was not measured alone. */
   private static List<Stage> stages(double quantize, double plain, double adapted) {
-    return List.of(new Stage("quantize", quantize, Ink.QUANTIZE), new Stage("product", plain - quantize, Ink.OURS),
-        new Stage("adapter", adapted - plain, Ink.ADAPTER));
+    Stage adapter = new Stage("adapter", adapted - plain, Ink.ADAPTER);
+    return Double.isNaN(quantize) ? List.of(new Stage("quantize and product", plain, Ink.OURS), adapter)
+        : List.of(new Stage("quantize", quantize, Ink.QUANTIZE), new Stage("product", plain - quantize, Ink.OURS),
+            adapter);
   }
 
   /** Milliseconds of a step of single linears; NaN where one was not measured. */

@@ -12,8 +12,8 @@ import java.util.OptionalDouble;
 
 /** What {@code benchmarks/peers/compare.py} wrote; its head says what the columns mean. */
 record Results(List<String> header, List<Row> rows) {
-  private static final List<String> COLUMNS = List.of("part", "case", "M", "K", "N", "times", "system", "adapters", "us",
-      "p10", "p90", "eager_us", "floor_us", "TOPS", "GBs", "of_bf16", "sm_mhz", "commit");
+  private static final List<String> COLUMNS = List.of("part", "case", "M", "K", "N", "times", "system", "adapters",
+      "us", "p10", "p90", "eager_us", "floor_us", "TOPS", "GBs", "of_bf16", "sm_mhz", "commit");
 
   /** x [m,k], y [m,n]. */
   record Shape(int m, int k, int n) {

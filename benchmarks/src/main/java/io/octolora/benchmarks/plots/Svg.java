@@ -52,8 +52,8 @@ final class Svg {
   }
 
   Svg line(double x1, double y1, double x2, double y2, Ink ink, double thick, boolean dashed) {
-    return add("<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"var(--%s)\" stroke-width=\"%.1f\"%s/>", x1,
-        y1, x2, y2, ink.css(), thick, dashed ? " stroke-dasharray=\"3 3\"" : "");
+    return add("<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"var(--%s)\" stroke-width=\"%.1f\"%s/>",
+        x1, y1, x2, y2, ink.css(), thick, dashed ? " stroke-dasharray=\"3 3\"" : "");
   }
 
   Svg dot(double x, double y, double radius, Ink ink) {
@@ -67,8 +67,8 @@ final class Svg {
 
   /** @param points "x,y x,y …" */
   Svg path(String points, Ink ink, double thick, boolean dashed) {
-    return add("<polyline points=\"%s\" fill=\"none\" stroke=\"var(--%s)\" stroke-width=\"%.1f\"%s/>", points, ink.css(),
-        thick, dashed ? " stroke-dasharray=\"4 3\"" : " stroke-linejoin=\"round\"");
+    return add("<polyline points=\"%s\" fill=\"none\" stroke=\"var(--%s)\" stroke-width=\"%.1f\"%s/>", points,
+        ink.css(), thick, dashed ? " stroke-dasharray=\"4 3\"" : " stroke-linejoin=\"round\"");
   }
 
   Svg area(String points, Ink ink) {

@@ -30,7 +30,8 @@ class PlotsTest {
   private final List<String> lines = new ArrayList<>(
       List.of("# octolora 0.1.0, commit abc", "# GPU: NVIDIA H200, 580.1, 1980 MHz", COLUMNS));
 
-  private void row(String part, String name, int m, int k, int n, int times, String system, String adapters, double us) {
+  private void row(String part, String name, int m, int k, int n, int times, String system, String adapters,
+      double us) {
     lines.add("%s,%s,%d,%d,%d,%d,%s,%s,%s,%s,%s,,%s,1,1,1,1980,abc".formatted(part, name, m, k, n, times, system,
         adapters, us, us, us, us / 2));
   }
@@ -85,6 +86,17 @@ class PlotsTest {
     // stages: 190 × 40 and 190 × 210; as groups 95 × 250 + 57 × 200 less 152 × 40
     assertTrue(texts.containsAll(List.of("7.6", "39.9", "29.1")), texts::toString);
     assertEquals(2, texts.stream().filter("quantize"::equals).count());
+  }
+
+  @Test
+  void stepWithoutQuantizeAlone() throws IOException {
+    Results measured = results();
+    lines.removeIf(line -> line.contains("w8a8 quantize"));
+    List<String> texts = texts(Plots.fluxStep(Results.read(Files.write(folder.resolve("less.csv"), lines))));
+    assertTrue(texts(Plots.fluxStep(measured)).contains("quantize"));
+    assertEquals(2, texts.stream().filter("quantize and product"::equals).count());
+    // 190 calls of 250 µs; as groups 95 of 250 and 57 of 200
+    assertTrue(texts.containsAll(List.of("47.5", "35.2", "57.0  (0.60 of bf16)")), texts::toString);
   }
 
   @Test
