@@ -198,6 +198,24 @@ std::vector<std::vector<Spec>> group_specs(const Options& options) {
       }
     }
   }
+  // The same with few rows.
+  for (const int m : {5, 24}) {
+    std::vector<Spec> group;
+    for (const int n : {2000, 136, 4104}) {
+      Spec s;
+      s.mode = OCTOLORA_W8A8_DYNAMIC;
+      s.m = m, s.n = options.quick ? n / 8 / 2 * 8 : n, s.k = options.quick ? 144 : 1160;
+      s.x_type = Type::bf16;
+      s.y_type = Type::f32;
+      s.bias = n != 2000;
+      if (n != 136) s.adapters = {{16, Type::bf16, Type::bf16, 0.7f, false, true}};
+      if (n == 4104) s.adapters.push_back({70, Type::f16, Type::f16, 0.4f, false, false});
+      s.residual = n == 4104;
+      s.seed = random.next() % 1000000;
+      group.push_back(s);
+    }
+    groups.push_back(std::move(group));
+  }
   return groups;
 }
 
@@ -568,6 +586,12 @@ std::vector<Spec> layer_specs(const Options& options) {
     specs.push_back(layer(m, 520 + turn, 4104, w8a16, x, y, turn % 2 ? one : two));
     ++turn;
   }
+  // W so wide that each cluster makes h for itself: many passes over the ranks, high and low parts, other types than x.
+  specs.push_back(layer(12, 14792, 4104, w8a8, bf16, bf16, {r70, r16}));
+  specs.push_back(layer(8, 28672, 1160, w8a8, f16, f16, {r150, r16, r32}));
+  specs.push_back(layer(31, 9000, 2056, w8a8, f16, f32, {{40, f32, f32, -0.4f, true, true}}));
+  specs.push_back(layer(61, 20000, 1032, w8a8, bf16, bf16, {r150, r16}));
+  followed(layer(64, 6400, 8200, w8a8, bf16, bf16, {r32}), silu, true, true);
   // The same without adapters, where the multiplication follows the quantization at once, and with tiles that leave a
   // warpgroup without rows.
   for (const int m : {1, 17, 64}) {

@@ -7,6 +7,8 @@
 //
 //   q, s_x, p and h from prepare_few.cu. W8A16 multiplies x itself by widened weights.
 //
+// Where the codes of x fit beside the stages and few of them are read more than once, decode_sliced.cu takes W8A8.
+//
 // The kernel is a programmatic dependent of prepare_few: it fills its shared memory with weights, which do not hang on
 // x, while that one still runs. The roles of the operands are swapped: weights are the 64 rows of a wgmma, tokens its 8
 // to 64 columns. A block has up to 256 rows of W and a share of K; the blocks of a cluster have the same rows and the
@@ -23,9 +25,8 @@
 #include <cstring>
 
 #include "check.h"
-#include "convert.cuh"
+#include "decode.cuh"
 #include "dependent_launch.cuh"
-#include "epilogue.cuh"
 #include "kernels.h"
 #include "ptx.cuh"
 #include "tensor_map.h"
@@ -166,12 +167,6 @@ __device__ __forceinline__ void copy_h(const Stream& p, int member, uint8_t* h, 
   }
 }
 
-// Bit i: the 16 ranks of step first + i are fp16.
-__device__ __forceinline__ uint32_t half_steps(const AdapterView& ad, int first, int steps) {
-  const int step = first + static_cast<int>(threadIdx.x) % 32;
-  return __ballot_sync(~0u, step < steps && ad.chunks[step * ad.chunk_count / steps].b_f16);
-}
-
 // 16 rows of W from `first` to `end` of the member, kTiles * 8 tokens from first_token on. value: the sums as mma
 // accumulators, row g (and g + 8) of W and tokens 2t, 2t + 1. b: row `first` of B. f16: half_steps of the
 // first 32. With kOwn a tile of tokens has steps of its own; without kAfter nothing follows the product.
@@ -253,72 +248,7 @@ __device__ __forceinline__ void finish(const Stream& p, int member, float (&valu
     }
   }
 
-  // Lanes of neighbouring rows exchange a token each, so that a lane has two columns of y side by side.
-  const Dtype type = p.gemm.y_type;
-  const bool odd = g & 1;
-#pragma unroll
-  for (int j = 0; j < kTiles; ++j) {
-    const float4 token = rows[j * 4];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float v0 = value[j][2 * i] * token.y + channel[i].y, v1 = value[j][2 * i + 1] * token.w + channel[i].y;
-      const float got = __shfl_xor_sync(~0u, odd ? v0 : v1, 4);
-      value[j][2 * i] = odd ? got : v0;
-      value[j][2 * i + 1] = odd ? v1 : got;
-    }
-  }
-  const int m0 = first_token + 2 * t + odd, n0 = first + (g & ~1);
-  if constexpr (kAfter) {
-    const auto at16 = [&](const void* from, int64_t at) {
-      return type == Dtype::f32 ? static_cast<const float*>(from)[at]
-                                : decode16(static_cast<const uint16_t*>(from)[at], type == Dtype::f16);
-    };
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) {
-      const int m = m0 + j * 8, slot = p.gemm.row_slot && m < p.gemm.m ? p.gemm.row_slot[m] : -1;
-      const bool biased = slot >= 0 && slot < ad.slot_count && ad.has_bias[slot];
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        const int n = n0 + c / 2 * 8 + c % 2;
-        if (m >= p.gemm.m || n >= end) continue;
-        float v = value[j][c];
-        if (biased) v += ad.scale[slot] * ad.slot_bias[static_cast<int64_t>(slot) * out.n + n];
-        v = activate(v, out.activation);
-        if (out.gate) v *= at16(out.gate, n);
-        if (out.residual) v += at16(out.residual, static_cast<int64_t>(m) * out.n + n);
-        value[j][c] = v;
-      }
-    }
-  }
-  const int element = type == Dtype::f32 ? 4 : 2;
-  const bool pairs = out.n % 2 == 0 && reinterpret_cast<uintptr_t>(out.y) % (2 * element) == 0;
-#pragma unroll
-  for (int j = 0; j < kTiles; ++j) {
-    const int m = m0 + j * 8;
-    if (m >= p.gemm.m) break;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int n = n0 + 8 * i;
-      uint8_t* const y = static_cast<uint8_t*>(out.y) + (static_cast<int64_t>(m) * out.n + n) * element;
-      const float v0 = value[j][2 * i], v1 = value[j][2 * i + 1];
-      if (type == Dtype::f32) {
-        if (pairs && n < end) {
-          *reinterpret_cast<float2*>(y) = {v0, v1};
-        } else {
-          if (n < end) reinterpret_cast<float*>(y)[0] = v0;
-          if (n + 1 < end) reinterpret_cast<float*>(y)[1] = v1;
-        }
-      } else {
-        const uint32_t low = encode16(v0, type == Dtype::f16), high = encode16(v1, type == Dtype::f16);
-        if (pairs && n < end) {
-          *reinterpret_cast<uint32_t*>(y) = low | high << 16;
-        } else {
-          if (n < end) reinterpret_cast<uint16_t*>(y)[0] = static_cast<uint16_t>(low);
-          if (n + 1 < end) reinterpret_cast<uint16_t*>(y)[1] = static_cast<uint16_t>(high);
-        }
-      }
-    }
-  }
+  store_fragments<kTiles, kAfter>(p.gemm, out, value, channel, rows, first, end, first_token);
 }
 
 // kTokens: M rounded up. kShape: 1 or 2, 64-row pieces of a tile for each of the two warpgroups; 0, both have the one
@@ -820,6 +750,7 @@ void set_up_decode(Limits& limits) {
     OCTOLORA_CUDA(cudaOccupancyMaxActiveClusters(&limits.clusters[blocks], stream<Kind::s8, 64, 2>, &config),
                   "decode: clusters of %d", blocks);
   }
+  set_up_decode_sliced(limits);
 }
 
 const char* decode_refuses(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits) {
@@ -837,6 +768,7 @@ const char* decode_refuses(const PrepareArgs& prepare, const GemmArgs& gemm, con
 }
 
 void launch_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits, cudaStream_t stream) {
+  if (decode_sliced_takes(prepare, gemm, limits)) return launch_decode_sliced(prepare, gemm, limits, stream);
   const Plan plan = plan_of(prepare, gemm, limits);
   Stream s{};
   for (int i = 0; i < gemm.member_count; ++i) {
@@ -868,6 +800,7 @@ void launch_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limit
 }
 
 void describe_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits, Explanation& to) {
+  if (decode_sliced_takes(prepare, gemm, limits)) return describe_decode_sliced(prepare, gemm, limits, to);
   const Plan plan = plan_of(prepare, gemm, limits);
   if (plan.prepares)
     describe_prepare_few(prepare, to);

@@ -153,6 +153,7 @@ struct Limits {
   int multiprocessors;
   int shared_bytes;              // a block may have, opt-in
   int clusters[9] = {};          // clusters of 1 to 8 blocks of decode.cu that run at once
+  int sliced_clusters = 0;       // of decode_sliced.cu; 0: too few to fill the device
   int prepare_clusters[4] = {};  // of 1, 2, 4 and 8 blocks of prepare_sm90.cu
 };
 
@@ -211,6 +212,11 @@ void set_up_decode(Limits& limits);  // fills limits.clusters
 const char* decode_refuses(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits);  // null: takes it
 void launch_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits, cudaStream_t stream);
 void describe_decode(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits, Explanation& to);
+// decode_sliced.cu: the same in one launch for W8A8, where the codes of x fit beside the stages
+void set_up_decode_sliced(Limits& limits);
+bool decode_sliced_takes(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits);
+void launch_decode_sliced(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits, cudaStream_t stream);
+void describe_decode_sliced(const PrepareArgs& prepare, const GemmArgs& gemm, const Limits& limits, Explanation& to);
 
 // pack.cu
 void launch_widen_order(int8_t* weight, int64_t groups, cudaStream_t stream);

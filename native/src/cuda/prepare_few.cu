@@ -11,13 +11,11 @@
 // The kernel shares the multiprocessors with the stream of weights that starts meanwhile, behind which its loads queue:
 // few registers, little shared memory, all of a thread's loads on their way at once, and no fence that waits for them.
 #include <algorithm>
-#include <cfloat>
 #include <climits>
 
 #include "check.h"
-#include "convert.cuh"
+#include "decode.cuh"
 #include "dependent_launch.cuh"
-#include "ptx.cuh"
 #include "wgmma_narrow.cuh"
 
 namespace octolora::cuda {
@@ -27,39 +25,6 @@ constexpr int kThreads = 256;
 [[maybe_unused]] constexpr int kWarps = kThreads / 32;
 constexpr int kSlices = 8;
 [[maybe_unused]] constexpr int kHeld = 4;  // vectors of a row that a thread keeps between the maximum and the codes
-[[maybe_unused]] constexpr int kPowerLimit = 126;
-
-// The exponent of the largest adapter term of a row, where x is below 1; INT_MIN for none. Thread `thread` of `threads`
-// sees some of the chunks.
-__device__ __forceinline__ int largest_exponent(const PrepareArgs& args, int row, int thread, int threads) {
-  int exponent = INT_MIN;
-  const int slot = args.row_slot ? args.row_slot[row] : -1;
-#pragma unroll 1
-  for (int member = 0; member < args.member_count; ++member) {
-    const AdapterView& ad = args.member[member].adapters;
-#pragma unroll 1
-    for (int i = thread; i < ad.chunk_count; i += threads) {
-      const Chunk& chunk = ad.chunks[i];
-      const float scale = ad.scale[chunk.slot];
-      if (chunk.ranks && scale != 0 && (!args.row_slot || slot == chunk.slot))
-        exponent = max(exponent, ilogbf(scale) + 1 + chunk.range);
-    }
-  }
-  return exponent;
-}
-
-// log2 p of a row: brings its largest term near the middle of fp16.
-__device__ __forceinline__ int power_of_row(int exponent, float largest) {
-  if (exponent == INT_MIN) return 0;
-  const uint32_t bits = magnitude_bits(largest);
-  const int power = exponent + 1 + (bits && bits < kInfinityBits ? static_cast<int>(bits >> 23) - 127 : 0);
-  return max(-kPowerLimit, min(kPowerLimit, power));
-}
-
-// Magnitudes order like integers, in 16 bits as in 32.
-__device__ __forceinline__ uint32_t magnitudes(const uint4& v) {
-  return __vmaxu2(__vmaxu2(v.x & 0x7fff7fffu, v.y & 0x7fff7fffu), __vmaxu2(v.z & 0x7fff7fffu, v.w & 0x7fff7fffu));
-}
 
 template <class X>
 __device__ __forceinline__ void quantize_row(const PrepareArgs& args, int row) {
@@ -90,77 +55,31 @@ __device__ __forceinline__ void quantize_row(const PrepareArgs& args, int row) {
 #pragma unroll
   for (int i = 0; i < kWarps; ++i) full = max(full, maxima[i]);
 
-  const float largest = decode16(static_cast<uint16_t>(full), kF16);
-  const float measured = args.spec.round_x_to_f16 ? round_to_f16(largest) : largest;  // rounding keeps the order
-  const bool finite = magnitude_bits(largest) < kInfinityBits;
-  float scale = 1.f, factor = 0.f;
-  if (args.spec.mode == Mode::dynamic) {
-    scale = __fdiv_rn(measured, args.spec.x_divisor);
-    factor = measured > 0 ? __fdiv_rn(args.spec.x_divisor, measured) : 0.f;
-    if (magnitude_bits(largest) > kInfinityBits) scale = largest;  // NaN
-  } else if (args.spec.mode == Mode::fixed) {
-    scale = finite ? args.spec.x_scale : __uint_as_float(0x7fc00000u);
-  }
+  const auto quantizer = RowQuantizer::of<X>(args.spec, full);
   if (threadIdx.x == 0) {
-    args.rows[row] = {scale, scalbnf(1.f, power_of_row(exponent, largest))};
+    const float largest = decode16(static_cast<uint16_t>(full), kF16);
+    args.rows[row] = {quantizer.scale, scalbnf(1.f, power_of_row(exponent, largest))};
   }
   if (args.spec.mode == Mode::w8a16) return;
 
   // Eight codes each, see kernels.h.
   uint2* const q = reinterpret_cast<uint2*>(args.q) + row * 16;
   const int block_pitch = decode_tokens(args.m) * 16, turn = row % 8 * 2;
-  const auto encode = [&](const uint4& v, int at, auto&& code) {
-    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-    uint32_t codes[8];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 both = decode16x2(words[i], kF16);
-      codes[2 * i] = code(both.x);
-      codes[2 * i + 1] = code(both.y);
-    }
-    q[at / 16 * block_pitch + (at % 16 ^ turn)] = {ptx::pack_bytes(codes[0], codes[1], codes[2], codes[3]),
-                                                   ptx::pack_bytes(codes[4], codes[5], codes[6], codes[7])};
-  };
-  if (args.spec.mode == Mode::dynamic && args.spec.x_divisor <= 127.f && factor <= FLT_MAX &&
-      !args.spec.round_x_to_f16) {
-    // |value * factor| stays below 127.5: 1.5 * 2^23 rounds it to nearest even and leaves it in the low byte.
-    const auto code = [&](float v) { return __float_as_uint(__fadd_rn(__fmul_rn(v, factor), 12582912.f)); };
+  const auto to = [&](int at) -> uint2& { return q[at / 16 * block_pitch + (at % 16 ^ turn)]; };
+  if (quantizer.in_range) {
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       const int at = static_cast<int>(threadIdx.x) + i * kThreads;
-      if (at < padded) encode(held[i], at, code);
+      if (at < padded) to(at) = quantize_in_range<X>(quantizer, held[i]);
     }
 #pragma unroll 2
     for (int at = static_cast<int>(threadIdx.x) + kHeld * kThreads; at < padded; at += kThreads)
-      encode(load(at), at, code);
+      to(at) = quantize_in_range<X>(quantizer, load(at));
   } else {
 #pragma unroll 1
-    for (int at = static_cast<int>(threadIdx.x); at < padded; at += kThreads) {
-      encode(load(at), at, [&](float v) {
-        if (args.spec.round_x_to_f16) v = round_to_f16(v);
-        return ptx::round_to_s8(args.spec.mode == Mode::dynamic ? __fmul_rn(v, factor)
-                                                                : __fdiv_rn(v, args.spec.x_scale));
-      });
-    }
+    for (int at = static_cast<int>(threadIdx.x); at < padded; at += kThreads)
+      to(at) = quantize_any<X>(args.spec, quantizer, load(at));
   }
-}
-
-// 4x4 words across the four lanes of a quad: word j of lane t becomes word t of lane j.
-[[maybe_unused]] __device__ __forceinline__ uint4 transpose_quad(uint4 v, int t) {
-  const bool odd = t & 1, high = t & 2;
-  const uint32_t s0 = __shfl_xor_sync(~0u, odd ? v.x : v.y, 1), s1 = __shfl_xor_sync(~0u, odd ? v.z : v.w, 1);
-  if (odd) {
-    v.x = s0, v.z = s1;
-  } else {
-    v.y = s0, v.w = s1;
-  }
-  const uint32_t u0 = __shfl_xor_sync(~0u, high ? v.x : v.z, 2), u1 = __shfl_xor_sync(~0u, high ? v.y : v.w, 2);
-  if (high) {
-    v.x = u0, v.y = u1;
-  } else {
-    v.z = u0, v.w = u1;
-  }
-  return v;
 }
 
 // 16 ranks of a slot for up to 16 rows: a cluster has all of K, so it also knows what h is scaled by.

@@ -58,6 +58,17 @@ __device__ __forceinline__ void store_async_cluster(uint32_t address, uint32_t b
       "r"(barrier), "r"(rank), "r"(value)
       : "memory");
 }
+// The same for 16 bytes; to and on are what cluster_address makes of the addresses.
+__device__ __forceinline__ void store_async_cluster(uint32_t to, uint32_t on, const uint4& value) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1, %2, %3, %4}, [%5];\n" ::"r"(to),
+               "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(on)
+               : "memory");
+}
+__device__ __forceinline__ uint32_t cluster_address(uint32_t address, uint32_t rank) {
+  uint32_t remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(address), "r"(rank));
+  return remote;
+}
 // The halves of a barrier of the cluster that says nothing about memory.
 __device__ __forceinline__ void cluster_arrive_relaxed() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;\n" ::: "memory");
