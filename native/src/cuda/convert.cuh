@@ -49,7 +49,8 @@ __device__ __forceinline__ uint32_t pack_bf16x2(float low, float high) {
 
 // Piece `piece` of an fp32 value as a sum of bf16 numbers, 8 bits each: three pieces carry all 24.
 __device__ __forceinline__ uint16_t bf16_piece(float value, int piece) {
-  for (int i = 0; i < piece; ++i) value -= __bfloat162float(__float2bfloat16_rn(value));
+#pragma unroll
+  for (int i = 0; i < 2; ++i) value -= i < piece ? __bfloat162float(__float2bfloat16_rn(value)) : 0.f;
   return __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }
 

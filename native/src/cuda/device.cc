@@ -207,6 +207,12 @@ Workspace CudaLinear::place(const ForwardArgs& f) const {
     take(w.outliers.flags, w.outliers.words);
     take(w.outliers.list, spec.k);
     take(w.outliers.count, 1);
+    if (device.limits.capability == 90 && f.rows > kDecodeRows && f.output_count) {
+      size_t n = 0;
+      for (int i = 0; i < f.output_count; ++i) n += f.outputs[i].linear->spec.n;
+      take(w.outliers.x, static_cast<size_t>(f.rows) * kOutlierColumns);
+      take(w.outliers.weight, n * kOutlierColumns);
+    }
   }
   for (int i = 0; i < f.output_count; ++i) {
     const auto* slots = static_cast<const CudaSlots*>(f.outputs[i].slots);
@@ -297,6 +303,7 @@ Plan plan_of(const ForwardArgs& f, const Limits& limits) {
     to.gate = output.gate;
     PrepareMember& from = prepare.member[i];
     from.n = to.n;
+    from.weight = to.weight;
     if (!workspace.h[i]) continue;
     plan.adapters = true;
     from.adapters = to.adapters = slots->view();
@@ -322,6 +329,8 @@ Plan plan_of(const ForwardArgs& f, const Limits& limits) {
     gemm.x = workspace.q;
     gemm.x_pitch = first.k_pitch;
     plan.families = kW8a8Families;
+    if (&plan.family(limits) != &kGemmSm90)
+      for (OutlierView* of : {&prepare.outliers, &gemm.outliers}) of->x = of->weight = nullptr;
     return plan;
   }
   const bool in_place = f.x_type != Dtype::f32 && spec.k % 8 == 0 && reinterpret_cast<uintptr_t>(f.x) % 16 == 0;

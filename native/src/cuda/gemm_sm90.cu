@@ -15,6 +15,8 @@
 // tile's residual. Where rows name their slots, only blocks of 64 ranks that a row of the cluster needs come, and of
 // them a block multiplies the 16s that its own rows need.
 //
+// Outlier columns of x and of W, which outliers.cu gathers, are one more such stage between K and the ranks.
+//
 // The producer thread decides what comes next and tells the consumers a tile's place through a ring of two entries. A
 // second thread brings what the end of a tile takes: its scales and biases, and which ranks it needs. Between two tiles
 // the tensor cores wait for the consumers to scale, add the low-rank update and round; to keep that short, a tile's
@@ -33,6 +35,7 @@
 #include "dependent_launch.cuh"
 #include "epilogue.cuh"
 #include "kernels.h"
+#include "outliers.cuh"
 #include "ptx.cuh"
 #include "tensor_map.h"
 #include "wgmma.cuh"
@@ -48,7 +51,8 @@ constexpr int kRasterPairs = 6;             // pairs of tiles along M that a wav
 constexpr int kResidentRankBlocks = 2;      // up to here the low-rank blocks of a tile are in stages at once
 // Columns of h up to which mma.sync is used in place of wgmma; where rows name slots, a tile needs few of them.
 constexpr int kMmaColumns = 32, kMmaColumnsOfSlots = kBlockRank;
-constexpr int kMaxSteps = 1024;  // of 16 low-rank columns, of all members
+constexpr int kGatherBarrier = 5;  // behind those of the warpgroups
+constexpr int kMaxSteps = 1024;    // of 16 low-rank columns, of all members
 
 template <int BlockM_, int BlockN_>
 struct Config {
@@ -56,7 +60,7 @@ struct Config {
   static constexpr int kWarpgroups = kBlockM / 64, kConsumers = kWarpgroups * 128, kThreads = kConsumers + 128;
   // What there is for a warpgroup of 128 threads is 512 registers a thread of one.
   static constexpr int kConsumerRegisters = kWarpgroups == 2 ? 232 : 160;
-  static constexpr int kProducerRegisters = kWarpgroups == 2 ? 40 : 32;
+  static constexpr int kProducerRegisters = kWarpgroups == 2 ? 48 : 32;
   static constexpr int kStages = kBlockN == 128 ? 6 : 4;
   static constexpr int kParts = (kBlockN + kPart - 1) / kPart;  // the last may be half of one
   // Of a tile's parts, the first leave at once, then come those that wait in shared memory, then those in registers.
@@ -72,16 +76,27 @@ struct Config {
   static constexpr int kTypes = kZeros + 32;             // bit i: step i of B is fp16
   static constexpr int kNeeds = kTypes + kMaxSteps / 8;  // of the tile: {steps that come, that it needs}, 32 each; bias
   static constexpr int kWork = kNeeds + kMaxSteps / 4 + 16;  // ring of two int4
-  static constexpr int kBarriers = kWork + 2 * 16;
-  static constexpr int kSharedBytes = kBarriers + (kStages + 3) * 16;
+  static constexpr int kOutliers = kWork + 2 * 16;           // {how many numbers of a row}, {what to gather}
+  static constexpr int kBarriers = kOutliers + 2 * 16;
+  static constexpr int kSharedBytes = kBarriers + (kStages + 4) * 16;
   static_assert(kSharedBytes <= 232448, "what a block may have on sm_90");
   static_assert(2 * kResidualBytes <= kStageBytes, "a stage holds two parts of the residual");
 };
 
-// What a kernel can do beyond scales, adapters that all rows use, and bias: slots of rows; residual and gate, alone or
-// behind one activation; all of these; and outliers too. What it cannot do is not in its code: even skipped, it delays
-// what follows.
-enum class After { nothing, slots_of_rows, residual, gelu_tanh, gelu_erf, silu, anything, outliers };
+// What a kernel can do beyond scales, adapters that all rows use, and bias: slots of rows; outliers; residual and gate,
+// alone or behind one activation; all of these but outliers; and with them. What it cannot do is not in its code: even
+// skipped, it delays what follows.
+enum class After {
+  nothing,
+  slots_of_rows,
+  outliers,
+  residual,
+  gelu_tanh,
+  gelu_erf,
+  silu,
+  anything,
+  anything_and_outliers
+};
 
 struct Member {
   CUtensorMap w, h, b, residual;
@@ -91,6 +106,7 @@ struct Member {
   int first_step, steps;  // of 16 low-rank columns, whole words of bits
   int words;              // of 32 steps
   bool streams_ranks;     // more low-rank blocks than stay at once: they come once for each part of a tile
+  int first_row;          // of its outlier columns of W
 };
 
 // Where a block's tile begins, and in which output. Columns are multiples of 32; one register has both.
@@ -103,7 +119,7 @@ struct Tile {
 };
 
 struct Params {
-  CUtensorMap q;
+  CUtensorMap q, outlier_x, outlier_w;
   GemmArgs args;
   int k_blocks, pairs_m, tiles_n, members;
   Member member[kMaxMembers];
@@ -117,71 +133,23 @@ __device__ __forceinline__ float (&four(float (&value)[kPart / 2], int j))[4] {
   return reinterpret_cast<float(&)[4]>(value[4 * j]);
 }
 
-// value [16 x 8 columns a tile] += x_o . W_o^T over the outlier columns, for the rows row, row + 8 and the columns of
-// `first_column` that a lane holds. Outliers are few, so mma operands are gathered straight from memory; int8 is exact
-// in both 16-bit types, and fp32 x goes in as three bf16 pieces.
-__device__ __forceinline__ void add_outliers(float (&value)[kPart / 2], const GemmArgs& p, const GemmMember& out,
-                                             int count, int row, int first_column) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-  const bool f16 = p.raw_type == Dtype::f16;
-  const auto x_at = [&](int m, int column, int piece) -> uint32_t {
-    if (column < 0 || m >= p.m) return 0;
-    const int64_t at = static_cast<int64_t>(m) * p.k + column;
-    return p.raw_type == Dtype::f32 ? bf16_piece(static_cast<const float*>(p.raw_x)[at], piece)
-                                    : static_cast<const uint16_t*>(p.raw_x)[at];
-  };
-  for (int base = 0; base < count; base += 16) {
-    int column[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int at = base + i / 2 * 8 + 2 * t + i % 2;
-      column[i] = at < count ? p.outliers.list[at] : -1;
-    }
-    const int pieces = p.raw_type == Dtype::f32 ? 3 : 1;
-    uint32_t x[3][4];
-#pragma unroll
-    for (int piece = 0; piece < 3; ++piece) {
-      if (piece < pieces) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int m = row + i % 2 * 8;
-          x[piece][i] = x_at(m, column[i / 2 * 2], piece) | x_at(m, column[i / 2 * 2 + 1], piece) << 16;
-        }
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kPart / 8; ++j) {
-      const int n = first_column + j * 8 + g;
-      const int8_t* const w = out.weight + static_cast<int64_t>(n) * p.k_pitch;
-      uint32_t bits[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) bits[i] = column[i] >= 0 && n < out.n ? encode16(w[column[i]], f16) : 0;
-      const uint32_t b0 = bits[0] | bits[1] << 16, b1 = bits[2] | bits[3] << 16;
-#pragma unroll
-      for (int piece = 0; piece < 3; ++piece) {
-        if (piece < pieces) {
-          if (f16)
-            ptx::mma_f16(four(value, j), x[piece], b0, b1);
-          else
-            ptx::mma_bf16(four(value, j), x[piece], b0, b1);
-        }
-      }
-    }
-  }
-}
-
 template <class C, bool kWide, After kAfter>
 __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  constexpr bool kOutliers = kAfter == After::outliers, kAnything = kAfter == After::anything || kOutliers;
+  constexpr bool kOutliers = kAfter == After::outliers || kAfter == After::anything_and_outliers;
+  constexpr bool kAnything = kAfter >= After::anything;
   constexpr bool kSlots = kAfter == After::slots_of_rows || kAnything, kEpilogue = kAfter >= After::residual;
+  // Outliers, ranks and residual of a tile have to fit, or the last part is behind what frees the first stage.
+  static_assert(!kOutliers || 1 + kResidentRankBlocks + (kEpilogue ? C::kParts / 2 : 0) <= C::kStages);
   extern __shared__ __align__(1024) uint8_t memory[];
   const uint32_t base = ptx::shared_address(memory);
   const uint32_t columns = base + C::kColumns, types = base + C::kTypes, barriers = base + C::kBarriers;
+  const uint32_t outliers_at = base + C::kOutliers, gather_entry = outliers_at + 16;
   const auto needs_at = [&](int word) { return base + C::kNeeds + word * 8; };
   const auto full = [&](int stage) { return barriers + stage * 16; };
   const auto empty = [&](int stage) { return barriers + stage * 16 + 8; };
   const uint32_t columns_full = barriers + C::kStages * 16, columns_empty = columns_full + 8;
+  const uint32_t gather = columns_full + 16 + 2 * 16;
   const auto work_entry = [&](int step) { return base + C::kWork + step % 2 * 16; };
   const auto work_full = [&](int step) { return columns_full + 16 + step % 2 * 16; };
   const auto work_empty = [&](int step) { return columns_full + 24 + step % 2 * 16; };
@@ -199,6 +167,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
       ptx::barrier_init(work_full(i), 1);
       ptx::barrier_init(work_empty(i), C::kWarpgroups * 4);
     }
+    if (kOutliers) ptx::barrier_init(gather, 1);
     ptx::barrier_init_fence();
   }
   if (threadIdx.x < 8) ptx::store_shared(base + C::kZeros + threadIdx.x * 4, 0.f);
@@ -259,6 +228,11 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
         step_stage();
       }
       phase = early == C::kStages;
+      int outliers = 0;
+      if constexpr (kOutliers) {
+        outliers = *p.args.outliers.count * outlier_pieces(p.args.raw_type);
+        ptx::store_shared(outliers_at, __int_as_float(outliers));
+      }
       const auto tell = [&](int step, uint4 entry) {
         ptx::barrier_wait(work_empty(step), (step / 2 & 1) ^ 1);
         ptx::store_shared(work_entry(step), entry);
@@ -279,20 +253,38 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
         }
         if (kSlots) ptx::barrier_wait(columns_full, step & 1);
         const bool streams = kWide && member.streams_ranks;
+        const bool each_part = streams || (kOutliers && outliers > kOutlierBlock);
         const int rows = streams ? kPart : C::kBlockN;
 #pragma unroll 1
-        for (int part = 0; part < (streams ? C::kParts : 1); ++part) {
+        for (int part = 0; part < (each_part ? C::kParts : 1); ++part) {
+#pragma unroll 1
+          for (int block = 0; kOutliers && block * kOutlierBlock < outliers; ++block) {
+            if (block * kOutlierBlock < kOutlierColumns) {
+              begin_stage(C::kBlockN);
+              load_w(p.outlier_w, block * 128, member.first_row + tile.column(), C::kBlockN);
+              ptx::tensor_load(x_tile(), &p.outlier_x, block * 128, tile.row, full(stage));
+            } else {
+              ptx::barrier_wait(empty(stage), phase ^ 1);
+              ptx::store_shared(
+                  gather_entry,
+                  uint4{static_cast<uint32_t>(tile.row), static_cast<uint32_t>(tile.column_and_member),
+                        1u + static_cast<uint32_t>(part), static_cast<uint32_t>(block * C::kStages + stage)});
+              ptx::barrier_arrive(gather);
+              ptx::barrier_wait(full(stage), phase);
+            }
+            step_stage();
+          }
 #pragma unroll 1
           for (int block = 0; block < member.rank_blocks; ++block) {
             if (kSlots && !of_block(ptx::load_shared(needs_at(block / 8)), block)) continue;
             begin_stage(rows);
-            load_w(member.b, block * 128, tile.column() + part * kPart, rows);
+            load_w(member.b, block * 128, tile.column() + (streams ? part * kPart : 0), rows);
             ptx::tensor_load(x_tile(), &member.h, block * 128, tile.row, full(stage));
             step_stage();
           }
           if (!kEpilogue || !member.out.residual) continue;
           // Two parts of the residual a stage, or the one that is next.
-          const int end = streams ? part + 1 : C::kParts;
+          const int end = each_part ? part + 1 : C::kParts;
 #pragma unroll 1
           for (int first = part; first < end; first += 2) {
             const int boxes = min(2, end - first);
@@ -309,6 +301,10 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
         if (kSlots) ptx::barrier_arrive(columns_empty);  // what the tile needs has been read
       }
       tell(step, {0, 0, 0, 0});
+      if (kOutliers && outliers > kOutlierColumns) {
+        ptx::store_shared(gather_entry, uint4{});
+        ptx::barrier_arrive(gather);
+      }
     } else if (threadIdx.x == C::kConsumers + 32) {
       // What the end of a tile takes beside its stages, as soon as that of the tile before is done with.
       wait_for_primaries();
@@ -342,6 +338,45 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
         ptx::bulk_load(columns, member.out.scale + tile.column(), bytes, columns_full);
         if (member.out.bias)
           ptx::bulk_load(columns + C::kBlockN * 4, member.out.bias + tile.column(), bytes, columns_full);
+      }
+    } else if (kOutliers && threadIdx.x >= C::kConsumers + 64) {
+      // Outlier columns beyond those that have been gathered: of x's rows and, one part at a time, of W's.
+      wait_for_primaries();
+      const int count = *p.args.outliers.count, pieces = outlier_pieces(p.args.raw_type);
+#pragma unroll 1
+      for (uint32_t turn = 0; count * pieces > kOutlierColumns; turn ^= 1) {
+        ptx::barrier_wait(gather, turn);
+        const uint4 entry = ptx::load_shared_16(gather_entry);
+        if (entry.z == 0) break;
+        const Tile tile{static_cast<int>(entry.x), static_cast<int>(entry.y)};
+        const int first_n = (static_cast<int>(entry.z) - 1) * kPart, which = static_cast<int>(entry.w) % C::kStages;
+        const GemmMember& out = p.member[tile.member()].out;
+        const Dtype type = p.args.raw_type;
+        const OutlierPair pair(p.args.outliers.list, count, pieces > 1, static_cast<int>(entry.w) / C::kStages);
+        // Row after row, as far as there are any: what is beside them is not stored.
+        const auto fill = [&](uint32_t to, int rows, const auto* from, int pitch, auto&& bits) {
+          const int first = static_cast<int>(threadIdx.x) / 32 % 2;
+          from += static_cast<int64_t>(first) * pitch;
+#pragma unroll C::kWarpgroups == 2 ? 2 : 1
+          for (int i = first; i < rows; i += 2, from += 2 * pitch)
+            ptx::store_shared(to + i * 128 + (lane / 4 ^ i % 8) * 16 + lane % 4 * 4, __uint_as_float(bits(from)));
+        };
+        const auto fill_x = [&](const auto* from) {
+          fill(base + which * C::kStageBytes, min(C::kBlockM, p.args.m - tile.row),
+               from + static_cast<int64_t>(tile.row) * p.args.k, p.args.k,
+               [&](const auto* row) { return pair.x(row); });
+        };
+        if (type == Dtype::f32)
+          fill_x(static_cast<const float*>(p.args.raw_x));
+        else
+          fill_x(static_cast<const uint16_t*>(p.args.raw_x));
+        const int n = tile.column() + first_n;
+        fill(base + which * C::kStageBytes + (C::kBlockM + first_n) * 128,
+             min(min(kPart, C::kBlockN - first_n), out.n - n), out.weight + static_cast<int64_t>(n) * p.args.k_pitch,
+             p.args.k_pitch, [&](const int8_t* row) { return pair.weight(row, type == Dtype::f16); });
+        ptx::fence_async_shared();
+        ptx::named_sync(kGatherBarrier, 64);
+        if (threadIdx.x == C::kConsumers + 64) ptx::barrier_arrive(full(which));
       }
     }
   } else {
@@ -488,16 +523,75 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
       const uint32_t my_biases = member.out.bias ? my_scales + C::kBlockN * 4 : base + C::kZeros + here % 4 * 8;
       const int bias_step = member.out.bias ? 32 : 0;
       const bool streams = kWide && member.streams_ranks;
+      // Outlier columns, as 16-bit numbers. Up to a block of them stays in its stage until the last part.
+      [[maybe_unused]] int outliers = 0, outlier_stage = stage;
+      [[maybe_unused]] uint32_t outlier_phase = phase;
+      bool each_part = streams;
+      if constexpr (kOutliers) {
+        outliers = static_cast<int>(ptx::load_shared(outliers_at));
+        each_part = each_part || outliers > kOutlierBlock;
+        if (outliers && !each_part) step_stage();
+      }
       // Low-rank blocks that stay in their stages until the last part.
-      int held = streams ? 0 : member.rank_blocks;
+      int held = each_part ? 0 : member.rank_blocks;
       uint2 needs{};  // of the first 32 steps
       bool slot_biases = false;
       if constexpr (kSlots) {
         if (member.rank_blocks) needs = ptx::load_shared_8(needs_at(0));
-        for (int block = 0; !streams && block < member.rank_blocks; ++block) held -= of_block(needs.x, block) == 0;
+        for (int block = 0; !each_part && block < member.rank_blocks; ++block) held -= of_block(needs.x, block) == 0;
         slot_biases = ptx::load_shared_8(needs_at(member.words)).y;
       }
 
+      // Once for each part: what is in the stage has been read by ldmatrix.
+      [[maybe_unused]] const auto leave_stage = [&] {
+        meet();
+        release(stage);
+        step_stage();
+      };
+      // v += x.w^T over columns 16 k .. of the operands in a stage, by mma.sync.
+      const auto multiply_16 = [&](int part, float(&v)[kPart / 2], int from, int k, bool f16) {
+        const int thread = this_thread(), lane = thread % 32;
+        const uint32_t x_rows = base + from * C::kStageBytes + thread / 32 * 16 * 128;
+        const uint32_t w_rows = base + from * C::kStageBytes + (C::kBlockM + part * kPart) * 128;
+        const int x_row = lane % 16, w_row = lane / 16 * 8 + lane % 8;
+        uint32_t x[4];
+        ptx::load_matrix_x4(x, x_rows + x_row * 128 + (((k * 2 + lane / 16) ^ x_row % 8) * 16));
+        const uint32_t w_at = w_rows + w_row * 128 + (((k * 2 + lane / 8 % 2) ^ w_row % 8) * 16);
+        // The next 16 rows of w are under way while these multiply, where there are registers for them.
+        constexpr int kAhead = C::kWarpgroups == 2 ? 1 : 0;
+        uint32_t w[kAhead + 1][4];
+        const auto load_w = [&](int pair) {
+          if (pair < kPart / 16 && exists(part, pair * 16))
+            ptx::load_matrix_x4(w[pair % (kAhead + 1)], w_at + pair * 16 * 128);
+        };
+        const auto multiply = [&](auto&& mma) {
+          if (kAhead) load_w(0);
+#pragma unroll
+          for (int pair = 0; pair < kPart / 16; ++pair) {
+            load_w(pair + kAhead);
+            if (!exists(part, pair * 16)) continue;
+            const uint32_t(&of_pair)[4] = w[pair % (kAhead + 1)];
+            mma(four(v, 2 * pair), x, of_pair[0], of_pair[1]);
+            mma(four(v, 2 * pair + 1), x, of_pair[2], of_pair[3]);
+          }
+        };
+        using Registers = const uint32_t(&)[4];
+        if (f16)
+          multiply([](float(&c)[4], Registers x, uint32_t b0, uint32_t b1) { ptx::mma_f16(c, x, b0, b1); });
+        else
+          multiply([](float(&c)[4], Registers x, uint32_t b0, uint32_t b1) { ptx::mma_bf16(c, x, b0, b1); });
+      };
+      [[maybe_unused]] const auto add_outliers = [&](int part, float(&v)[kPart / 2]) {
+#pragma unroll 1
+        for (int first = 0; first < outliers; first += kOutlierBlock) {
+          const int from = each_part ? stage : outlier_stage;
+          if (each_part || part == 0) ptx::barrier_wait(full(from), each_part ? phase : outlier_phase);
+          const int steps = min(kOutlierBlock, outliers - first + 15) / 16;
+#pragma unroll 1
+          for (int k = 0; k < steps; ++k) multiply_16(part, v, from, k, p.args.raw_type == Dtype::f16);
+          if (each_part) leave_stage();
+        }
+      };
       // The sums as floats in units of p, with the low-rank update.
       const auto begin_part = [&](int part, float(&v)[kPart / 2]) {
 #pragma unroll
@@ -515,7 +609,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
           }
         }
         if constexpr (kOutliers) {
-          add_outliers(v, p.args, member.out, *p.args.outliers.count, first_row, tile.column() + part * kPart);
+          if (outliers) add_outliers(part, v);
 #pragma unroll
           for (int j = 0; j < kPart / 8; ++j) {
             const float2 scale = ptx::load_shared_pair(my_scales + (part * kPart / 8 + j) * 32);
@@ -533,7 +627,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
               if (!of_block(of_word.x, block)) continue;
               needed = of_block(of_word.y, block);
             }
-            if (part == 0 || streams) ptx::barrier_wait(full(from), from_phase);
+            if (part == 0 || each_part) ptx::barrier_wait(full(from), from_phase);
             const uint64_t x = x_operand(from);
             const uint64_t b = w_operand(from) + (streams ? 0 : part * (kPart * 128 >> 4));
             const int steps = min(4, member.up_columns / kChunkRank - block * 4);
@@ -554,59 +648,31 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
             }
             ptx::wgmma_commit();
             ptx::wgmma_wait<0>();
-            if (streams) release(from);
+            if (each_part) release(from);
             if (++from == C::kStages) {
               from = 0;
               from_phase ^= 1;
             }
           }
-          if (streams) {
+          if (each_part) {
             stage = from;
             phase = from_phase;
           }
         } else if (kSlots ? needs.x : member.rank_blocks) {
-          if (part == 0) ptx::barrier_wait(full(stage), phase);
-          const int thread = this_thread(), lane = thread % 32;
-          const uint32_t h_tile = base + stage * C::kStageBytes + thread / 32 * 16 * 128;
-          const uint32_t b_tile = base + stage * C::kStageBytes + (C::kBlockM + part * kPart) * 128;
-          const int h_row = lane % 16, b_row = lane / 16 * 8 + lane % 8;
+          if (part == 0 || each_part) ptx::barrier_wait(full(stage), phase);
           const uint32_t f16 = ptx::load_shared(types + member.first_step / 8);
 #pragma unroll 1
           for (int k = 0; k * kChunkRank < member.up_columns; ++k) {
             if (kSlots && !(needs.y >> k & 1)) continue;
-            uint32_t h[4];
-            ptx::load_matrix_x4(h, h_tile + h_row * 128 + (((k * 2 + lane / 16) ^ h_row % 8) * 16));
-            const uint32_t b_at = b_tile + b_row * 128 + (((k * 2 + lane / 8 % 2) ^ b_row % 8) * 16);
-            // The next 16 columns of B are under way while these multiply, where there are registers for them.
-            constexpr int kAhead = C::kWarpgroups == 2 ? 1 : 0;
-            uint32_t b[kAhead + 1][4];
-            const auto load_b = [&](int pair) {
-              if (pair < kPart / 16 && exists(part, pair * 16))
-                ptx::load_matrix_x4(b[pair % (kAhead + 1)], b_at + pair * 16 * 128);
-            };
-            const auto multiply = [&](auto&& mma) {
-              if (kAhead) load_b(0);
-#pragma unroll
-              for (int pair = 0; pair < kPart / 16; ++pair) {
-                load_b(pair + kAhead);
-                if (!exists(part, pair * 16)) continue;
-                const uint32_t(&of_pair)[4] = b[pair % (kAhead + 1)];
-                mma(four(v, 2 * pair), h, of_pair[0], of_pair[1]);
-                mma(four(v, 2 * pair + 1), h, of_pair[2], of_pair[3]);
-              }
-            };
-            using Registers = const uint32_t(&)[4];
-            if (f16 >> k & 1)
-              multiply([](float(&c)[4], Registers x, uint32_t b0, uint32_t b1) { ptx::mma_f16(c, x, b0, b1); });
-            else
-              multiply([](float(&c)[4], Registers x, uint32_t b0, uint32_t b1) { ptx::mma_bf16(c, x, b0, b1); });
+            multiply_16(part, v, stage, k, f16 >> k & 1);
           }
+          if (each_part) leave_stage();
         }
       };
       // From a stage that holds this part, or it and its neighbour.
       [[maybe_unused]] const auto add_residual = [&](int part, float(&v)[kPart / 2]) {
         const int thread = this_thread(), lane = thread % 32;
-        const int by = (streams ? 0 : part / 2) + held, of_two = streams ? 0 : part % 2;
+        const int by = (each_part ? 0 : part / 2) + held, of_two = each_part ? 0 : part % 2;
         const int from = stage + by < C::kStages ? stage + by : stage + by - C::kStages;
         if (of_two == 0) ptx::barrier_wait(full(from), phase ^ (stage + by >= C::kStages));
         // The rows of a warp lie there as in its staging buffer.
@@ -623,10 +689,10 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
             v[8 * pair + 2 * i + 1] += more.y;
           }
         }
-        if (streams || of_two == 1 || part + 1 == C::kParts) {
+        if (each_part || of_two == 1 || part + 1 == C::kParts) {
           meet();  // ldmatrix of all warps is done
           release(from);
-          if (streams) step_stage();
+          if (each_part) step_stage();
         }
       };
       // Out of units of p, finished and rounded.
@@ -676,7 +742,9 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
         float v[kPart / 2];
         begin_part(part, v);
         if (part + 1 == C::kParts) {
-          if (!kWide && held) meet();  // ldmatrix of all warps is done
+          const bool stays = kOutliers && outliers && !each_part;
+          if (stays || (!kWide && held)) meet();  // ldmatrix of all warps is done
+          if (stays) release(outlier_stage);
           for (; held > 0; --held) {
             release(stage);
             step_stage();
@@ -684,7 +752,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
         }
         end_part(part, v);
       }
-      if (kEpilogue && member.out.residual && !streams) {
+      if (kEpilogue && member.out.residual && !each_part) {
         for (int part = 0; part < C::kParts; part += 2) step_stage();
       }
       __syncwarp();
@@ -705,10 +773,12 @@ Params params_of(const GemmArgs& args) {
   p.k_blocks = (args.k + kBlockK - 1) / kBlockK;
   p.pairs_m = (args.m + C::kBlockM * kCluster - 1) / (C::kBlockM * kCluster);
   p.members = args.member_count;
-  int steps = 0;
+  int steps = 0, rows_n = 0;
   for (int i = 0; i < p.members; ++i) {
     Member& to = p.member[i];
     to.out = args.member[i];
+    to.first_row = rows_n;
+    rows_n += to.out.n;
     const int up = to.out.adapters.up_columns;
     to.rank_blocks = (up + kBlockRank - 1) / kBlockRank;
     to.words = needed_words(up);
@@ -729,6 +799,11 @@ Params params_of(const GemmArgs& args) {
     to.first_tile_n = p.tiles_n;
     to.tiles_n = (to.out.n + C::kBlockN - 1) / C::kBlockN;
     p.tiles_n += to.tiles_n;
+  }
+  if (args.outliers.list) {
+    constexpr int kPitch = kOutlierColumns * 2;
+    p.outlier_x = tensor_map(args.outliers.x, kPitch, args.m, kPitch, C::kBlockM);
+    p.outlier_w = tensor_map(args.outliers.weight, kPitch, rows_n, kPitch, C::kBlockN / kCluster);
   }
   return p;
 }
@@ -774,7 +849,6 @@ bool is_wide(const GemmArgs& args) {
 }
 
 After after(const GemmArgs& args) {
-  if (args.outliers.list) return After::outliers;
   bool same = true, slots = false, more = false;
   for (int i = 0; i < args.member_count; ++i) {
     const GemmMember& out = args.member[i];
@@ -782,6 +856,7 @@ After after(const GemmArgs& args) {
     slots = slots || (args.row_slot && out.adapters.slot_count);
     more = more || out.activation != Activation::none || out.residual || out.gate;
   }
+  if (args.outliers.list) return slots || more ? After::anything_and_outliers : After::outliers;
   if (!more) return slots ? After::slots_of_rows : After::nothing;
   if (slots || !same) return After::anything;
   switch (args.member[0].activation) {
@@ -834,20 +909,27 @@ struct Kernels {
 template <bool kWide, After kAfter>
 constexpr Kernels kernels_of() {
   constexpr bool kOne = kAfter >= After::residual && kAfter < After::anything;
+  constexpr bool kWideOutliers = kWide && kAfter == After::outliers;
   Kernels all{};
-  if constexpr (kAfter < After::residual) all.add(kTile128x256<kWide, kAfter>);
-  if constexpr (kAfter < After::outliers) all.add(kTile128x224<kWide, kAfter>);
-  if constexpr (kAfter < After::outliers && kAfter != After::silu) all.add(kTile192x192<kWide, kAfter>);
+  if constexpr (kAfter < After::residual && !kWideOutliers) all.add(kTile128x256<kWide, kAfter>);
+  if constexpr (kAfter < After::anything_and_outliers) all.add(kTile128x224<kWide, kAfter>);
+  if constexpr (kAfter < After::anything_and_outliers && kAfter != After::silu && !kWideOutliers)
+    all.add(kTile192x192<kWide, kAfter>);
   all.add(kTile128x192<kWide, kAfter>);
   all.add(kTile128x128 < kWide, kOne ? After::anything : kAfter >);
   return all;
 }
 // By After.
 template <bool kWide>
-constexpr Kernels kKernels[] = {kernels_of<kWide, After::nothing>(),  kernels_of<kWide, After::slots_of_rows>(),
-                                kernels_of<kWide, After::residual>(), kernels_of<kWide, After::gelu_tanh>(),
-                                kernels_of<kWide, After::gelu_erf>(), kernels_of<kWide, After::silu>(),
-                                kernels_of<kWide, After::anything>(), kernels_of<kWide, After::outliers>()};
+constexpr Kernels kKernels[] = {kernels_of<kWide, After::nothing>(),
+                                kernels_of<kWide, After::slots_of_rows>(),
+                                kernels_of<kWide, After::outliers>(),
+                                kernels_of<kWide, After::residual>(),
+                                kernels_of<kWide, After::gelu_tanh>(),
+                                kernels_of<kWide, After::gelu_erf>(),
+                                kernels_of<kWide, After::silu>(),
+                                kernels_of<kWide, After::anything>(),
+                                kernels_of<kWide, After::anything_and_outliers>()};
 
 const Kernels& kernels_for(const GemmArgs& args) {
   return (is_wide(args) ? kKernels<true> : kKernels<false>)[static_cast<int>(after(args))];
@@ -857,7 +939,7 @@ void set_up_all(const Limits& limits) {
   if (limits.capability != 90) return;
   tensor_map_encoder();  // a driver without it fails here, not in a forward
   for (const Kernels* all : {kKernels<false>, kKernels<true>}) {
-    for (int i = 0; i <= static_cast<int>(After::outliers); ++i) {
+    for (int i = 0; i <= static_cast<int>(After::anything_and_outliers); ++i) {
       for (const Kernel& kernel : all[i]) kernel.set_up();
     }
   }
@@ -893,6 +975,7 @@ void launch_all(const GemmArgs& args, const Limits& limits, cudaStream_t stream)
 
 constexpr const char* kAfterText[] = {"",
                                       "; of the ranks, those of the rows' slots",
+                                      "; outliers before the scales",
                                       "; residual or gate before the store",
                                       "; gelu_tanh before the store",
                                       "; gelu_erf before the store",
