@@ -305,6 +305,11 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
         ptx::store_shared(gather_entry, uint4{});
         ptx::barrier_arrive(gather);
       }
+      // The block stays until all that arrive at its barriers have done so.
+      for (int i = 0; i < C::kStages; ++i) {
+        ptx::barrier_wait(empty(stage), phase ^ 1);
+        step_stage();
+      }
     } else if (threadIdx.x == C::kConsumers + 32) {
       // What the end of a tile takes beside its stages, as soon as that of the tile before is done with.
       wait_for_primaries();
@@ -648,7 +653,10 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
             }
             ptx::wgmma_commit();
             ptx::wgmma_wait<0>();
-            if (each_part) release(from);
+            if (each_part) {
+              if (kSlots && !needed) meet();  // no wgmma says that all warps have seen the stage
+              release(from);
+            }
             if (++from == C::kStages) {
               from = 0;
               from_phase ^= 1;
@@ -743,7 +751,8 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
         begin_part(part, v);
         if (part + 1 == C::kParts) {
           const bool stays = kOutliers && outliers && !each_part;
-          if (stays || (!kWide && held)) meet();  // ldmatrix of all warps is done
+          // All warps are done with the stages, by ldmatrix, or having skipped them.
+          if (stays || ((!kWide || kSlots) && held)) meet();
           if (stays) release(outlier_stage);
           for (; held > 0; --held) {
             release(stage);
