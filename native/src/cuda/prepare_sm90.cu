@@ -66,7 +66,7 @@ struct Plan {
   // What follows from these.
   int cluster_log;
   int box_blocks, box_bytes;  // of a mailbox of sums
-  int a_at, boxes_at, shared_bytes;
+  int a_at, boxes_at, flags_at, shared_bytes;
 };
 
 // kBlock columns of x.A^T.
@@ -84,7 +84,7 @@ struct Block {
 };
 
 struct Shared {
-  uint64_t full[kMaxStages], empty[kMaxStages], described, a_full;
+  uint64_t full[kMaxStages], empty[kMaxStages], described, a_full, flags_full;
   uint64_t maxima_full[2][kQuantizeWarps], powers_full[kPowers];
   uint64_t sums_full[kMultiplyGroups], sums_free[kMultiplyGroups];
   int exponent;  // largest of the blocks
@@ -192,6 +192,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
     }
     ptx::barrier_init(barrier(shared.described), 2 * 32);
     ptx::barrier_init(barrier(shared.a_full), 1);
+    ptx::barrier_init(barrier(shared.flags_full), 1);
     for (int i = 0; i < 2; ++i) {
       for (int w = 0; w < kQuantizeWarps; ++w) ptx::barrier_init(barrier(shared.maxima_full[i][w]), 1);
     }
@@ -231,6 +232,11 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
   if (warp < kCopyWarps) {
     ptx::registers_fewer<40>();
     if (warp == 0) {
+      if (!kPlain && args.outliers.flags && valid && lane == 0) {
+        const uint32_t bytes = static_cast<uint32_t>((valid + 127) / 128 * 16);
+        ptx::barrier_expect_bytes(barrier(shared.flags_full), bytes);
+        ptx::bulk_load(base + plan.flags_at, args.outliers.flags + start / 32, bytes, barrier(shared.flags_full));
+      }
       Ring at;
       for (int batch = 0; batch < batches; ++batch) {
         for (int stage = 0; stage < batch_stages; ++stage, at.step(stages)) {
@@ -601,6 +607,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
       }
 
       if (plan.blocks && batch == team) ptx::barrier_wait(barrier(shared.described), 0);
+      if (!kPlain && args.outliers.flags && valid && batch == team) ptx::barrier_wait(barrier(shared.flags_full), 0);
       // Lane `among` of a row's sixteen has the numbers of the pair of that index.
       const int mine = min(among, kPairs - 1), row = my_row + mine * 2 * kTeamWarps;
       int exponent = plan.blocks ? shared.exponent : INT_MIN;
@@ -650,7 +657,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
           const int column = stage * kStageK + my_column;
           uint32_t outliers = 0;
           if (!kPlain && args.outliers.flags && column < written)
-            outliers = args.outliers.flags[(start + column) / 32] >> (start + column) % 32 & 0xffff;
+            outliers = ptx::load_shared_u16(base + plan.flags_at + column / 8);
 #pragma unroll
           for (int i = 0; i < kPairs; ++i) {
             const int r = my_row + i * 2 * kTeamWarps;
@@ -703,7 +710,8 @@ int blocks_of(const PrepareArgs& args) {
 }
 
 // A plan of this shape for at most `rows` rows a batch, with as many stages as fit; no stages: a batch does not fit.
-Plan shape(int m, int k, int blocks, int cluster, int clusters, int rows, bool a_resident, const Limits& limits) {
+Plan shape(int m, int k, int blocks, int cluster, int clusters, int rows, bool a_resident, bool outliers,
+           const Limits& limits) {
   Plan plan{};
   plan.cluster = cluster;
   while (1 << plan.cluster_log < cluster) ++plan.cluster_log;
@@ -722,12 +730,14 @@ Plan shape(int m, int k, int blocks, int cluster, int clusters, int rows, bool a
   const int batch_stages = (plan.slice + kStageK - 1) / kStageK, stage_bytes = plan.tile_rows * kStageK * 2;
   const int a_bytes = a_resident ? blocks * plan.slice * kBlock * 2 : 0;
   // A wgmma reads plan.rows rows of the last tile.
-  const int behind = std::max(a_bytes + kMultiplyGroups * plan.box_bytes, (plan.rows - plan.tile_rows) * 128);
+  const int others = std::max(a_bytes + kMultiplyGroups * plan.box_bytes, (plan.rows - plan.tile_rows) * 128);
+  const int behind = others + (outliers ? plan.slice / 8 : 0);
   plan.stages = std::clamp((limits.shared_bytes - kRingAt - behind) / stage_bytes, 0,
                            std::min(kMaxStages, std::min(kBatchesAhead, batches) * batch_stages));
   if (plan.stages < batch_stages) plan.stages = 0;
   plan.a_at = kRingAt + plan.stages * stage_bytes;
   plan.boxes_at = plan.a_at + a_bytes;
+  plan.flags_at = plan.a_at + others;
   plan.shared_bytes = plan.a_at + behind;
   return plan;
 }
@@ -769,8 +779,8 @@ Plan plan_for(const PrepareArgs& args, const Limits& limits) {
     for (int i = 0; i < 4; ++i) {
       for (const int rows : {48, 32, 24, 16, 8}) {
         if (!limits.prepare_clusters[i]) continue;
-        const Plan next =
-            shape(args.m, args.k, blocks, 1 << i, limits.prepare_clusters[i], rows, a_resident && blocks, limits);
+        const Plan next = shape(args.m, args.k, blocks, 1 << i, limits.prepare_clusters[i], rows, a_resident && blocks,
+                                args.outliers.flags, limits);
         if (!next.stages) continue;
         plan = next;
         if (good(plan, rows)) return plan;
