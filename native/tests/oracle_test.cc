@@ -172,16 +172,21 @@ std::vector<std::vector<Spec>> group_specs(const Options& options) {
   // q, k, v and mlp as the large tiles take them: nothing after the bias, all of it, and rows with slots of their own.
   const struct {
     int32_t mode;
-    int scale_block;
-  } kinds[] = {{OCTOLORA_W8A8_DYNAMIC, 0}, {OCTOLORA_W8A16, 0}, {OCTOLORA_W8A16, 32}};
+    int scale_block, outlier_columns;
+  } kinds[] = {{OCTOLORA_W8A8_DYNAMIC, 0, -1},
+               {OCTOLORA_W8A8_DYNAMIC, 0, 17},
+               {OCTOLORA_W8A8_DYNAMIC, 0, 70},
+               {OCTOLORA_W8A16, 0, -1},
+               {OCTOLORA_W8A16, 32, -1}};
   for (const RowSlots rows : {RowSlots::all, RowSlots::blocks}) {
     for (const bool epilogue : {false, true}) {
-      for (const auto& [mode, scale_block] : kinds) {
+      for (const auto& [mode, scale_block, outlier_columns] : kinds) {
         std::vector<Spec> group;
         for (const int n : {400, 136, 1032}) {
           Spec s;
           s.mode = mode;
           s.scale_block = scale_block;
+          s.outlier_columns = outlier_columns;
           s.m = options.quick ? 70 : 300, s.n = options.quick ? n / 8 / 2 * 8 : n, s.k = options.quick ? 144 : 704;
           s.x_type = s.y_type = Type::bf16;
           s.row_slots = rows;
@@ -422,7 +427,7 @@ std::vector<Spec> layer_specs(const Options& options) {
   // of them leave the least of a wave of 132 multiprocessors empty.
   std::vector<Spec> specs = {
       // W8A8: 256, 224, 192 and 128 columns, 192 in tiles of 192 rows, the low-rank update by mma.sync and by wgmma;
-      // 192 and 128 with outliers.
+      // all of these with outliers.
       layer(70, 14792, 72, w8a8, bf16, bf16, {narrow}),
       layer(70, 14792, 136, w8a8, f16, bf16, {narrow, wide}),
       layer(70, 12680, 72, w8a8, bf16, f16, {narrow}),
@@ -433,6 +438,10 @@ std::vector<Spec> layer_specs(const Options& options) {
       layer(330, 8648, 136, w8a8, f16, bf16, {narrow, wide}),
       layer(140, 400, 264, w8a8, bf16, bf16, {narrow}),
       layer(300, 400, 700, w8a8, bf16, bf16, {narrow, wide}),
+      layer(70, 14792, 72, w8a8, bf16, bf16, {narrow}, 20),
+      layer(70, 12680, 136, w8a8, f16, bf16, {narrow}, 70),
+      layer(70, 12680, 136, w8a8, bf16, bf16, {narrow, wide}, 20),
+      layer(260, 8648, 72, w8a8, bf16, bf16, {narrow}, 20),
       layer(70, 8456, 136, w8a8, bf16, bf16, {narrow}, 20),
       layer(70, 8456, 136, w8a8, f16, bf16, {narrow, wide}, 20),
       layer(300, 400, 700, w8a8, f16, f16, {{16, f16, f16, 0.7f, false, false}}, 20),
@@ -451,6 +460,14 @@ std::vector<Spec> layer_specs(const Options& options) {
       layer(70, 25700, 40, w8a16, f32, f32, {narrow}),
       layer(70, 25700, 40, w8a16, f16, f32, {wide}),
   };
+  for (const int n : {8456, 136}) {
+    for (const auto& adapters : {std::vector{narrow}, {narrow, wide}}) {
+      Spec s = layer(70, n, 136, w8a8, bf16, bf16, adapters, n == 136 ? 70 : 20);
+      s.activation = OCTOLORA_ACTIVATION_SILU;
+      s.gate = s.residual = true;
+      specs.push_back(s);
+    }
+  }
   for (const Type x : {bf16, f16}) {
     Spec s = layer(200, 8456, 72, w8a16, x, x, {narrow});
     s.activation = OCTOLORA_ACTIVATION_SILU;
@@ -573,6 +590,24 @@ std::vector<Spec> layer_specs(const Options& options) {
     }
     with_slots(layer(1300, 600, 520, w8a8, bf16, bf16, {r16, r70}), rows, false);
     specs.back().outlier_columns = 20;
+  }
+  // Outlier columns: none, up to the ends of the steps and blocks in which they are multiplied, and more than are
+  // gathered beforehand, beside ranks that stay, that do not, and that few rows need; M and N at the edges of tiles.
+  for (const Type x : {bf16, f16, f32}) {
+    const Type y = x == f32 ? bf16 : x;
+    for (const int count : {0, 1, 16, 17, 21, 22, 64, 65, 85, 86, 130, 256, 257, 400}) {
+      const int m = 254 + count % 5, n = 384 + 8 * (count % 3 - 1), k = 520 + 8 * (count % 4);
+      specs.push_back(layer(m, n, k, w8a8, x, y, {}, count));
+      specs.push_back(layer(m, n, k, w8a8, x, y, {r16}, count));
+      if (count % 2) continue;
+      specs.push_back(layer(m, n + 256, k, w8a8, x, y, {r70}, count));
+      specs.push_back(layer(m, n, k, w8a8, x, y, {r150}, count));
+      followed(layer(m, n, k, w8a8, x, y, {r16}, count), none, count % 3 == 0, true);
+      followed(layer(m, n, k, w8a8, x, y, {r70, r16}, count), gelu_tanh, true, true);
+      followed(layer(m, n, k, w8a8, x, y, {r150}, count), none, false, true);
+      with_slots(layer(m, n, k, w8a8, x, y, {r16, r32, r16}, count), RowSlots::blocks, true);
+      with_slots(layer(m, n, k, w8a8, x, y, {r150, r16}, count), RowSlots::shuffled, false);
+    }
   }
   // Few rows on either side of what a kernel takes at a time, K long enough to be divided, N no multiple of a tile.
   int turn = 0;
