@@ -15,10 +15,11 @@
 // tile's residual. Where rows name their slots, only blocks of 64 ranks that a row of the cluster needs come, and of
 // them a block multiplies the 16s that its own rows need.
 //
-// The producer thread decides what comes next and tells the consumers: a tile's place through a ring of two entries,
-// the ranks that it needs beside its scales and biases. Between two tiles the tensor cores wait for the consumers to
-// scale, add the low-rank update and round; to keep that short, a tile's results wait as 16-bit numbers, part in shared
-// memory and part in registers, and leave during the main loop of the next tile.
+// The producer thread decides what comes next and tells the consumers a tile's place through a ring of two entries. A
+// second thread brings what the end of a tile takes: its scales and biases, and which ranks it needs. Between two tiles
+// the tensor cores wait for the consumers to scale, add the low-rank update and round; to keep that short, a tile's
+// results wait as 16-bit numbers, part in shared memory and part in registers, and leave during the main loop of the
+// next tile.
 //
 // Barriers a stage: `full` (the bytes of both operands, one producer arrival) in each block; `empty`, with an arrival
 // from each consumer warpgroup of both blocks, since a producer writes into both.
@@ -193,7 +194,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
       ptx::barrier_init(empty(stage), kCluster * C::kWarpgroups);
     }
     ptx::barrier_init(columns_full, 1);
-    ptx::barrier_init(columns_empty, C::kWarpgroups * 4);
+    ptx::barrier_init(columns_empty, C::kWarpgroups * 4 + kSlots);
     for (int i = 0; i < 2; ++i) {
       ptx::barrier_init(work_full(i), 1);
       ptx::barrier_init(work_empty(i), C::kWarpgroups * 4);
@@ -217,19 +218,18 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
 
   if (warpgroup == C::kWarpgroups) {
     ptx::registers_fewer<C::kProducerRegisters>();
+    const int clusters = static_cast<int>(gridDim.x) / kCluster;
+    const int tiles = p.pairs_m * p.tiles_n;
+    const auto place = [&](int tile) {
+      const int group = tile / (kRasterPairs * p.tiles_n), within = tile - group * kRasterPairs * p.tiles_n;
+      const int pairs = min(kRasterPairs, p.pairs_m - group * kRasterPairs);
+      const int pair = group * kRasterPairs + within % pairs, tile_n = within / pairs;
+      int member = 0;
+      while (member + 1 < p.members && tile_n >= p.member[member + 1].first_tile_n) ++member;
+      return Tile{(pair * kCluster + static_cast<int>(rank)) * C::kBlockM,
+                  (tile_n - p.member[member].first_tile_n) * C::kBlockN + member};
+    };
     if (threadIdx.x == C::kConsumers) {
-      const int clusters = static_cast<int>(gridDim.x) / kCluster;
-      const int tiles = p.pairs_m * p.tiles_n;
-      const auto place = [&](int tile) {
-        const int group = tile / (kRasterPairs * p.tiles_n), within = tile - group * kRasterPairs * p.tiles_n;
-        const int pairs = min(kRasterPairs, p.pairs_m - group * kRasterPairs);
-        const int pair = group * kRasterPairs + within % pairs, tile_n = within / pairs;
-        int member = 0;
-        while (member + 1 < p.members && tile_n >= p.member[member + 1].first_tile_n) ++member;
-        return Tile{(pair * kCluster + static_cast<int>(rank)) * C::kBlockM,
-                    (tile_n - p.member[member].first_tile_n) * C::kBlockN + member};
-      };
-
       ptx::prefetch_map(&p.q);
       ptx::prefetch_map(&p.member[0].w);
       constexpr uint32_t kXBytes = C::kBlockM * 128;
@@ -264,20 +264,6 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
         ptx::store_shared(work_entry(step), entry);
         ptx::barrier_arrive(work_full(step));
       };
-      // Which steps the tile of rows at `row` needs; in the word behind them, whether it adds biases of slots.
-      const auto needed = [&](const Member& member, int row, int word) -> uint32_t {
-        if (row >= p.args.m) return 0;
-        if (const uint32_t* const of_rows = member.out.needed_steps) {
-          const int last = (min(row + C::kBlockM, p.args.m) - 1) / kSlotRows;
-          uint32_t bits = 0;
-#pragma unroll 1
-          for (int i = row / kSlotRows; i <= last; ++i) bits |= of_rows[i * (member.words + 1) + word];
-          return bits;
-        }
-        if (word == member.words) return 0;
-        const int steps = member.up_columns / kChunkRank - word * 32;
-        return steps < 32 ? (1u << steps) - 1 : ~0u;
-      };
       int step = 0;
       for (; cluster + step * clusters < tiles; ++step) {
         if (step > 0) tile = place(cluster + step * clusters);
@@ -290,22 +276,8 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
             ptx::tensor_load(x_tile(), &p.q, block * 128, tile.row, full(stage));
             step_stage();
           }
-          // Once the consumers are in this tile for sure, where there are enough blocks.
-          if (block == min(C::kStages, p.k_blocks - 1)) {
-            ptx::barrier_wait(columns_empty, step & 1 ^ 1);
-            const int other_row = rank ? tile.row - C::kBlockM : tile.row + C::kBlockM;
-#pragma unroll 1
-            for (int word = 0; kSlots && word <= member.words; ++word) {
-              const uint32_t mine = needed(member, tile.row, word), other = needed(member, other_row, word);
-              ptx::store_shared(needs_at(word), uint2{mine | other, mine});
-            }
-            const uint32_t bytes = static_cast<uint32_t>(min(C::kBlockN, member.out.n - tile.column())) * 4;
-            ptx::barrier_expect_bytes(columns_full, member.out.bias ? 2 * bytes : bytes);
-            ptx::bulk_load(columns, member.out.scale + tile.column(), bytes, columns_full);
-            if (member.out.bias)
-              ptx::bulk_load(columns + C::kBlockN * 4, member.out.bias + tile.column(), bytes, columns_full);
-          }
         }
+        if (kSlots) ptx::barrier_wait(columns_full, step & 1);
         const bool streams = kWide && member.streams_ranks;
         const int rows = streams ? kPart : C::kBlockN;
 #pragma unroll 1
@@ -334,12 +306,47 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
             step_stage();
           }
         }
+        if (kSlots) ptx::barrier_arrive(columns_empty);  // what the tile needs has been read
       }
       tell(step, {0, 0, 0, 0});
       // The block stays until all that arrive at its barriers have done so.
       for (int i = 0; i < C::kStages; ++i) {
         ptx::barrier_wait(empty(stage), phase ^ 1);
         step_stage();
+      }
+    } else if (threadIdx.x == C::kConsumers + 32) {
+      // What the end of a tile takes beside its stages, as soon as that of the tile before is done with.
+      wait_for_primaries();
+      // Which steps the tile of rows at `row` needs; in the word behind them, whether it adds biases of slots.
+      const auto needed = [&](const Member& member, int row, int word) -> uint32_t {
+        if (row >= p.args.m) return 0;
+        if (const uint32_t* const of_rows = member.out.needed_steps) {
+          const int last = (min(row + C::kBlockM, p.args.m) - 1) / kSlotRows;
+          uint32_t bits = 0;
+#pragma unroll 1
+          for (int i = row / kSlotRows; i <= last; ++i) bits |= of_rows[i * (member.words + 1) + word];
+          return bits;
+        }
+        if (word == member.words) return 0;
+        const int steps = member.up_columns / kChunkRank - word * 32;
+        return steps < 32 ? (1u << steps) - 1 : ~0u;
+      };
+#pragma unroll 1
+      for (int step = 0; cluster + step * clusters < tiles; ++step) {
+        const Tile tile = place(cluster + step * clusters);
+        const Member& member = p.member[tile.member()];
+        ptx::barrier_wait(columns_empty, step & 1 ^ 1);
+        const int other_row = rank ? tile.row - C::kBlockM : tile.row + C::kBlockM;
+#pragma unroll 1
+        for (int word = 0; kSlots && word <= member.words; ++word) {
+          const uint32_t mine = needed(member, tile.row, word), other = needed(member, other_row, word);
+          ptx::store_shared(needs_at(word), uint2{mine | other, mine});
+        }
+        const uint32_t bytes = static_cast<uint32_t>(min(C::kBlockN, member.out.n - tile.column())) * 4;
+        ptx::barrier_expect_bytes(columns_full, member.out.bias ? 2 * bytes : bytes);
+        ptx::bulk_load(columns, member.out.scale + tile.column(), bytes, columns_full);
+        if (member.out.bias)
+          ptx::bulk_load(columns + C::kBlockN * 4, member.out.bias + tile.column(), bytes, columns_full);
       }
     }
   } else {
@@ -747,9 +754,7 @@ void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
 
 template <class C, bool kWide, After kAfter>
 void set_up() {
-  OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(gemm<C, kWide, kAfter>),
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes),
-                "sm_90 gemm tile %dx%d: %d bytes of shared memory", C::kBlockM, C::kBlockN, C::kSharedBytes);
+  share_memory(gemm<C, kWide, kAfter>, C::kSharedBytes, "sm_90 gemm");
 }
 
 const char* refuses(const GemmArgs& args, const Limits& limits) {
@@ -839,8 +844,7 @@ constexpr Kernels kernels_of() {
   Kernels all{};
   if constexpr (kAfter < After::residual) all.add(kTile128x256<kWide, kAfter>);
   if constexpr (kAfter < After::outliers) all.add(kTile128x224<kWide, kAfter>);
-  if constexpr (kAfter == After::nothing || (kOne && kAfter != After::silu && !kWide))
-    all.add(kTile192x192<kWide, kAfter>);
+  if constexpr (kAfter < After::outliers && kAfter != After::silu) all.add(kTile192x192<kWide, kAfter>);
   all.add(kTile128x192<kWide, kAfter>);
   all.add(kTile128x128 < kWide, kOne ? After::anything : kAfter >);
   return all;

@@ -206,6 +206,7 @@ __host__ __device__ constexpr int decode_tokens(int m) { return m <= 8 ? 8 : m <
 constexpr size_t decode_q_bytes(int m, int k) {
   return static_cast<size_t>(round_up(k, 128)) * decode_tokens(m < kDecodeRows ? m : kDecodeRows);
 }
+void set_up_prepare_few();
 void launch_prepare_few(const PrepareArgs& args, cudaStream_t stream);
 void describe_prepare_few(const PrepareArgs& args, Explanation& to);
 void set_up_decode(Limits& limits);  // fills limits.clusters
