@@ -726,9 +726,7 @@ void set_up_kernels(const Limits& limits) {
   for (const Kind kind : {Kind::s8, Kind::bf16, Kind::f16}) {
     for (const int tokens : {8, 16, 32, 64}) {
       for (const int shape : {0, 1, 2}) {
-        OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel_for(kind, tokens, shape)),
-                                           cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
-                      "decode: %d bytes of shared memory", limits.shared_bytes);
+        share_memory(kernel_for(kind, tokens, shape), limits.shared_bytes, "decode");
       }
     }
   }
@@ -739,6 +737,7 @@ void set_up_kernels(const Limits& limits) {
 void set_up_decode(Limits& limits) {
   if (limits.capability != 90) return;
   tensor_map_encoder();  // a driver without it fails here, not in a forward
+  set_up_prepare_few();
   set_up_kernels(limits);
   limits.clusters[1] = limits.multiprocessors;
   for (int blocks = 2; blocks <= kMaxSplits; ++blocks) {

@@ -801,9 +801,7 @@ void set_up_decode_sliced(Limits& limits) {
   for (const Dtype type : {Dtype::bf16, Dtype::f16}) {
     for (const int tokens : {8, 16, 32, 64}) {
       for (const int subs : {2, 4}) {
-        OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel_for(type, tokens, subs)),
-                                           cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
-                      "decode in slices: %d bytes of shared memory", limits.shared_bytes);
+        share_memory(kernel_for(type, tokens, subs), limits.shared_bytes, "decode in slices");
       }
     }
   }

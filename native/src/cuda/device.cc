@@ -35,6 +35,7 @@ CudaDevice::CudaDevice(int ordinal_) : ordinal(ordinal_) {
                 name_.c_str(), properties.major, properties.minor, kMinCapability / 10, kMinCapability % 10);
   }
   set_up_prepare(limits);
+  set_up_find_outliers(limits);
   for (const GemmFamily* const* families : {kW8a8Families, kW8a16Families})
     for (; *families; ++families) (*families)->set_up(limits);
   set_up_decode(limits);

@@ -301,11 +301,7 @@ void launch(const PrepareArgs& args, const Plan& plan, cudaStream_t stream) {
 
 template <bool kF16, int kBlocks>
 void set_up() {
-  const auto kernel = reinterpret_cast<const void*>(project_down<kF16, kBlocks>);
-  // A multiprocessor changes how much of its memory is shared only when nothing runs there: the GEMM needs all of it.
-  OCTOLORA_CUDA(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
-      "down-projection: shared memory");
+  share_memory(project_down<kF16, kBlocks>, Ring<kBlocks>::kSharedBytes, "down-projection");
 }
 
 }  // namespace

@@ -829,9 +829,7 @@ void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
 
 template <class C, bool kWide, After kAfter>
 void set_up() {
-  OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(gemm<C, kWide, kAfter>),
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes),
-                "sm_90 gemm tile %dx%d: %d bytes of shared memory", C::kBlockM, C::kBlockN, C::kSharedBytes);
+  share_memory(gemm<C, kWide, kAfter>, C::kSharedBytes, "sm_90 gemm");
 }
 
 const char* refuses(const GemmArgs& args, const Limits& limits) {

@@ -200,8 +200,7 @@ __global__ __maxnreg__(C::kLaunchRegisters) void gemm(const __grid_constant__ Pa
       // each of its k-steps.
       const auto next_ranks = [&](const Place& at, int block) {
         const GemmMember& out = args.member[at.output];
-        const int last = (min(at.m + C::kTokens, args.m) - 1) / kSlotRows,
-                  words = slot_words(out.adapters.up_columns);
+        const int last = (min(at.m + C::kTokens, args.m) - 1) / kSlotRows, words = slot_words(out.adapters.up_columns);
         for (; block < p.output[at.output].rank_blocks; ++block) {
           uint32_t bits = out.needed_steps ? 0 : ~0u;
           for (int i = at.m / kSlotRows; out.needed_steps && i <= last; ++i)
@@ -662,9 +661,7 @@ void launch(const GemmArgs& args, const Limits& limits, cudaStream_t stream) {
 template <class C, bool kEpilogue>
 void set_up() {
   for (const auto kernel : {gemm<C, false, kEpilogue>, gemm<C, true, kEpilogue>}) {
-    OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                       cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes),
-                  "sm_90 W8A16 gemm, %d tokens a tile: %d bytes of shared memory", C::kTokens, C::kSharedBytes);
+    share_memory(kernel, C::kSharedBytes, "sm_90 W8A16 gemm");
   }
 }
 

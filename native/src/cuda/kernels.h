@@ -180,6 +180,7 @@ bool down_projection_takes(const PrepareArgs& args, const Limits& limits);
 void launch_down_projection(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
 void describe_down_projection(const PrepareArgs& args, const Limits& limits, Explanation& to);
 // outliers.cu
+void set_up_find_outliers(const Limits& limits);
 void launch_find_outliers(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
 void describe_find_outliers(const PrepareArgs& args, const Limits& limits, Explanation& to);
 
@@ -213,6 +214,7 @@ __host__ __device__ constexpr int decode_tokens(int m) { return m <= 8 ? 8 : m <
 constexpr size_t decode_q_bytes(int m, int k) {
   return static_cast<size_t>(round_up(k, 128)) * decode_tokens(m < kDecodeRows ? m : kDecodeRows);
 }
+void set_up_prepare_few();
 void launch_prepare_few(const PrepareArgs& args, cudaStream_t stream);
 void describe_prepare_few(const PrepareArgs& args, Explanation& to);
 void set_up_decode(Limits& limits);  // fills limits.clusters

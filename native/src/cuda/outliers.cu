@@ -224,6 +224,14 @@ void launch(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) 
 
 }  // namespace
 
+void set_up_find_outliers(const Limits& limits) {
+  if (limits.capability != 90) return;
+  for (const auto kernel : {mark<float, 4>, mark<float, 1>, mark<__half, 8>, mark<__half, 1>, mark<__nv_bfloat16, 8>,
+                            mark<__nv_bfloat16, 1>})
+    share_memory(kernel, 0, "mark outliers");
+  for (const auto kernel : {list<float>, list<__half>, list<__nv_bfloat16>}) share_memory(kernel, 0, "list outliers");
+}
+
 void launch_find_outliers(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
   with_type(args.x_type, [&](auto x) { launch<decltype(x)>(args, limits, stream); });
 }

@@ -271,20 +271,28 @@ __global__ __maxnreg__(kRows <= 16 ? 96 : 88) void prepare_few(const __grid_cons
 #endif
 }
 
+template <class X>
+auto kernel_for(int m) {
+  return m <= 8 ? prepare_few<X, 8> : m <= 16 ? prepare_few<X, 16> : prepare_few<X, kDecodeRows>;
+}
+
 }  // namespace
+
+void set_up_prepare_few() {
+  for (const int m : {8, 16, kDecodeRows}) {
+    for (const auto kernel : {kernel_for<__half>(m), kernel_for<__nv_bfloat16>(m)})
+      share_memory(kernel, 0, "prepare for few rows");
+  }
+}
 
 void launch_prepare_few(const PrepareArgs& args, cudaStream_t stream) {
   const int row_tiles = (args.m + 15) / 16;
   int chunks = 0;
   for (int i = 0; i < args.member_count; ++i) chunks += args.member[i].adapters.chunk_count;
   const DependentLaunch launch(round_up(args.m, kSlices) + chunks * row_tiles * kSlices, kThreads, kSlices, 0, stream);
-  const auto kernel = [&](auto x) {
-    using X = decltype(x);
-    return args.m <= 8 ? prepare_few<X, 8> : args.m <= 16 ? prepare_few<X, 16> : prepare_few<X, kDecodeRows>;
-  };
-  OCTOLORA_CUDA(
-      cudaLaunchKernelEx(&launch.config, args.x_type == Dtype::f16 ? kernel(__half()) : kernel(__nv_bfloat16()), args),
-      "prepare for few rows: M = %d, K = %d, %d times 16 ranks", args.m, args.k, chunks);
+  const auto kernel = args.x_type == Dtype::f16 ? kernel_for<__half>(args.m) : kernel_for<__nv_bfloat16>(args.m);
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&launch.config, kernel, args),
+                "prepare for few rows: M = %d, K = %d, %d times 16 ranks", args.m, args.k, chunks);
 }
 
 void describe_prepare_few(const PrepareArgs& args, Explanation& to) {

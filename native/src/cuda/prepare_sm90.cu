@@ -818,9 +818,7 @@ void set_up_prepare_sm90(Limits& limits) {
   for (const bool plain : {false, true}) {
     for (const int rows : {16, 32, 48}) {
       for (const auto kernel : {kernel_of<__half>(plain, rows), kernel_of<__nv_bfloat16>(plain, rows)}) {
-        OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                           cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
-                      "prepare: %d bytes of shared memory", limits.shared_bytes);
+        share_memory(kernel, limits.shared_bytes, "prepare");
       }
     }
   }
