@@ -15,7 +15,9 @@
 // tile's residual. Where rows name their slots, only blocks of 64 ranks that a row of the cluster needs come, and of
 // them a block multiplies the 16s that its own rows need.
 //
-// Outlier columns of x and of W, which outliers.cu gathers, are one more such stage between K and the ranks.
+// Outlier columns of x and of W, which outliers.cu gathers, come between K and the ranks. Up to 64 of them are one more
+// such stage; more come once for each part of a tile, as do the ranks behind them, and beyond those that were gathered
+// two idle warps of the producer's warpgroup fill the stages.
 //
 // The producer thread decides what comes next and tells the consumers a tile's place through a ring of two entries. A
 // second thread brings what the end of a tile takes: its scales and biases, and which ranks it needs. Between two tiles
@@ -58,9 +60,10 @@ template <int BlockM_, int BlockN_>
 struct Config {
   static constexpr int kBlockM = BlockM_, kBlockN = BlockN_;
   static constexpr int kWarpgroups = kBlockM / 64, kConsumers = kWarpgroups * 128, kThreads = kConsumers + 128;
-  // What there is for a warpgroup of 128 threads is 512 registers a thread of one.
+  // The warpgroups share what a block has at launch, the same number for each thread.
   static constexpr int kConsumerRegisters = kWarpgroups == 2 ? 232 : 160;
-  static constexpr int kProducerRegisters = kWarpgroups == 2 ? 48 : 32;
+  static constexpr int kProducerRegisters = kWarpgroups == 2 ? 40 : 32;
+  static_assert(kWarpgroups * kConsumerRegisters + kProducerRegisters <= 65536 / kThreads / 8 * 8 * (kWarpgroups + 1));
   static constexpr int kStages = kBlockN == 128 ? 6 : 4;
   static constexpr int kParts = (kBlockN + kPart - 1) / kPart;  // the last may be half of one
   // Of a tile's parts, the first leave at once, then come those that wait in shared memory, then those in registers.
@@ -362,7 +365,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
         const auto fill = [&](uint32_t to, int rows, const auto* from, int pitch, auto&& bits) {
           const int first = static_cast<int>(threadIdx.x) / 32 % 2;
           from += static_cast<int64_t>(first) * pitch;
-#pragma unroll C::kWarpgroups == 2 ? 2 : 1
+#pragma unroll 1
           for (int i = first; i < rows; i += 2, from += 2 * pitch)
             ptx::store_shared(to + i * 128 + (lane / 4 ^ i % 8) * 16 + lane % 4 * 4, __uint_as_float(bits(from)));
         };
