@@ -80,9 +80,27 @@ def decode(results):
                        f"{ours / linear:.2f}")
 
 
+def adapters_of_rows(results):
+    yield ("an adapter for each row", "M × K × N", "torch, adapter by adapter", "W8A8", "of torch")
+    large, few = (4608, 3072, 12288), (64, 4096, 14336)
+    cases = [(large, "none", "no adapter", "", None),
+             (large, "none, but rows that may name one", "1 none", "r16", None)]
+    cases += [(large, f"{count} of r16, rows {order}", f"{count} {case}", ranks, ranks)
+              for count, ranks in ((1, "r16"), (4, "4xr16"), (8, "8xr16"))
+              for case, order in (("contiguous", "in order"), ("shuffled", "shuffled"))]
+    cases.append((few, "64 of r16, one a row", "64 shuffled", "64xr16", "64xr16"))
+    for shape, title, case, ranks, torch in cases:
+        ours = results.us("rows", shape, "w8a8", ranks, case)
+        theirs = results.us("rows", shape, "torch per adapter", torch, case) if torch else math.nan
+        if not math.isnan(ours):
+            yield (title, " × ".join(map(str, shape)), number(theirs, "{:.0f}"), f"{ours:.0f}",
+                   number(ours / theirs, "{:.2f}"))
+
+
 def main(path, readme=None):
     results = Results(path)
-    text = "\n\n".join("\n".join(table(list(rows))) for rows in (prefill(results), decode(results))) + "\n"
+    tables = [table(list(rows(results))) for rows in (prefill, decode, adapters_of_rows)]
+    text = "\n\n".join("\n".join(lines) for lines in tables) + "\n"
     if readme is None:
         print(text, end="")
         return
