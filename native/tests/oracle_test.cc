@@ -191,7 +191,7 @@ std::vector<std::vector<Spec>> group_specs(const Options& options) {
           s.x_type = s.y_type = Type::bf16;
           s.row_slots = rows;
           s.bias = true;
-          if (n != 136) s.adapters = {{16, Type::bf16, Type::bf16, 0.7f, false, true}};
+          if (n != 136) s.adapters.push_back({16, Type::bf16, Type::bf16, 0.7f, false, true});
           if (n == 1032) s.adapters.push_back({70, Type::f16, Type::f16, 0.4f, false, false});
           s.activation = epilogue ? n % 3 + 1 : OCTOLORA_ACTIVATION_NONE;
           s.gate = epilogue && n != 400;
@@ -213,7 +213,7 @@ std::vector<std::vector<Spec>> group_specs(const Options& options) {
       s.x_type = Type::bf16;
       s.y_type = Type::f32;
       s.bias = n != 2000;
-      if (n != 136) s.adapters = {{16, Type::bf16, Type::bf16, 0.7f, false, true}};
+      if (n != 136) s.adapters.push_back({16, Type::bf16, Type::bf16, 0.7f, false, true});
       if (n == 4104) s.adapters.push_back({70, Type::f16, Type::f16, 0.4f, false, false});
       s.residual = n == 4104;
       s.seed = random.next() % 1000000;
