@@ -1,0 +1,2 @@
+#pragma once
+#define OCTOLORA_CUDA(call, ...) ((void)(call))
