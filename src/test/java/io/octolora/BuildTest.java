@@ -4,6 +4,7 @@ package io.octolora;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import io.octolora.adapter.LoraPair;
 import java.io.File;
 import java.io.IOException;
 import java.nio.file.Files;
@@ -83,5 +84,11 @@ class BuildTest {
     assertEquals(abi, first("src/main/java/io/octolora/runtime/NativeOctolora.java", "link = \"octolora@\\.(\\d+)\""));
     assertEquals(abi, first("src/main/java/io/octolora/runtime/NativeLibrary.java", "ABI_VERSION = (\\d+)"));
     assertEquals(abi, first("src/main/java/io/octolora/runtime/NativeLibrary.java", "liboctolora\\.so\\.(\\d+)"));
+  }
+
+  @Test
+  void theGreatestRankIsTheHeaders() throws IOException {
+    String rank = first("native/include/octolora/octolora.h", "#define OCTOLORA_MAX_RANK (\\d+)");
+    assertEquals(rank, Integer.toString(LoraPair.MAX_RANK));
   }
 }

@@ -43,8 +43,6 @@ final class FactorProduct {
     }
   }
 
-  /** Of an adapter on a device: OCTOLORA_MAX_RANK. */
-  private static final int MAX_RANK = 4096;
 
   private final Map<String, Tensor> factors;
   private @Nullable String why;
@@ -84,9 +82,9 @@ final class FactorProduct {
     long rank = (long) one.inner * two.inner;
     long out = loha ? one.rows : (long) one.rows * two.rows;
     long in = loha ? one.columns : (long) one.columns * two.columns;
-    if (rank > MAX_RANK) {
+    if (rank > LoraPair.MAX_RANK) {
       why = "this %s of %d x %d has rank %d as a low-rank pair, expected at most %d".formatted(form, out, in, rank,
-          MAX_RANK);
+          LoraPair.MAX_RANK);
       return;
     }
     if (rank >= Math.min(out, in)) {

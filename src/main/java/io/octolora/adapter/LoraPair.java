@@ -20,6 +20,9 @@ import org.jetbrains.annotations.Nullable;
  */
 public record LoraPair(String name, Tensor a, Tensor b, @Nullable Tensor bias, @Nullable Tensor magnitude,
     double scale, List<String> keys) {
+  /** The greatest rank that a device takes: OCTOLORA_MAX_RANK in octolora.h. */
+  public static final int MAX_RANK = 4096;
+
   public LoraPair {
     Objects.requireNonNull(name, "name");
     keys = List.copyOf(keys);

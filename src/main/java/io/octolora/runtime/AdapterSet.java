@@ -3,6 +3,7 @@ package io.octolora.runtime;
 
 import io.octolora.OctoloraException;
 import io.octolora.Status;
+import io.octolora.adapter.LoraPair;
 import io.octolora.internal.Names;
 import io.octolora.mapping.ModuleMap;
 import java.nio.ByteBuffer;
@@ -65,17 +66,15 @@ public final class AdapterSet implements AutoCloseable {
    * comes.
    *
    * @param adapters on one layer at once, 1 or more
-   * @param rank the greatest of an adapter, 1 to 4096
+   * @param rank the greatest of an adapter, 1 to {@link LoraPair#MAX_RANK}
    */
   public record Capacity(int adapters, int rank) {
-    private static final int MOST_RANK = 4096;
-
     public Capacity {
       if (adapters < 1) {
         throw new IllegalArgumentException("%d adapters, expected 1 or more".formatted(adapters));
       }
-      if (rank < 1 || rank > MOST_RANK) {
-        throw new IllegalArgumentException("rank = %d, expected 1 to %d".formatted(rank, MOST_RANK));
+      if (rank < 1 || rank > LoraPair.MAX_RANK) {
+        throw new IllegalArgumentException("rank = %d, expected 1 to %d".formatted(rank, LoraPair.MAX_RANK));
       }
     }
 
