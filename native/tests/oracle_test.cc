@@ -172,21 +172,26 @@ std::vector<std::vector<Spec>> group_specs(const Options& options) {
   // q, k, v and mlp as the large tiles take them: nothing after the bias, all of it, and rows with slots of their own.
   const struct {
     int32_t mode;
-    int scale_block;
-  } kinds[] = {{OCTOLORA_W8A8_DYNAMIC, 0}, {OCTOLORA_W8A16, 0}, {OCTOLORA_W8A16, 32}};
+    int scale_block, outlier_columns;
+  } kinds[] = {{OCTOLORA_W8A8_DYNAMIC, 0, -1},
+               {OCTOLORA_W8A8_DYNAMIC, 0, 17},
+               {OCTOLORA_W8A8_DYNAMIC, 0, 70},
+               {OCTOLORA_W8A16, 0, -1},
+               {OCTOLORA_W8A16, 32, -1}};
   for (const RowSlots rows : {RowSlots::all, RowSlots::blocks}) {
     for (const bool epilogue : {false, true}) {
-      for (const auto& [mode, scale_block] : kinds) {
+      for (const auto& [mode, scale_block, outlier_columns] : kinds) {
         std::vector<Spec> group;
         for (const int n : {400, 136, 1032}) {
           Spec s;
           s.mode = mode;
           s.scale_block = scale_block;
+          s.outlier_columns = outlier_columns;
           s.m = options.quick ? 70 : 300, s.n = options.quick ? n / 8 / 2 * 8 : n, s.k = options.quick ? 144 : 704;
           s.x_type = s.y_type = Type::bf16;
           s.row_slots = rows;
           s.bias = true;
-          if (n != 136) s.adapters = {{16, Type::bf16, Type::bf16, 0.7f, false, true}};
+          if (n != 136) s.adapters.push_back({16, Type::bf16, Type::bf16, 0.7f, false, true});
           if (n == 1032) s.adapters.push_back({70, Type::f16, Type::f16, 0.4f, false, false});
           s.activation = epilogue ? n % 3 + 1 : OCTOLORA_ACTIVATION_NONE;
           s.gate = epilogue && n != 400;
@@ -197,6 +202,24 @@ std::vector<std::vector<Spec>> group_specs(const Options& options) {
         groups.push_back(std::move(group));
       }
     }
+  }
+  // The same with few rows.
+  for (const int m : {5, 24}) {
+    std::vector<Spec> group;
+    for (const int n : {2000, 136, 4104}) {
+      Spec s;
+      s.mode = OCTOLORA_W8A8_DYNAMIC;
+      s.m = m, s.n = options.quick ? n / 8 / 2 * 8 : n, s.k = options.quick ? 144 : 1160;
+      s.x_type = Type::bf16;
+      s.y_type = Type::f32;
+      s.bias = n != 2000;
+      if (n != 136) s.adapters.push_back({16, Type::bf16, Type::bf16, 0.7f, false, true});
+      if (n == 4104) s.adapters.push_back({70, Type::f16, Type::f16, 0.4f, false, false});
+      s.residual = n == 4104;
+      s.seed = random.next() % 1000000;
+      group.push_back(s);
+    }
+    groups.push_back(std::move(group));
   }
   return groups;
 }
@@ -403,31 +426,48 @@ std::vector<Spec> layer_specs(const Options& options) {
   // Every kernel for many rows once, as shallow as it can be. Where kernels differ in their tile, N is what makes each
   // of them leave the least of a wave of 132 multiprocessors empty.
   std::vector<Spec> specs = {
-      // W8A8: 256, 224, 192 and 128 columns, the low-rank update by mma.sync and by wgmma; the last two with outliers.
+      // W8A8: 256, 224, 192 and 128 columns, 192 in tiles of 192 rows, the low-rank update by mma.sync and by wgmma;
+      // all of these with outliers.
       layer(70, 14792, 72, w8a8, bf16, bf16, {narrow}),
       layer(70, 14792, 136, w8a8, f16, bf16, {narrow, wide}),
       layer(70, 12680, 72, w8a8, bf16, f16, {narrow}),
       layer(70, 12680, 136, w8a8, bf16, bf16, {narrow, wide}),
       layer(70, 8456, 72, w8a8, f16, f16, {narrow}),
       layer(140, 8456, 144, w8a8, bf16, bf16, {narrow, wide}),
+      layer(330, 8648, 72, w8a8, bf16, bf16, {narrow}),
+      layer(330, 8648, 136, w8a8, f16, bf16, {narrow, wide}),
       layer(140, 400, 264, w8a8, bf16, bf16, {narrow}),
       layer(300, 400, 700, w8a8, bf16, bf16, {narrow, wide}),
+      layer(70, 14792, 72, w8a8, bf16, bf16, {narrow}, 20),
+      layer(70, 12680, 136, w8a8, f16, bf16, {narrow}, 70),
+      layer(70, 12680, 136, w8a8, bf16, bf16, {narrow, wide}, 20),
+      layer(260, 8648, 72, w8a8, bf16, bf16, {narrow}, 20),
       layer(70, 8456, 136, w8a8, bf16, bf16, {narrow}, 20),
       layer(70, 8456, 136, w8a8, f16, bf16, {narrow, wide}, 20),
       layer(300, 400, 700, w8a8, f16, f16, {{16, f16, f16, 0.7f, false, false}}, 20),
       layer(70, 136, 264, w8a8, bf16, bf16, {narrow, wide}, 20),
       // K in the shares of a cluster's blocks.
       layer(70, 136, 12296, w8a8, bf16, bf16, {narrow}),
-      // W8A16: 256, 216 and 128 tokens, and the kernel for every architecture in its largest tile.
-      layer(220, 8456, 72, w8a16, bf16, bf16, {narrow}),
+      // W8A16: 256, 216 and 128 tokens, with more stages a tile than there are buffers, and the kernel for every
+      // architecture in its largest tile.
+      layer(220, 8456, 264, w8a16, bf16, bf16, {narrow}),
       layer(220, 8456, 72, w8a16, f16, bf16, {narrow, wide}),
-      layer(200, 8456, 72, w8a16, bf16, f16, {narrow}),
+      layer(200, 8456, 264, w8a16, bf16, f16, {narrow}),
       layer(200, 8456, 72, w8a16, f16, f16, {wide}),
-      layer(200, 136, 400, w8a16, bf16, bf16, {{16, bf16, bf16, 1.f, false, false}}),
+      layer(200, 8456, 72, w8a16, f16, bf16, {{16, bf16, bf16, 1.f, false, false}, {30, f16, f16, 0.4f, false, true}}),
+      layer(200, 136, 600, w8a16, bf16, bf16, {{16, bf16, bf16, 1.f, false, false}}),
       layer(129, 264, 72, w8a16, f16, bf16, {{16, f16, f16, 1.f, false, false}, {40, bf16, bf16, 0.4f, false, true}}),
       layer(70, 25700, 40, w8a16, f32, f32, {narrow}),
       layer(70, 25700, 40, w8a16, f16, f32, {wide}),
   };
+  for (const int n : {8456, 136}) {
+    for (const auto& adapters : {std::vector{narrow}, {narrow, wide}}) {
+      Spec s = layer(70, n, 136, w8a8, bf16, bf16, adapters, n == 136 ? 70 : 20);
+      s.activation = OCTOLORA_ACTIVATION_SILU;
+      s.gate = s.residual = true;
+      specs.push_back(s);
+    }
+  }
   for (const Type x : {bf16, f16}) {
     Spec s = layer(200, 8456, 72, w8a16, x, x, {narrow});
     s.activation = OCTOLORA_ACTIVATION_SILU;
@@ -482,6 +522,8 @@ std::vector<Spec> layer_specs(const Options& options) {
       layer(431, 8440, 136, w8a16, bf16, f16, {{16, bf16, bf16, 0.7f, false, false}}),
       layer(217, 8440, 64, w8a16, f16, bf16, {{16, f32, f32, 0.7f, true, true}}),
       layer(127, 1016, 1000, w8a16, bf16, bf16, {{130, f16, f16, 0.7f, false, false}}),
+      layer(5400, 392, 520, w8a16, bf16, bf16, {{16, f16, f16, 0.7f, false, true}}),
+      layer(5400, 392, 360, w8a16, f16, f16, {{50, f16, bf16, 0.7f, false, true}}),
       layer(65, 8, 8, w8a16, bf16, bf16, {{16, bf16, bf16, 0.7f, false, false}}),
       // Block scales with each tile, by its rows or its number of tiles.
       blocks(layer(15, 1032, 4096, w8a16, bf16, bf16, {{64, bf16, bf16, 1.f, false, true}})),
@@ -494,7 +536,8 @@ std::vector<Spec> layer_specs(const Options& options) {
       blocks(layer(224, 1032, 32, w8a16, f16, bf16, {})),
       blocks(layer(65, 136, 96, w8a16, bf16, bf16, {{16, bf16, bf16, 0.7f, false, true}})),
       blocks(layer(450, 3080, 3104, w8a16, bf16, bf16, {{130, f16, f16, 0.7f, false, false}})),
-      // The same for W8A8: 256, 224 and 192 columns, by mma.sync, by wgmma, and with more ranks than stay in stages.
+      // The same for W8A8: 256, 224 and 192 columns, 192 also in tiles of 192 rows, by mma.sync, by wgmma, and with
+      // more ranks than stay in stages.
       layer(500, 8440, 200, w8a8, bf16, bf16, {{16, bf16, bf16, 0.7f, false, true}}),
       layer(511, 7408, 1160, w8a8, f16, f16, {{70, f16, f16, 0.4f, false, false}, {16, bf16, bf16, 0.7f, false, true}}),
       layer(385, 8448, 72, w8a8, bf16, f16, {{150, bf16, bf16, 0.4f, false, false}}),
@@ -505,6 +548,9 @@ std::vector<Spec> layer_specs(const Options& options) {
       layer(500, 6328, 1160, w8a8, bf16, bf16, {}),
       layer(300, 4240, 264, w8a8, f16, f16, {{16, f32, f32, 0.7f, true, true}}),
       layer(511, 6104, 136, w8a8, bf16, f16, {{150, bf16, bf16, 0.7f, false, false}}),
+      layer(1147, 4216, 648, w8a8, bf16, bf16, {{16, bf16, bf16, 0.7f, false, true}}),
+      layer(1130, 4200, 1160, w8a8, f16, bf16, {{150, f16, f16, 0.4f, false, true}}),
+      layer(1152, 4224, 1032, w8a8, bf16, f16, {}),
       // More columns than one turn of the kernels for few rows covers, and ranks that leave B where it is.
       layer(5, 34000, 1032, w8a8, bf16, bf16, {{16, bf16, bf16, 1.f, false, true}}),
       layer(40, 34000, 1032, w8a16, f16, f16, {{16, f16, f16, 1.f, false, false}}),
@@ -526,6 +572,9 @@ std::vector<Spec> layer_specs(const Options& options) {
   followed(layer(500, 6328, 1160, w8a8, bf16, f16, {r70, r16}), silu, false, true);
   followed(layer(511, 6104, 136, w8a8, bf16, bf16, {r150}), gelu_erf, true, true);
   followed(layer(300, 4216, 264, w8a8, f16, bf16, {r16}), none, true, true);
+  followed(layer(1147, 4216, 648, w8a8, bf16, bf16, {r32}), gelu_erf, true, true);
+  followed(layer(330, 8648, 136, w8a8, f16, f16, {r16}), none, false, true);
+  followed(layer(1140, 4224, 72, w8a8, bf16, bf16, {}), gelu_tanh, true, false);
   followed(layer(2600, 3080, 1160, w8a8, bf16, bf16, {r16}), gelu_erf, true, true);
   followed(layer(2600, 3080, 648, w8a8, bf16, bf16, {}), gelu_tanh, false, true);
   // Rows with slots of their own: tiles that need none, one and several of them.
@@ -542,6 +591,24 @@ std::vector<Spec> layer_specs(const Options& options) {
     with_slots(layer(1300, 600, 520, w8a8, bf16, bf16, {r16, r70}), rows, false);
     specs.back().outlier_columns = 20;
   }
+  // Outlier columns: none, up to the ends of the steps and blocks in which they are multiplied, and more than are
+  // gathered beforehand, beside ranks that stay, that do not, and that few rows need; M and N at the edges of tiles.
+  for (const Type x : {bf16, f16, f32}) {
+    const Type y = x == f32 ? bf16 : x;
+    for (const int count : {0, 1, 16, 17, 21, 22, 64, 65, 85, 86, 130, 256, 257, 400}) {
+      const int m = 254 + count % 5, n = 384 + 8 * (count % 3 - 1), k = 520 + 8 * (count % 4);
+      specs.push_back(layer(m, n, k, w8a8, x, y, {}, count));
+      specs.push_back(layer(m, n, k, w8a8, x, y, {r16}, count));
+      if (count % 2) continue;
+      specs.push_back(layer(m, n + 256, k, w8a8, x, y, {r70}, count));
+      specs.push_back(layer(m, n, k, w8a8, x, y, {r150}, count));
+      followed(layer(m, n, k, w8a8, x, y, {r16}, count), none, count % 3 == 0, true);
+      followed(layer(m, n, k, w8a8, x, y, {r70, r16}, count), gelu_tanh, true, true);
+      followed(layer(m, n, k, w8a8, x, y, {r150}, count), none, false, true);
+      with_slots(layer(m, n, k, w8a8, x, y, {r16, r32, r16}, count), RowSlots::blocks, true);
+      with_slots(layer(m, n, k, w8a8, x, y, {r150, r16}, count), RowSlots::shuffled, false);
+    }
+  }
   // Few rows on either side of what a kernel takes at a time, K long enough to be divided, N no multiple of a tile.
   int turn = 0;
   for (const int m : {1, 7, 8, 9, 16, 17, 33, 63, 64}) {
@@ -554,6 +621,12 @@ std::vector<Spec> layer_specs(const Options& options) {
     specs.push_back(layer(m, 520 + turn, 4104, w8a16, x, y, turn % 2 ? one : two));
     ++turn;
   }
+  // W so wide that each cluster makes h for itself: many passes over the ranks, high and low parts, other types than x.
+  specs.push_back(layer(12, 14792, 4104, w8a8, bf16, bf16, {r70, r16}));
+  specs.push_back(layer(8, 28672, 1160, w8a8, f16, f16, {r150, r16, r32}));
+  specs.push_back(layer(31, 9000, 2056, w8a8, f16, f32, {{40, f32, f32, -0.4f, true, true}}));
+  specs.push_back(layer(61, 20000, 1032, w8a8, bf16, bf16, {r150, r16}));
+  followed(layer(64, 6400, 8200, w8a8, bf16, bf16, {r32}), silu, true, true);
   // The same without adapters, where the multiplication follows the quantization at once, and with tiles that leave a
   // warpgroup without rows.
   for (const int m : {1, 17, 64}) {

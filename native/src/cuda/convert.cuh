@@ -49,12 +49,13 @@ __device__ __forceinline__ uint32_t pack_bf16x2(float low, float high) {
 
 // Piece `piece` of an fp32 value as a sum of bf16 numbers, 8 bits each: three pieces carry all 24.
 __device__ __forceinline__ uint16_t bf16_piece(float value, int piece) {
-  for (int i = 0; i < piece; ++i) value -= __bfloat162float(__float2bfloat16_rn(value));
+#pragma unroll
+  for (int i = 0; i < 2; ++i) value -= i < piece ? __bfloat162float(__float2bfloat16_rn(value)) : 0.f;
   return __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }
 
-// Four int8, in the order that kernels.h gives for W8A16, to two registers of two 16-bit numbers, exactly. bf16: sign and
-// magnitude bits go into the mantissas of 128 or 256 and of 128, whose difference is the value.
+// Four int8, in the order that kernels.h gives for W8A16, to two registers of two 16-bit numbers, exactly. bf16: sign
+// and magnitude bits go into the mantissas of 128 or 256 and of 128, whose difference is the value.
 __device__ __forceinline__ void widen(uint32_t bytes, bool f16, uint32_t& low, uint32_t& high) {
   const uint32_t pair[2] = {__byte_perm(bytes, 0, 0x4140), __byte_perm(bytes, 0, 0x4342)};
   uint32_t out[2];

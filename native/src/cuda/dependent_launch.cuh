@@ -7,6 +7,7 @@
 
 #include <cuda_runtime.h>
 
+#include "check.h"
 #include "kernels.h"
 
 namespace octolora::cuda {
@@ -25,6 +26,18 @@ __device__ __forceinline__ void wait_for_primaries() {
 // Memory that another kernel may still write may be asked for, since L2 is coherent.
 __device__ __forceinline__ void prefetch_l2(const void* from) {
   asm volatile("prefetch.global.L2 [%0];\n" ::"l"(from));
+}
+
+// Shared memory of a kernel that starts where another is ending. How much of a multiprocessor's memory is shared
+// changes only while nothing runs there, so all of these ask for the most.
+template <class Kernel>
+void share_memory(Kernel kernel, int bytes, const char* name) {
+  const auto function = reinterpret_cast<const void*>(kernel);
+  OCTOLORA_CUDA(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                "%s: %d bytes of shared memory", name, bytes);
+  OCTOLORA_CUDA(
+      cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+      "%s: the most of shared memory", name);
 }
 
 // A launch of clusters whose blocks may start early. A cluster of one block is one all the same: st.async in a grid

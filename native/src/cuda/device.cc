@@ -35,6 +35,7 @@ CudaDevice::CudaDevice(int ordinal_) : ordinal(ordinal_) {
                 name_.c_str(), properties.major, properties.minor, kMinCapability / 10, kMinCapability % 10);
   }
   set_up_prepare(limits);
+  set_up_find_outliers(limits);
   for (const GemmFamily* const* families : {kW8a8Families, kW8a16Families})
     for (; *families; ++families) (*families)->set_up(limits);
   set_up_decode(limits);
@@ -207,6 +208,12 @@ Workspace CudaLinear::place(const ForwardArgs& f) const {
     take(w.outliers.flags, w.outliers.words);
     take(w.outliers.list, spec.k);
     take(w.outliers.count, 1);
+    if (device.limits.capability == 90 && f.rows > kDecodeRows && f.output_count) {
+      size_t n = 0;
+      for (int i = 0; i < f.output_count; ++i) n += f.outputs[i].linear->spec.n;
+      take(w.outliers.x, static_cast<size_t>(f.rows) * kOutlierColumns);
+      take(w.outliers.weight, n * kOutlierColumns);
+    }
   }
   for (int i = 0; i < f.output_count; ++i) {
     const auto* slots = static_cast<const CudaSlots*>(f.outputs[i].slots);
@@ -214,7 +221,7 @@ Workspace CudaLinear::place(const ForwardArgs& f) const {
     take(w.h[i], static_cast<size_t>(f.rows) * slots->view().up_columns);
     take(w.total_bias[i], f.outputs[i].linear->spec.n);
     const int tiles = (f.rows + kSlotRows - 1) / kSlotRows;
-    take(w.needed_steps[i], static_cast<size_t>(tiles) * needed_words(slots->view().up_columns));
+    take(w.needed_steps[i], static_cast<size_t>(tiles) * slot_words(slots->view().up_columns));
   }
   return w;
 }
@@ -274,7 +281,7 @@ struct Plan {
   }
 };
 
-Plan plan_of(const ForwardArgs& f) {
+Plan plan_of(const ForwardArgs& f, const Limits& limits) {
   const auto& first = *static_cast<const CudaLinear*>(f.outputs[0].linear);
   const LinearSpec& spec = first.spec;
   const Workspace workspace = first.place(f);
@@ -297,6 +304,7 @@ Plan plan_of(const ForwardArgs& f) {
     to.gate = output.gate;
     PrepareMember& from = prepare.member[i];
     from.n = to.n;
+    from.weight = to.weight;
     if (!workspace.h[i]) continue;
     plan.adapters = true;
     from.adapters = to.adapters = slots->view();
@@ -322,6 +330,8 @@ Plan plan_of(const ForwardArgs& f) {
     gemm.x = workspace.q;
     gemm.x_pitch = first.k_pitch;
     plan.families = kW8a8Families;
+    if (&plan.family(limits) != &kGemmSm90)
+      for (OutlierView* of : {&prepare.outliers, &gemm.outliers}) of->x = of->weight = nullptr;
     return plan;
   }
   const bool in_place = f.x_type != Dtype::f32 && spec.k % 8 == 0 && reinterpret_cast<uintptr_t>(f.x) % 16 == 0;
@@ -342,7 +352,7 @@ Plan plan_of(const ForwardArgs& f) {
 void CudaDevice::forward(const ForwardArgs& f) const {
   const Current current(ordinal);
   const cudaStream_t stream = cuda_stream(f.stream);
-  const Plan plan = plan_of(f);
+  const Plan plan = plan_of(f, limits);
   if (!decode_refuses(plan.prepare, plan.gemm, limits)) return launch_decode(plan.prepare, plan.gemm, limits, stream);
   if (plan.outliers) launch_find_outliers(plan.prepare, limits, stream);
   if (plan.prepares) launch_prepare(plan.prepare, limits, stream);
@@ -353,7 +363,7 @@ void CudaDevice::explain(const ForwardArgs& f, Explanation& to) const {
   // A piece of the workspace that is not NULL is one that is used.
   ForwardArgs placed = f;
   if (!placed.workspace) placed.workspace = reinterpret_cast<void*>(kAlignment);
-  const Plan plan = plan_of(placed);
+  const Plan plan = plan_of(placed, limits);
   to.note("cuda:%d: %s, compute capability %d.%d, %d multiprocessors", ordinal, name_.c_str(), limits.capability / 10,
           limits.capability % 10, limits.multiprocessors);
   const char* const not_decode = decode_refuses(plan.prepare, plan.gemm, limits);

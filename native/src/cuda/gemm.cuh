@@ -100,7 +100,7 @@ __device__ __forceinline__ void multiply_tile(const GemmArgs& args) {
   // The steps of 16 ranks that the tile's rows need: of a block, four bits; and the first such block from `block` on.
   const auto needed_steps = [&](int block) -> uint32_t {
     if (!out.needed_steps) return 15;
-    const int words = needed_words(out.adapters.up_columns), end = min(m0 + C::kBlockM, args.m);
+    const int words = slot_words(out.adapters.up_columns), end = min(m0 + C::kBlockM, args.m);
     uint32_t bits = 0;
     for (int tile = m0 / kSlotRows; tile * kSlotRows < end; ++tile)
       bits |= out.needed_steps[static_cast<int64_t>(tile) * words + block / 8];

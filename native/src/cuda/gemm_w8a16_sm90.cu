@@ -192,7 +192,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       const auto next_ranks = [&](const Place& at, int block) {
         const GemmMember& out = args.member[at.output];
         const int last = (min(at.m + C::kTokens, args.m) - 1) / kSlotRows,
-                  words = needed_words(out.adapters.up_columns);
+                  words = slot_words(out.adapters.up_columns);
         for (; block < p.output[at.output].rank_blocks; ++block) {
           uint32_t bits = out.needed_steps ? 0 : ~0u;
           for (int i = at.m / kSlotRows; out.needed_steps && i <= last; ++i)
@@ -272,6 +272,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         ptx::named_sync(3, 128);
     };
     const auto release = [&](int which) {
+      __syncwarp();  // two lanes arrive for what all of them have read
       if (lane < kCluster) ptx::barrier_arrive_cluster(empty(which), lane);
     };
     const auto tokens = [&] { return ptx::wgmma_descriptor(base + stage * C::kStageBytes); };

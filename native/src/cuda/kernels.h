@@ -71,11 +71,19 @@ struct OutlierView {
   int32_t* list = nullptr;      // outlier columns, ascending
   int32_t* count = nullptr;
   int words = 0;
+  // The first outlier columns of x [M][kOutlierColumns] and of W, that of all outputs one below the other, as 16-bit
+  // numbers, fp16 where x is and else bf16; zeros in the rest of the last kOutlierBlock. An fp32 column of x is three
+  // whose sum it is, beside W's three times. Null: nobody reads them.
+  uint16_t *x = nullptr, *weight = nullptr;
 };
 constexpr int kOutlierRowChunks = 128;  // bands of rows, enough blocks to fill a device
+constexpr int kOutlierBlock = 64, kOutlierColumns = 4 * kOutlierBlock;
+__host__ __device__ constexpr int outlier_pieces(Dtype x_type) { return x_type == Dtype::f32 ? 3 : 1; }
 
 constexpr int kSlotRows = 128;  // rows that share the answer to which slots they need
+// Words of bits for the steps of 16 columns of h, and with what else is said of a tile of rows.
 __host__ __device__ constexpr int needed_words(int up_columns) { return (up_columns / kChunkRank + 31) / 32; }
+__host__ __device__ constexpr int slot_words(int up_columns) { return needed_words(up_columns) + 1; }
 
 constexpr int kMaxMembers = OCTOLORA_MAX_OUTPUTS;
 
@@ -87,8 +95,10 @@ struct PrepareMember {
   float* total_bias = nullptr;  // [N]
   const float* bias = nullptr;  // [N] or null
   int n = 0;
-  // With row_slot: bit s % 32 of word [m / kSlotRows][s / 32] (needed_words of them a tile of rows) says whether the
-  // tile's rows need columns 16 s .. of h and b; null: not asked for.
+  const int8_t* weight = nullptr;
+  // With row_slot: bit s % 32 of word [m / kSlotRows][s / 32] (slot_words of them a tile of rows) says whether the
+  // tile's rows need columns 16 s .. of h and b, the last word whether one of their slots has a bias; null: not asked
+  // for.
   uint32_t* needed_steps = nullptr;
 };
 
@@ -162,6 +172,7 @@ bool prepare_sm90_takes(const PrepareArgs& args, const Limits& limits);
 void launch_prepare_sm90(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
 void describe_prepare_sm90(const PrepareArgs& args, const Limits& limits, Explanation& to);
 // outliers.cu
+void set_up_find_outliers(const Limits& limits);
 void launch_find_outliers(const PrepareArgs& args, const Limits& limits, cudaStream_t stream);
 void describe_find_outliers(const PrepareArgs& args, const Limits& limits, Explanation& to);
 

@@ -4,11 +4,14 @@
 //
 // A property of whole columns needs a pass over x of its own before any row can be quantized. The first kernel leaves
 // one bit a column for each band of rows, so nothing has to be cleared and no atomics on memory are needed; the second
-// joins the bands and writes the columns down in ascending order.
+// joins the bands and writes the columns down in ascending order. Where the GEMM takes the first of them as one more
+// block of K, every block of the second kernel joins the bands, which are few, and puts its share of the rows of these
+// columns, of x and of W, beside each other.
 #include <algorithm>
 
 #include "check.h"
 #include "dependent_launch.cuh"
+#include "outliers.cuh"
 #include "prepare.cuh"
 
 namespace octolora::cuda {
@@ -20,6 +23,7 @@ constexpr int kMarkBlocks = 1024 / kMarkThreads;  // resident on a multiprocesso
 constexpr int kRowsAhead = 8;                     // loads in flight a thread
 constexpr int kListThreads = 1024;
 constexpr int kListWarps = kListThreads / 32;
+constexpr int kGatherRows = 4;  // of a warp at a time
 constexpr int kMaxWords = (OCTOLORA_MAX_K + 31) / 32;
 
 // Magnitudes of X in the halves of a word, or of a float. An outlier is a magnitude from limit to infinity: less limit,
@@ -92,9 +96,29 @@ __global__ __launch_bounds__(kMarkThreads, kMarkBlocks) void mark(const void* in
   }
 }
 
-__global__ __launch_bounds__(kListThreads) void list(const OutlierView view, int bands) {
+// A warp has some of the rows; pair(row) is what a lane puts there.
+template <class Pair>
+__device__ __forceinline__ void gather(uint16_t* to, int rows, const Pair& pair) {
+  const int warp = static_cast<int>(blockIdx.x) * kListWarps + static_cast<int>(threadIdx.x) / 32;
+  const int warps = static_cast<int>(gridDim.x) * kListWarps, lane = threadIdx.x % 32;
+  for (int first = warp; first < rows; first += warps * kGatherRows) {
+    uint32_t bits[kGatherRows];
+#pragma unroll
+    for (int i = 0; i < kGatherRows; ++i) bits[i] = first + i * warps < rows ? pair(first + i * warps) : 0;
+#pragma unroll
+    for (int i = 0; i < kGatherRows; ++i) {
+      const int64_t row = first + i * warps;
+      if (row < rows) reinterpret_cast<uint32_t*>(to + row * kOutlierColumns)[lane] = bits[i];
+    }
+  }
+}
+
+template <class X>
+__global__ __launch_bounds__(kListThreads) void list(const __grid_constant__ PrepareArgs args, int bands) {
+  const OutlierView& view = args.outliers;
   __shared__ uint32_t flags[kMaxWords];
   __shared__ int counts[kListWarps];
+  __shared__ int columns[kOutlierColumns];
   const int lane = threadIdx.x % 32, warp = static_cast<int>(threadIdx.x) / 32;
   for (int word = threadIdx.x; word < view.words; word += kListThreads) flags[word] = 0;
   __syncthreads();
@@ -115,9 +139,10 @@ __global__ __launch_bounds__(kListThreads) void list(const OutlierView view, int
   __syncthreads();
   const int span = (view.words + kListThreads - 1) / kListThreads;
   const int first = static_cast<int>(threadIdx.x) * span, last = min(view.words, first + span);
+  const bool writes = blockIdx.x == 0;
   int count = 0;
   for (int word = first; word < last; ++word) {
-    view.flags[word] = flags[word];
+    if (writes) view.flags[word] = flags[word];
     count += __popc(flags[word]);
   }
   // Exclusive prefix sum over the block.
@@ -128,12 +153,45 @@ __global__ __launch_bounds__(kListThreads) void list(const OutlierView view, int
   }
   if (lane == 31) counts[warp] = before;
   __syncthreads();
-  for (int i = 0; i < warp; ++i) before += counts[i];
-  if (threadIdx.x == kListThreads - 1) *view.count = before;
+  int all = counts[lane];
+  before += __reduce_add_sync(~0u, lane < warp ? all : 0);
+  all = __reduce_add_sync(~0u, all);
+  if (writes && threadIdx.x == 0) *view.count = all;
   int at = before - count;
   for (int word = first; word < last; ++word) {
-    for (uint32_t bits = flags[word]; bits; bits &= bits - 1) view.list[at++] = word * 32 + __ffs(bits) - 1;
+    for (uint32_t bits = flags[word]; bits; bits &= bits - 1, ++at) {
+      const int column = word * 32 + __ffs(bits) - 1;
+      if (writes) view.list[at] = column;
+      if (at < kOutlierColumns) columns[at] = column;
+    }
   }
+  if (!view.x || all == 0) return;
+  __syncthreads();
+  constexpr int kPieces = outlier_pieces(sizeof(X) == 4 ? Dtype::f32 : Dtype::bf16);
+  using Bits = std::conditional_t<sizeof(X) == 4, float, uint16_t>;
+  const int gathered = min(all, (kOutlierColumns + kPieces - 1) / kPieces);
+  for (int block = 0; block * kOutlierBlock < min(gathered * kPieces, kOutlierColumns); ++block) {
+    const OutlierPair pair(columns, gathered, kPieces > 1, block);
+    uint16_t* to = view.x + block * kOutlierBlock;
+    gather(to, args.m,
+           [&](int row) { return pair.x(static_cast<const Bits*>(args.x) + static_cast<int64_t>(row) * args.k); });
+    to = view.weight + block * kOutlierBlock;
+    for (int m = 0; m < args.member_count; ++m) {
+      const PrepareMember& member = args.member[m];
+      gather(to, member.n, [&](int row) {
+        return pair.weight(member.weight + static_cast<int64_t>(row) * args.k_pitch, std::is_same_v<X, __half>);
+      });
+      to += static_cast<int64_t>(member.n) * kOutlierColumns;
+    }
+  }
+}
+
+// A warp for each row to gather, as far as one wave of blocks has them.
+int list_blocks(const PrepareArgs& args, const Limits& limits) {
+  if (!args.outliers.x) return 1;
+  int64_t rows = args.m;
+  for (int i = 0; i < args.member_count; ++i) rows += args.member[i].n;
+  return static_cast<int>(std::min<int64_t>(limits.multiprocessors, (rows + kListWarps - 1) / kListWarps));
 }
 
 template <class X>
@@ -159,12 +217,20 @@ void launch(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) 
   OCTOLORA_CUDA(cudaLaunchKernelEx(&first.config, kernel, args.x, args.m, args.k, outlier_limit<X>(args.spec),
                                    args.outliers.partial, args.outliers.words),
                 "mark outliers: M = %d, K = %d", args.m, args.k);
-  DependentLaunch second(limits, dim3(1), kListThreads, 1, 0, stream);
-  OCTOLORA_CUDA(cudaLaunchKernelEx(&second.config, list, args.outliers, static_cast<int>(grid.y)),
-                "list outliers: K = %d", args.k);
+  DependentLaunch second(limits, dim3(static_cast<unsigned>(list_blocks(args, limits))), kListThreads, 1, 0, stream);
+  OCTOLORA_CUDA(cudaLaunchKernelEx(&second.config, list<X>, args, static_cast<int>(grid.y)), "list outliers: K = %d",
+                args.k);
 }
 
 }  // namespace
+
+void set_up_find_outliers(const Limits& limits) {
+  if (limits.capability != 90) return;
+  for (const auto kernel : {mark<float, 4>, mark<float, 1>, mark<__half, 8>, mark<__half, 1>, mark<__nv_bfloat16, 8>,
+                            mark<__nv_bfloat16, 1>})
+    share_memory(kernel, 0, "mark outliers");
+  for (const auto kernel : {list<float>, list<__half>, list<__nv_bfloat16>}) share_memory(kernel, 0, "list outliers");
+}
 
 void launch_find_outliers(const PrepareArgs& args, const Limits& limits, cudaStream_t stream) {
   with_type(args.x_type, [&](auto x) { launch<decltype(x)>(args, limits, stream); });
@@ -176,7 +242,11 @@ void describe_find_outliers(const PrepareArgs& args, const Limits& limits, Expla
               static_cast<double>(args.spec.outlier_threshold),
               static_cast<int>(mark_grid<decltype(x)>(args, limits).y));
   });
-  to.launch("list outliers");
+  if (args.outliers.x)
+    to.launch("list outliers, the first %d gathered by %d blocks", kOutlierColumns / outlier_pieces(args.x_type),
+              list_blocks(args, limits));
+  else
+    to.launch("list outliers");
 }
 
 }  // namespace octolora::cuda

@@ -72,22 +72,35 @@ __device__ __forceinline__ uint32_t quantize(const LinearSpec& spec, float facto
   };
   return ptx::pack_bytes(code(v0), code(v1), code(v2), code(v3));
 }
-// The same where nothing can leave the range: |value * factor| stays below 127.5, so adding 1.5 * 2^23 rounds it to
-// nearest even and leaves it in the low byte. Elements beyond the maximum are in outlier columns, whose codes are
-// cleared.
+// The same where nothing can leave the range, and dynamic |value * factor| stays below 127.5: adding 1.5 * 2^23 rounds
+// to nearest even and leaves the number in the low byte. Elements beyond the maximum are in outlier columns, whose
+// codes are cleared. Static, factor is 1 / x_scale, correctly rounded: two steps of Newton's from value * factor end in
+// the correctly rounded quotient (Markstein 1990), as long as all that comes between is a normal number.
 template <bool kPlain>
 __device__ __forceinline__ uint32_t quantize_in_range(const LinearSpec& spec, float factor, float v0, float v1,
                                                       float v2, float v3) {
+  constexpr float kRound = 12582912.f;
+  if (!kPlain && spec.mode == Mode::fixed) {
+    const auto code = [&](float value) {
+      value = measured<kPlain>(spec, value);
+      float quotient = __fmul_rn(value, factor);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) quotient = fmaf(fmaf(-quotient, spec.x_scale, value), factor, quotient);
+      return __float_as_uint(__fadd_rn(fminf(fmaxf(quotient, -128.f), 127.f), kRound));
+    };
+    return ptx::pack_bytes(code(v0), code(v1), code(v2), code(v3));
+  }
   const auto code = [&](float value) {
-    return __float_as_uint(__fadd_rn(__fmul_rn(measured<kPlain>(spec, value), factor), 12582912.f));
+    return __float_as_uint(__fadd_rn(__fmul_rn(measured<kPlain>(spec, value), factor), kRound));
   };
   return ptx::pack_bytes(code(v0), code(v1), code(v2), code(v3));
 }
-// A row so small that its factor overflows has to saturate; one with an infinity or a NaN has the factor 0, and its codes
-// have to be what 0 rounds to.
+// A row so small that its factor overflows has to saturate; one with an infinity or a NaN has the factor 0, and its
+// codes have to be what 0 rounds to. Static rows have the factor 0 where the quotient cannot be made that way.
 template <bool kPlain>
 __device__ __forceinline__ bool stays_in_range(const LinearSpec& spec, float factor) {
-  return (kPlain || (spec.mode == Mode::dynamic && spec.x_divisor <= 127.f)) && factor > 0 && factor <= FLT_MAX;
+  return (kPlain || spec.mode == Mode::fixed || (spec.mode == Mode::dynamic && spec.x_divisor <= 127.f)) &&
+         factor > 0 && factor <= FLT_MAX;
 }
 
 // The exponent that brings the largest term of a chunk near the middle of fp16, where x is below 1; INT_MIN for none.
@@ -97,7 +110,7 @@ __device__ __forceinline__ int term_exponent(const Chunk& chunk, float scale) {
 
 struct PreparedRow {
   RowScale out;
-  float factor;  // divisor / a
+  float factor;  // divisor / a, or what quantize_in_range takes in its place
   int power;     // log2 p
 };
 
@@ -112,6 +125,10 @@ __device__ __forceinline__ PreparedRow prepare_row(const LinearSpec& spec, uint3
     if (full > kInfinityBits) row.out.scale = __uint_as_float(full);  // NaN: no outlier, but its row
   } else if (spec.mode == Mode::fixed) {
     row.out.scale = full >= kInfinityBits ? __uint_as_float(0x7fc00000u) : spec.x_scale;
+    const float factor = __frcp_rn(spec.x_scale);
+    const bool normal = !spec.round_x_to_f16 && spec.x_scale > 0x1p-100f && spec.x_scale < 0x1p100f &&
+                        __uint_as_float(full) * factor < 0x1p20f;
+    row.factor = normal ? factor : 0.f;
   }
   if (exponent != INT_MIN) {
     const bool usable = full != 0 && full < kInfinityBits;

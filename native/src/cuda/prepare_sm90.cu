@@ -66,7 +66,7 @@ struct Plan {
   // What follows from these.
   int cluster_log;
   int box_blocks, box_bytes;  // of a mailbox of sums
-  int a_at, boxes_at, shared_bytes;
+  int a_at, boxes_at, flags_at, shared_bytes;
 };
 
 // kBlock columns of x.A^T.
@@ -84,7 +84,7 @@ struct Block {
 };
 
 struct Shared {
-  uint64_t full[kMaxStages], empty[kMaxStages], described, a_full;
+  uint64_t full[kMaxStages], empty[kMaxStages], described, a_full, flags_full;
   uint64_t maxima_full[2][kQuantizeWarps], powers_full[kPowers];
   uint64_t sums_full[kMultiplyGroups], sums_free[kMultiplyGroups];
   int exponent;  // largest of the blocks
@@ -118,11 +118,6 @@ struct Ring {
     for (stage += count; stage >= stages; stage -= stages) phase ^= 1;
   }
 };
-
-// All threads of the cluster arrive, but nothing is ordered: a release would wait for all copies and stores under way.
-__device__ __forceinline__ void cluster_meet() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;\n" ::: "memory");
-}
 
 __device__ __forceinline__ uint32_t cluster_address(uint32_t address, int rank) {
   uint32_t remote;
@@ -182,11 +177,15 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
   const auto batch_first = [&](int batch) { return first_row + batch * plan.batch_rows; };
   const auto rows_of = [&](int batch) { return min(plan.batch_rows, end_row - batch_first(batch)); };
   const int pairs = (plan.batch_rows + 1) / 2, pair_warps = min(kTeamWarps, pairs);
-  // A place of the ring is known to have got over its use in the batch before once that batch has been measured. Who
-  // has no part in that batch has to ask, or would take the one use for the other.
+  // A place of the ring is known to have got over its use before once the batch of that use has been measured. Who had
+  // no part in that batch has to ask, or would take the one use for the other: copies do not end in their order. The
+  // first stages of a batch lie where those `apart` batches before did, from stage `nearer` on where those after them.
+  const int apart = (stages + batch_stages - 1) / max(1, batch_stages);
+  const int nearer = stages - (apart - 1) * batch_stages;
   const auto await_batch_before = [&](int batch, int stage) {
-    if (batch > 0 && stage == stages - batch_stages)
-      ptx::barrier_wait(barrier(shared.powers_full[(batch - 1) % kPowers]), (batch - 1) / kPowers & 1);
+    if (stage != 0 && stage != nearer) return;
+    const int before = batch - apart + (stage == nearer);
+    if (before >= 0) ptx::barrier_wait(barrier(shared.powers_full[before % kPowers]), before / kPowers & 1);
   };
 
   if (threadIdx.x == 0) {
@@ -197,6 +196,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
     }
     ptx::barrier_init(barrier(shared.described), 2 * 32);
     ptx::barrier_init(barrier(shared.a_full), 1);
+    ptx::barrier_init(barrier(shared.flags_full), 1);
     for (int i = 0; i < 2; ++i) {
       for (int w = 0; w < kQuantizeWarps; ++w) ptx::barrier_init(barrier(shared.maxima_full[i][w]), 1);
     }
@@ -207,14 +207,40 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
     }
     ptx::barrier_init_fence();
   }
+  // Pointers to the fragments of a block's first ranks, from the slice on; null for an empty block.
+  const auto fragments_of = [&](int block) -> const uint4* {
+    for (int m = 0, after = 0; m < args.member_count; ++m) {
+      const AdapterView& ad = args.member[m].adapters;
+      const int at = block - first_block(ad, after), count = ad.down_columns / kBlock;
+      if (at >= 0 && at < count) return ad.a + (static_cast<int64_t>(at) * 2 * k_steps + start / 32) * 32;
+      after = first_block(ad, after) + count;
+    }
+    return nullptr;
+  };
+  // What may still change is asked for all the same, to be in L2 once it is read.
+  if (warp == 2) {
+    for (int i = cluster + lane * plan.clusters; i < plan.blocks * 2 && steps; i += 32 * plan.clusters) {
+      if (const uint4* const from = fragments_of(i / 2))
+        ptx::bulk_prefetch(from + static_cast<int64_t>(i % 2) * k_steps * 32, static_cast<uint32_t>(steps * 512));
+    }
+    if (lane < args.member_count && args.member[lane].adapters.chunk_count) {
+      prefetch_l2(args.member[lane].adapters.chunks);
+      prefetch_l2(args.member[lane].adapters.scale);
+    }
+  }
   __syncwarp();
-  cluster_meet();
+  ptx::cluster_meet();
   wait_for_primaries();
   launch_dependents();
 
   if (warp < kCopyWarps) {
     ptx::registers_fewer<40>();
     if (warp == 0) {
+      if (!kPlain && args.outliers.flags && valid && lane == 0) {
+        const uint32_t bytes = static_cast<uint32_t>((valid + 127) / 128 * 16);
+        ptx::barrier_expect_bytes(barrier(shared.flags_full), bytes);
+        ptx::bulk_load(base + plan.flags_at, args.outliers.flags + start / 32, bytes, barrier(shared.flags_full));
+      }
       Ring at;
       for (int batch = 0; batch < batches; ++batch) {
         for (int stage = 0; stage < batch_stages; ++stage, at.step(stages)) {
@@ -233,16 +259,6 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
     } else if (warp == 1) {
       find_needed_steps(args, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
     } else {
-      // The fragments of a block's first ranks, from the slice on; null for an empty block.
-      const auto fragments_of = [&](int block) -> const uint4* {
-        for (int m = 0, after = 0; m < args.member_count; ++m) {
-          const AdapterView& ad = args.member[m].adapters;
-          const int at = block - first_block(ad, after), count = ad.down_columns / kBlock;
-          if (at >= 0 && at < count) return ad.a + (static_cast<int64_t>(at) * 2 * k_steps + start / 32) * 32;
-          after = first_block(ad, after) + count;
-        }
-        return nullptr;
-      };
       // Before anything is read: behind the copies of x a load takes microseconds.
       if (warp == 2 && plan.a_resident && steps) {
         const uint32_t full = barrier(shared.a_full);
@@ -333,10 +349,10 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
         await_batch_before(batch, stage);
         ptx::barrier_wait(barrier(shared.full[at.stage]), at.phase);
       };
-      const auto leave_stage = [&] {
+      const auto leave_stage = [&](Ring& which) {
         __syncwarp();
-        if (lane == 0) ptx::barrier_arrive(barrier(shared.empty[at.stage]));
-        at.step(stages);
+        if (lane == 0) ptx::barrier_arrive(barrier(shared.empty[which.stage]));
+        which.step(stages);
       };
       // Fragments of A for two steps of 32 columns: ranks g and g + 8 of the warp's block, as kernels.h has them.
       // Where the block is not needed, what comes out is not used.
@@ -373,7 +389,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
       if (!needed) {
         for (int stage = 0; stage < batch_stages; ++stage) {
           await_stage(stage);
-          leave_stage();
+          leave_stage(at);
         }
       } else if (!mixed && steps % 2 == 0) {
         float sum[kSums];
@@ -381,11 +397,13 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
 #pragma unroll
           for (float& value : sum) value = 0.f;
         }
-        // Two sets of registers in turn, each for a tile of 64 columns. With one set that is loaded ahead and copied,
-        // ptxas puts the copies in front of the wait, into registers that wgmma still reads.
+        // One tile of 64 columns multiplies while the fragments for the one after the next are loaded, into two sets of
+        // registers in turn. With one set that is loaded ahead and copied, ptxas puts the copies in front of the wait,
+        // into registers that wgmma still reads.
         uint4 a_even[2][2] = {}, a_odd[2][2] = {};
         const int tiles = steps / 2;
-        const auto multiply_tile = [&](const uint4(&from)[2][2], uint4(&next)[2][2], int tile) {
+        Ring left = at;  // the stage that is released next
+        const auto start_tile = [&](const uint4(&from)[2][2], int tile) {
           if (tile % 4 == 0) await_stage(tile / 4);
           const uint64_t x = ptx::wgmma_descriptor(ring + at.stage * stage_bytes + tile % 4 * tile_bytes);
           ptx::wgmma_fence();
@@ -397,15 +415,27 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
             multiply_16<x_f16>(sum, operand, x + i * 2, tile > 0 || i > 0);
           }
           ptx::wgmma_commit();
-          if (tile + 1 < tiles) load_a(next, 2 * tile + 2);
-          ptx::wgmma_wait<0>();
-          if (tile % 4 == 3 || tile + 1 == tiles) leave_stage();
+          if (tile % 4 == 3) at.step(stages);
         };
-        if (tiles) load_a(a_even, 0);
-        for (int tile = 0; tile < tiles; tile += 2) {
-          multiply_tile(a_even, a_odd, tile);
-          if (tile + 1 == tiles) break;
-          multiply_tile(a_odd, a_even, tile + 1);
+        // After the tile that came before `tile`, whose registers are free.
+        const auto end_tile = [&](uint4(&next)[2][2], int tile) {
+          ptx::wgmma_wait<1>();
+          if (tile % 4 == 3) leave_stage(left);
+          if (tile + 2 < tiles) load_a(next, 2 * tile + 4);
+        };
+        if (tiles) {
+          load_a(a_even, 0);
+          if (tiles > 1) load_a(a_odd, 2);
+          start_tile(a_even, 0);
+          for (int tile = 1; tile < tiles; tile += 2) {
+            start_tile(a_odd, tile);
+            end_tile(a_even, tile - 1);
+            if (tile + 1 == tiles) break;
+            start_tile(a_even, tile + 1);
+            end_tile(a_odd, tile);
+          }
+          ptx::wgmma_wait<0>();
+          leave_stage(left);
         }
         send_sums(sum);
       } else {
@@ -440,7 +470,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
               ptx::mma_tf32(four, odd, v0.y, v1.y);
             }
           }
-          if (step % 8 == 7) leave_stage();
+          if (step % 8 == 7) leave_stage(at);
         }
         send_sums(sum);
       }
@@ -501,6 +531,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
         ++turn;
       }
     }
+    if (turn) ptx::barrier_wait(sums_free, turn & 1 ^ 1);  // the block stays until its peers have arrived
   } else {
     ptx::registers_fewer<64>();
     const int w = warp - kCopyWarps - kMultiplyGroups * 4, team = w / kTeamWarps, pair = w % kTeamWarps;
@@ -580,6 +611,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
       }
 
       if (plan.blocks && batch == team) ptx::barrier_wait(barrier(shared.described), 0);
+      if (!kPlain && args.outliers.flags && valid && batch == team) ptx::barrier_wait(barrier(shared.flags_full), 0);
       // Lane `among` of a row's sixteen has the numbers of the pair of that index.
       const int mine = min(among, kPairs - 1), row = my_row + mine * 2 * kTeamWarps;
       int exponent = plan.blocks ? shared.exponent : INT_MIN;
@@ -629,7 +661,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
           const int column = stage * kStageK + my_column;
           uint32_t outliers = 0;
           if (!kPlain && args.outliers.flags && column < written)
-            outliers = args.outliers.flags[(start + column) / 32] >> (start + column) % 32 & 0xffff;
+            outliers = ptx::load_shared_u16(base + plan.flags_at + column / 8);
 #pragma unroll
           for (int i = 0; i < kPairs; ++i) {
             const int r = my_row + i * 2 * kTeamWarps;
@@ -664,7 +696,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
     }
   }
   __syncwarp();
-  cluster_meet();  // a block's shared memory outlives the messages of its peers
+  ptx::cluster_meet();  // a block's shared memory outlives the messages of its peers
 #else
   (void)args;
   (void)plan;
@@ -682,7 +714,8 @@ int blocks_of(const PrepareArgs& args) {
 }
 
 // A plan of this shape for at most `rows` rows a batch, with as many stages as fit; no stages: a batch does not fit.
-Plan shape(int m, int k, int blocks, int cluster, int clusters, int rows, bool a_resident, const Limits& limits) {
+Plan shape(int m, int k, int blocks, int cluster, int clusters, int rows, bool a_resident, bool outliers,
+           const Limits& limits) {
   Plan plan{};
   plan.cluster = cluster;
   while (1 << plan.cluster_log < cluster) ++plan.cluster_log;
@@ -701,12 +734,14 @@ Plan shape(int m, int k, int blocks, int cluster, int clusters, int rows, bool a
   const int batch_stages = (plan.slice + kStageK - 1) / kStageK, stage_bytes = plan.tile_rows * kStageK * 2;
   const int a_bytes = a_resident ? blocks * plan.slice * kBlock * 2 : 0;
   // A wgmma reads plan.rows rows of the last tile.
-  const int behind = std::max(a_bytes + kMultiplyGroups * plan.box_bytes, (plan.rows - plan.tile_rows) * 128);
+  const int others = std::max(a_bytes + kMultiplyGroups * plan.box_bytes, (plan.rows - plan.tile_rows) * 128);
+  const int behind = others + (outliers ? plan.slice / 8 : 0);
   plan.stages = std::clamp((limits.shared_bytes - kRingAt - behind) / stage_bytes, 0,
                            std::min(kMaxStages, std::min(kBatchesAhead, batches) * batch_stages));
   if (plan.stages < batch_stages) plan.stages = 0;
   plan.a_at = kRingAt + plan.stages * stage_bytes;
   plan.boxes_at = plan.a_at + a_bytes;
+  plan.flags_at = plan.a_at + others;
   plan.shared_bytes = plan.a_at + behind;
   return plan;
 }
@@ -748,8 +783,8 @@ Plan plan_for(const PrepareArgs& args, const Limits& limits) {
     for (int i = 0; i < 4; ++i) {
       for (const int rows : {48, 32, 24, 16, 8}) {
         if (!limits.prepare_clusters[i]) continue;
-        const Plan next =
-            shape(args.m, args.k, blocks, 1 << i, limits.prepare_clusters[i], rows, a_resident && blocks, limits);
+        const Plan next = shape(args.m, args.k, blocks, 1 << i, limits.prepare_clusters[i], rows, a_resident && blocks,
+                                args.outliers.flags, limits);
         if (!next.stages) continue;
         plan = next;
         if (good(plan, rows)) return plan;
@@ -787,9 +822,7 @@ void set_up_prepare_sm90(Limits& limits) {
   for (const bool plain : {false, true}) {
     for (const int rows : {16, 32, 48}) {
       for (const auto kernel : {kernel_of<__half>(plain, rows), kernel_of<__nv_bfloat16>(plain, rows)}) {
-        OCTOLORA_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                           cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
-                      "prepare: %d bytes of shared memory", limits.shared_bytes);
+        share_memory(kernel, limits.shared_bytes, "prepare");
       }
     }
   }

@@ -123,6 +123,10 @@ __device__ __forceinline__ void cluster_sync() {
   __syncthreads();
 #endif
 }
+// The same, but nothing is ordered: a release would wait for all copies and stores under way.
+__device__ __forceinline__ void cluster_meet() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;\n" ::: "memory");
+}
 // A 32-bit word at the same shared address in block `rank` of the cluster.
 __device__ __forceinline__ uint32_t load_cluster_u32(uint32_t address, uint32_t rank) {
   uint32_t value;

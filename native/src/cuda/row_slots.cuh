@@ -32,8 +32,8 @@ class SlotSet {
   uint64_t bits_ = 0;
 };
 
-// What of the low-rank update each tile of kSlotRows rows needs, so that a GEMM multiplies the ranks of the slots that
-// are there, and tiles without any cost what they do without adapters. By warp `worker` of `workers`.
+// What of the adapters each tile of kSlotRows rows needs, so that a GEMM multiplies the ranks and adds the biases of
+// the slots that are there, and tiles without any cost what they do without adapters. By warp `worker` of `workers`.
 __device__ __forceinline__ void find_needed_steps(const PrepareArgs& args, int worker, int workers) {
   if (!args.row_slot) return;
   const int lane = static_cast<int>(threadIdx.x) % 32, tiles = (args.m + kSlotRows - 1) / kSlotRows;
@@ -44,6 +44,7 @@ __device__ __forceinline__ void find_needed_steps(const PrepareArgs& args, int w
     const SlotSet slots = SlotSet::of_rows(args.row_slot, first, min(first + kSlotRows, args.m));
     const AdapterView& ad = member.adapters;
     const int steps = ad.up_columns / kChunkRank, words = needed_words(ad.up_columns);
+    uint32_t* const to = member.needed_steps + static_cast<int64_t>(tile) * slot_words(ad.up_columns);
     const int chunk_steps = steps / ad.chunk_count;
     for (int word = 0; word < words; ++word) {
       const int step = word * 32 + lane;
@@ -53,8 +54,12 @@ __device__ __forceinline__ void find_needed_steps(const PrepareArgs& args, int w
         needed = chunk.ranks > 0 && slots.has(chunk.slot);
       }
       const uint32_t bits = __ballot_sync(~0u, needed);
-      if (lane == 0) member.needed_steps[static_cast<int64_t>(tile) * words + word] = bits;
+      if (lane == 0) to[word] = bits;
     }
+    bool biased = false;
+    for (int slot = lane; slot < ad.slot_count; slot += 32) biased |= ad.has_bias[slot] && slots.has(slot);
+    biased = __any_sync(~0u, biased);
+    if (lane == 0) to[words] = biased;
   }
 }
 

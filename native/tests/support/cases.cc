@@ -39,7 +39,11 @@ void fill_random(const Spec& s, Random& random, Problem& p) {
   if (s.fill == Fill::huge) magnitude = s.x_type == Type::f16 || s.round_x ? 8000 : 1e28;
   const int most = std::min(s.outlier_columns, s.k);
   std::vector<uint8_t> column(s.k);
-  for (int i = 0; i < most; ++i) column[most == s.k ? i : random.below(s.k)] = 1;
+  for (int count = 0; count < most;) {
+    uint8_t& taken = column[most == s.k ? count : random.below(s.k)];
+    count += !taken;
+    taken = 1;
+  }
   for (int m = 0; m < s.m; ++m) {
     const bool special = m % 3 == 1 || s.m == 1;
     for (int k = 0; k < s.k; ++k) {
