@@ -248,7 +248,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         load_w(p.member[tile.member()].w, block * 128, tile.column(), C::kBlockN);
         step_stage();
       }
-      wait_for_primaries();
+      ptx::wait_for_primaries();
       stage = 0;
       for (int block = 0; block < early; ++block) {
         ptx::tensor_load(x_tile(), &p.q, block * 128, tile.row, full(stage));
@@ -341,7 +341,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     // The last part of a tile may be half of one.
     const auto exists = [](int part, int column) { return part * kPart + column < C::kBlockN; };
     const auto meet = [&] { ptx::named_sync(2 + warpgroup, 128); };  // of the warpgroup
-    wait_for_primaries();
+    ptx::wait_for_primaries();
     // Which steps of 16 ranks are fp16: 32 of them a warp at a time. Slots change between launches, not during one.
     for (int i = 0; i < p.members; ++i) {
       const Member& member = p.member[i];
@@ -442,7 +442,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       // where it would wait for the rows' numbers.
       float inverse[2];
       for (int i = 0; i < 2; ++i) {
-        asm volatile("" : "+f"(rows[i].power));
+        ptx::pin(rows[i].power);
         inverse[i] = __uint_as_float((254u << 23) - __float_as_uint(rows[i].power));
         if (!kOutliers) rows[i].scale *= inverse[i];  // outliers join before the division
       }

@@ -119,29 +119,6 @@ struct Ring {
   }
 };
 
-// All threads of the cluster arrive, but nothing is ordered: a release would wait for all copies and stores under way.
-__device__ __forceinline__ void cluster_meet() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;\n" ::: "memory");
-}
-
-__device__ __forceinline__ uint32_t cluster_address(uint32_t address, int rank) {
-  uint32_t remote;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(address), "r"(rank));
-  return remote;
-}
-// Stores into the shared memory of a block of the cluster, which count as bytes at its barrier.
-__device__ __forceinline__ void send(uint32_t to, uint32_t value, uint32_t barrier) {
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];\n" ::"r"(to), "r"(value),
-               "r"(barrier)
-               : "memory");
-}
-__device__ __forceinline__ void send(uint32_t to, const float* four, uint32_t barrier) {
-  asm volatile(
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];\n" ::"r"(to),
-      "f"(four[0]), "f"(four[1]), "f"(four[2]), "f"(four[3]), "r"(barrier)
-      : "memory");
-}
-
 template <bool kF16, int kSums>
 __device__ __forceinline__ void multiply_16(float (&sum)[kSums], const uint32_t* a, uint64_t x, bool accumulate) {
   if constexpr (kF16)
@@ -208,9 +185,9 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
     ptx::barrier_init_fence();
   }
   __syncwarp();
-  cluster_meet();
-  wait_for_primaries();
-  launch_dependents();
+  ptx::cluster_meet();
+  ptx::wait_for_primaries();
+  ptx::launch_dependents();
 
   if (warp < kCopyWarps) {
     ptx::registers_fewer<40>();
@@ -360,13 +337,14 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
         if (mine) {
           ptx::barrier_wait(sums_free, turn & 1 ^ 1);
           uint32_t to = box;
-          asm volatile("" : "+r"(to));  // else the compiler keeps all the addresses for the next batch, and spills
+          ptx::pin(to);  // else the compiler keeps all the addresses for the next batch, and spills
 #pragma unroll
           for (int j = 0; j < kRows / 8; ++j) {
             const int pair = 4 * j + t, owner = pair & (plan.cluster - 1);
             if (2 * pair >= rows) continue;
             const int place = ((rank * owned + (pair >> plan.cluster_log)) * plan.box_blocks + w) * 8 + g;
-            send(cluster_address(to + place * 16, owner), sum + 4 * j, cluster_address(sums_full, owner));
+            ptx::store_async(ptx::cluster_address(to + place * 16, owner), sum + 4 * j,
+                             ptx::cluster_address(sums_full, owner));
           }
         }
       };
@@ -567,8 +545,8 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
 #pragma unroll
         for (int i = 0; i < kPairs; ++i) {
           if (i < my_pairs && joins) {
-            send(cluster_address(ptx::shared_address(&shared.maxima[box][w][i][rank][of_pair]), among), packed[i],
-                 cluster_address(maxima_full, among));
+            ptx::store_async(ptx::cluster_address(ptx::shared_address(&shared.maxima[box][w][i][rank][of_pair]), among),
+                             packed[i], ptx::cluster_address(maxima_full, among));
           }
         }
         ptx::barrier_wait(maxima_full, turn / 2 & 1);
@@ -664,7 +642,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
     }
   }
   __syncwarp();
-  cluster_meet();  // a block's shared memory outlives the messages of its peers
+  ptx::cluster_meet();  // a block's shared memory outlives the messages of its peers
 #else
   (void)args;
   (void)plan;
