@@ -418,12 +418,13 @@ std::vector<Spec> layer_specs(const Options& options) {
       layer(70, 136, 264, w8a8, bf16, bf16, {narrow, wide}, 20),
       // K in the shares of a cluster's blocks.
       layer(70, 136, 12296, w8a8, bf16, bf16, {narrow}),
-      // W8A16: 256, 216 and 128 tokens, and the kernel for every architecture in its largest tile.
-      layer(220, 8456, 72, w8a16, bf16, bf16, {narrow}),
+      // W8A16: 256, 216 and 128 tokens, with more stages a tile than there are buffers, and the kernel for every
+      // architecture in its largest tile.
+      layer(220, 8456, 264, w8a16, bf16, bf16, {narrow}),
       layer(220, 8456, 72, w8a16, f16, bf16, {narrow, wide}),
-      layer(200, 8456, 72, w8a16, bf16, f16, {narrow}),
+      layer(200, 8456, 264, w8a16, bf16, f16, {narrow}),
       layer(200, 8456, 72, w8a16, f16, f16, {wide}),
-      layer(200, 136, 400, w8a16, bf16, bf16, {{16, bf16, bf16, 1.f, false, false}}),
+      layer(200, 136, 600, w8a16, bf16, bf16, {{16, bf16, bf16, 1.f, false, false}}),
       layer(129, 264, 72, w8a16, f16, bf16, {{16, f16, f16, 1.f, false, false}, {40, bf16, bf16, 0.4f, false, true}}),
       layer(70, 25700, 40, w8a16, f32, f32, {narrow}),
       layer(70, 25700, 40, w8a16, f16, f32, {wide}),

@@ -254,6 +254,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         ptx::named_sync(3, 128);
     };
     const auto release = [&](int which) {
+      __syncwarp();  // two lanes arrive for what all of them have read
       if (lane < kCluster) ptx::barrier_arrive_cluster(empty(which), lane);
     };
     const auto tokens = [&] { return ptx::wgmma_descriptor(base + stage * C::kStageBytes); };
