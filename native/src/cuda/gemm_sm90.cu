@@ -322,6 +322,11 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         }
       }
       tell(step, {0, 0, 0, 0});
+      // The block stays until all that arrive at its barriers have done so.
+      for (int i = 0; i < C::kStages; ++i) {
+        ptx::barrier_wait(empty(stage), phase ^ 1);
+        step_stage();
+      }
     }
   } else {
     ptx::registers_more<232>();
@@ -519,7 +524,10 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
             }
             ptx::wgmma_commit();
             ptx::wgmma_wait<0>();
-            if (streams) release(from);
+            if (streams) {
+              if (kSlots && !needed) meet();  // no wgmma says that all warps have seen the stage
+              release(from);
+            }
             if (++from == C::kStages) {
               from = 0;
               from_phase ^= 1;
@@ -630,7 +638,8 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         float v[kPart / 2];
         begin_part(part, v);
         if (part + 1 == C::kParts) {
-          if (!kWide && held) meet();  // ldmatrix of all warps is done
+          // All warps are done with the stages, by ldmatrix, or having skipped them.
+          if ((!kWide || kSlots) && held) meet();
           for (; held > 0; --held) {
             release(stage);
             step_stage();

@@ -479,6 +479,7 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
         ++turn;
       }
     }
+    if (turn) ptx::barrier_wait(sums_free, turn & 1 ^ 1);  // the block stays until its peers have arrived
   } else {
     ptx::registers_fewer<64>();
     const int w = warp - kCopyWarps - kMultiplyGroups * 4, team = w / kTeamWarps, pair = w % kTeamWarps;
