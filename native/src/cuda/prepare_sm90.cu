@@ -159,11 +159,15 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
   const auto batch_first = [&](int batch) { return first_row + batch * plan.batch_rows; };
   const auto rows_of = [&](int batch) { return min(plan.batch_rows, end_row - batch_first(batch)); };
   const int pairs = (plan.batch_rows + 1) / 2, pair_warps = min(kTeamWarps, pairs);
-  // A place of the ring is known to have got over its use in the batch before once that batch has been measured. Who
-  // has no part in that batch has to ask, or would take the one use for the other.
+  // A place of the ring is known to have got over its use before once the batch of that use has been measured. Who had
+  // no part in that batch has to ask, or would take the one use for the other: copies do not end in their order. The
+  // first stages of a batch lie where those `apart` batches before did, from stage `nearer` on where those after them.
+  const int apart = (stages + batch_stages - 1) / max(1, batch_stages);
+  const int nearer = stages - (apart - 1) * batch_stages;
   const auto await_batch_before = [&](int batch, int stage) {
-    if (batch > 0 && stage == stages - batch_stages)
-      ptx::barrier_wait(barrier(shared.powers_full[(batch - 1) % kPowers]), (batch - 1) / kPowers & 1);
+    if (stage != 0 && stage != nearer) return;
+    const int before = batch - apart + (stage == nearer);
+    if (before >= 0) ptx::barrier_wait(barrier(shared.powers_full[before % kPowers]), before / kPowers & 1);
   };
 
   if (threadIdx.x == 0) {
