@@ -322,11 +322,6 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         }
       }
       tell(step, {0, 0, 0, 0});
-      // The block stays until all that arrive at its barriers have done so.
-      for (int i = 0; i < C::kStages; ++i) {
-        ptx::barrier_wait(empty(stage), phase ^ 1);
-        step_stage();
-      }
     }
   } else {
     ptx::registers_more<232>();

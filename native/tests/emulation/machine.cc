@@ -538,12 +538,6 @@ void retire(Cluster* cluster) {
   for (const auto& b : cluster->blocks) {
     for (const Warpgroup& g : b->warpgroups)
       if (!g.under_way.empty()) fault("wgmma under way at the end of a block of %s", grid.launch.name.c_str());
-    for (const auto& [address, barrier] : b->barriers) {
-      if (barrier.bytes || barrier.pending != barrier.arrivals) {
-        fault("%s ends with a barrier at %u that waits: %d of %d arrivals and %lld bytes", grid.launch.name.c_str(),
-              address, barrier.pending, barrier.arrivals, static_cast<long long>(barrier.bytes));
-      }
-    }
     Multiprocessor& m = multiprocessors[static_cast<size_t>(b->multiprocessor)];
     m.threads += static_cast<int>(grid.launch.block.x);
     m.shared += grid.launch.shared_bytes + 1024;

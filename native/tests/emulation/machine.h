@@ -174,6 +174,7 @@ struct Fiber {
   uint32_t value = 0;
   int64_t wakes = 0;
   uint32_t cluster_turn = 0;
+  uint32_t arrivals = 0;  // under way to other blocks
   // Of the thread's own queues.
   uint32_t wgmma_issued = 0;
   bool wgmma_fenced = false;

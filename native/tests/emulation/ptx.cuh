@@ -130,11 +130,16 @@ inline uint32_t pack_bytes(uint32_t b0, uint32_t b1, uint32_t b2, uint32_t b3) {
 }
 
 inline uint32_t cluster_rank() { return static_cast<uint32_t>(machine::block().rank); }
-inline void cluster_sync() {
+inline void cluster_meet() {
   machine::cluster_arrive();
   machine::cluster_wait();
 }
-inline void cluster_meet() { cluster_sync(); }
+// The release has what the thread did to other blocks done; messages by st.async are not of the thread.
+inline void cluster_sync() {
+  uint32_t& arrivals = machine::current->arrivals;
+  while (arrivals) machine::wait_while(&arrivals, arrivals, "its arrivals at other blocks");
+  cluster_meet();
+}
 inline uint32_t load_cluster_u32(uint32_t address, uint32_t rank) {
   return load_shared_as<uint32_t>(machine::peer_address(address, static_cast<int>(rank)));
 }

@@ -37,7 +37,12 @@ inline void barrier_arrive(uint32_t barrier) {
 inline void barrier_arrive_cluster(uint32_t barrier, uint32_t rank) {
   machine::breathe();
   const uint32_t remote = machine::peer_address(barrier, static_cast<int>(rank));
-  machine::later([remote] { arrive(remote); });
+  uint32_t& arrivals = machine::current->arrivals;
+  ++arrivals;
+  machine::later([remote, &arrivals] {
+    arrive(remote);
+    --arrivals;
+  });
 }
 inline void barrier_wait(uint32_t barrier, uint32_t parity) {
   if (parity > 1) machine::fault("parity %u", parity);
