@@ -371,7 +371,7 @@ __global__ __launch_bounds__(kStreamThreads)
     ptx::barrier_init_fence();
   }
   __syncthreads();
-  launch_dependents();
+  ptx::launch_dependents();
 
   if (warp == kConsumers / 32) {
     if (lane == 0) {
@@ -413,7 +413,7 @@ __global__ __launch_bounds__(kStreamThreads)
       enter(at);
       int loaded = 0;
       for (; loaded < p.stages && at.tile < tiles && blocks; ++loaded, step(at)) load_w(at, loaded);
-      wait_for_primaries();
+      ptx::wait_for_primaries();
       for (int i = 0, block = 0; i < loaded; ++i) {
         load_x(block, i);
         if (++block == blocks) block = 0;
@@ -440,7 +440,7 @@ __global__ __launch_bounds__(kStreamThreads)
       }
     }
     __syncwarp();
-    wait_for_primaries();
+    ptx::wait_for_primaries();
     RowScale row{1.f, 1.f};
     if (p.gemm.rows && thread < p.gemm.m) row = p.gemm.rows[thread];
     int copied = -1;
@@ -474,7 +474,7 @@ __global__ __launch_bounds__(kStreamThreads)
     }
   } else {
     const int warpgroup = warp / 4, warp_rows = warp % 4 * 16, piece = kInTurn ? 0 : warpgroup;
-    wait_for_primaries();
+    ptx::wait_for_primaries();
     int stage = 0;
     uint32_t phase = 0, b_phase = 0;
     const auto release = [&](int which) {

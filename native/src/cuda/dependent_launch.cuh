@@ -1,32 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Programmatic dependent launch, from sm_90 on: a kernel that starts while the one before it in the stream still runs.
-// It may read what no kernel writes until it calls wait_for_primaries, which returns when all that was enqueued before
-// is done and visible. Kernels that are all launched this way and all wait are in order like any others.
+// It may read what no kernel writes until it calls ptx::wait_for_primaries, which returns when all that was enqueued
+// before is done and visible. Kernels that are all launched this way and all wait are in order like any others.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include "check.h"
 #include "kernels.h"
+#include "ptx.cuh"
 
 namespace octolora::cuda {
-
-// Lets the next kernel start once every block has called this or is done.
-__device__ __forceinline__ void launch_dependents() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void wait_for_primaries() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;\n" ::: "memory");
-#endif
-}
-// Memory that another kernel may still write may be asked for, since L2 is coherent.
-__device__ __forceinline__ void prefetch_l2(const void* from) {
-  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(from));
-}
 
 // Shared memory of a kernel that starts where another is ending. How much of a multiprocessor's memory is shared
 // changes only while nothing runs there, so all of these ask for the most.

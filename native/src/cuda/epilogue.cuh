@@ -9,16 +9,14 @@
 
 #include "convert.cuh"
 #include "kernels.h"
+#include "ptx.cuh"
 
 namespace octolora::cuda {
 
 // v / (1 + 2^u), by the two approximations of the hardware: 2^u within 2^-22, 1 / z within 2^-23. Where 2^u overflows
 // or the reciprocal would be subnormal the result is 0.
 __device__ __forceinline__ float over_one_plus_exp2(float v, float u) {
-  float power, reciprocal;
-  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(power) : "f"(u));
-  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(reciprocal) : "f"(1.f + power));
-  return v * reciprocal;
+  return v * ptx::reciprocal_approximate(1.f + ptx::exp2_approximate(u));
 }
 
 // GELU by tanh is written with 1 + tanh(u) = 2 / (1 + exp(-2u)), which loses nothing where tanh(u) is near -1.

@@ -176,7 +176,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
   if (threadIdx.x < 8) ptx::store_shared(base + C::kZeros + threadIdx.x * 4, 0.f);
   __syncthreads();
   ptx::cluster_sync();
-  launch_dependents();  // the next call's prepare may take the place of blocks that are done
+  ptx::launch_dependents();  // the next call's prepare may take the place of blocks that are done
 
   const int cluster = static_cast<int>(blockIdx.x) / kCluster;
   int stage = 0;
@@ -224,7 +224,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
         load_w(p.member[tile.member()].w, block * 128, tile.column(), C::kBlockN);
         step_stage();
       }
-      wait_for_primaries();
+      ptx::wait_for_primaries();
       stage = 0;
       for (int block = 0; block < early; ++block) {
         ptx::tensor_load(x_tile(), &p.q, block * 128, tile.row, full(stage));
@@ -315,7 +315,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
       }
     } else if (threadIdx.x == C::kConsumers + 32) {
       // What the end of a tile takes beside its stages, as soon as that of the tile before is done with.
-      wait_for_primaries();
+      ptx::wait_for_primaries();
       // Which steps the tile of rows at `row` needs; in the word behind them, whether it adds biases of slots.
       const auto needed = [&](const Member& member, int row, int word) -> uint32_t {
         if (row >= p.args.m) return 0;
@@ -349,7 +349,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
       }
     } else if (kOutliers && threadIdx.x >= C::kConsumers + 64) {
       // Outlier columns beyond those that have been gathered: of x's rows and, one part at a time, of W's.
-      wait_for_primaries();
+      ptx::wait_for_primaries();
       const int count = *p.args.outliers.count, pieces = outlier_pieces(p.args.raw_type);
 #pragma unroll 1
       for (uint32_t turn = 0; count * pieces > kOutlierColumns; turn ^= 1) {
@@ -397,7 +397,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
     const auto this_thread = [] {
       int thread = static_cast<int>(threadIdx.x);
       if (C::kWarpgroups > 2) {
-        asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(thread));
+        thread = ptx::thread_again();
         __builtin_assume(thread >= 0 && thread < C::kThreads);
       }
       return thread;
@@ -416,7 +416,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
     // The last part of a tile may be half of one.
     const auto exists = [](int part, int column) { return part * kPart + column < C::kBlockN; };
     const auto meet = [&] { ptx::named_sync(2 + warpgroup, 128); };  // of the warpgroup
-    wait_for_primaries();
+    ptx::wait_for_primaries();
     // Which steps of 16 ranks are fp16: 32 of them a warp at a time. Slots change between launches, not during one.
     for (int i = 0; i < p.members; ++i) {
       const Member& member = p.member[i];
@@ -520,7 +520,7 @@ __global__ __launch_bounds__(C::kThreads, 1) void gemm(const __grid_constant__ P
       // where it would wait for the rows' numbers.
       float inverse[2];
       for (int i = 0; i < 2; ++i) {
-        asm volatile("" : "+f"(rows[i].power));
+        ptx::pin(rows[i].power);
         inverse[i] = __uint_as_float((254u << 23) - __float_as_uint(rows[i].power));
         if (!kOutliers) rows[i].scale *= inverse[i];  // outliers join before the division
       }

@@ -94,22 +94,6 @@ struct Params {
   int k_blocks, tiles_m, pairs;
 };
 
-// Volatile: to be issued where it is written, long before its use.
-template <class T>
-__device__ __forceinline__ T load_early(const T* from) {
-  static_assert(sizeof(T) == 4);
-  uint32_t bits;
-  asm volatile("ld.global.b32 %0, [%1];\n" : "=r"(bits) : "l"(from) : "memory");
-  return *reinterpret_cast<T*>(&bits);
-}
-
-// Keeps the compiler from moving uses of accumulators to before this point.
-template <int Count>
-__device__ __forceinline__ void pin(float (&d)[Count]) {
-#pragma unroll
-  for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(d[i])::"memory");
-}
-
 // Four int8 in the order of kernels.h to two registers of two 16-bit values, kWidened times what they are: for bf16
 // that takes fewer instructions than the numbers themselves.
 template <bool kF16>
@@ -125,9 +109,7 @@ __device__ __forceinline__ void widen(uint32_t bytes, uint32_t& low, uint32_t& h
     } else {
       // As bf16, 0x00nn is n * 2^-133 for every byte nn, since the subnormal numbers and those of the next exponent are
       // equally far apart: n * 2^-133 * 2^127 - 2 = (n - 128) / 64, exactly.
-      uint32_t value;
-      asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(value) : "r"(pair), "r"(0x7f007f00u), "r"(0xc000c000u));
-      return value;
+      return ptx::fma_bf16x2(pair, 0x7f007f00u, 0xc000c000u);
     }
   };
   constexpr uint32_t kUpper = kF16 ? 0x64 : 0;
@@ -153,7 +135,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
     ptx::barrier_init_fence();
   }
   ptx::cluster_sync();
-  launch_dependents();  // the next call's prepare may take the place of blocks that are done
+  ptx::launch_dependents();  // the next call's prepare may take the place of blocks that are done
 
   const GemmArgs& args = p.args;
   const int tiles = p.tiles_m * p.pairs;
@@ -183,7 +165,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
   if (warpgroup == kWarpgroups) {
     ptx::registers_fewer<56>();
     if (threadIdx.x == kWarpgroups * 128) {
-      if (!args.x_in_place) wait_for_primaries();
+      if (!args.x_in_place) ptx::wait_for_primaries();
       ptx::prefetch_map(&p.x);
       const int part = static_cast<int>(rank) * (C::kTokens - C::kBoxTokens);
       bool waited = !args.x_in_place;
@@ -223,7 +205,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         for (int block = 0; block < p.k_blocks; ++block) {
           ptx::barrier_wait(empty(stage), phase ^ 1);
           if (block + 1 == p.k_blocks && output.rank_blocks) {
-            if (!waited) wait_for_primaries();
+            if (!waited) ptx::wait_for_primaries();
             waited = true;
             next = next_ranks(at, 0);
           }
@@ -352,7 +334,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       };
       [[maybe_unused]] const auto widen_next = [&](int half) { widen_half(half_a[half], d[half], half); };
       [[maybe_unused]] const auto add_half = [&](int half) {
-        pin(sum);
+        ptx::pin_all(sum);
 #pragma unroll
         for (int i = 0; i < kRegisters; ++i) value[i] = fmaf(d[half][i / 2 % 2], sum[i], value[i]);
       };
@@ -404,12 +386,13 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       for (int i = 0; i < 2; ++i) {
         const int column = at.n + row + 8 * i;
         exists[i] = column < out.n;
-        scale[i] = exists[i] ? load_early(out.scale + column) * (1 / kWidened<kF16>) : 0.f;
+        scale[i] = exists[i] ? ptx::load_early(out.scale + column) * (1 / kWidened<kF16>) : 0.f;
         b_row[i] = out.adapters.b + static_cast<int64_t>(exists[i] ? column : 0) * up_columns + 2 * t;
       }
       const auto load_bias = [&] {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) bias[i] = exists[i] && out.bias ? load_early(out.bias + at.n + row + 8 * i) : 0.f;
+        for (int i = 0; i < 2; ++i)
+          bias[i] = exists[i] && out.bias ? ptx::load_early(out.bias + at.n + row + 8 * i) : 0.f;
       };
       if (ready) load_bias();
       uint32_t b[2][4];
@@ -417,7 +400,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         if (step * 16 >= up_columns) return;
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          to[i] = load_early(reinterpret_cast<const uint32_t*>(b_row[i % 2] + step * 16 + i / 2 * 8));
+          to[i] = ptx::load_early(reinterpret_cast<const uint32_t*>(b_row[i % 2] + step * 16 + i / 2 * 8));
       };
       load_b(b[0], 0);
       // Bit i: the 16 ranks of k-step i are fp16, for the first 32 steps.
@@ -435,7 +418,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
 
       // While the last stage multiplies.
       if (!ready) {
-        wait_for_primaries();
+        ptx::wait_for_primaries();
         ready = true;
         load_bias();
       }
@@ -459,7 +442,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
       ones = ptx::named_sync_and(2 + warpgroup, 128, ones);
       ptx::wgmma_wait<0>();
       if constexpr (C::kBlockScales) add_half(1);
-      pin(value);
+      ptx::pin_all(value);
       release(previous);
 
       if (adapted) {
@@ -489,7 +472,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
             if (step * 16 >= up_columns) break;
             load_b(b[(k + 1) % 2], step + 1);
             if (!(ranks >> k & 1)) continue;
-            pin(value);
+            ptx::pin_all(value);
             if (step < 32 ? f16_steps >> step & 1 : step_f16(step)) {
               ptx::wgmma_fence();
               ptx::wgmma_rs_f16(value, b[k % 2], h + 2 * k, true);
@@ -501,7 +484,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
               ptx::wgmma_commit();
               ptx::wgmma_wait<0>();
             }
-            pin(value);
+            ptx::pin_all(value);
           }
           ranks = next_ranks(stage);
           release(stage);

@@ -57,8 +57,8 @@ __global__ __launch_bounds__(kMarkThreads, kMarkBlocks) void mark(const void* in
   uint32_t minimum[kRegisters];
 #pragma unroll
   for (int i = 0; i < kRegisters; ++i) minimum[i] = ~0u;
-  wait_for_primaries();
-  launch_dependents();
+  ptx::wait_for_primaries();
+  ptx::launch_dependents();
   if (column < k) {
     const X* const x = static_cast<const X*>(input) + column;
     for (int m = first + warp; m < last; m += kMarkWarps * kRowsAhead) {
@@ -122,8 +122,8 @@ __global__ __launch_bounds__(kListThreads) void list(const __grid_constant__ Pre
   const int lane = threadIdx.x % 32, warp = static_cast<int>(threadIdx.x) / 32;
   for (int word = threadIdx.x; word < view.words; word += kListThreads) flags[word] = 0;
   __syncthreads();
-  wait_for_primaries();
-  launch_dependents();
+  ptx::wait_for_primaries();
+  ptx::launch_dependents();
   // 32 words of every splits-th band are a warp's.
   const int chunks = (view.words + 31) / 32, splits = max(1, min(bands, kListWarps / chunks));
   for (int item = warp; item < chunks * splits; item += kListWarps) {

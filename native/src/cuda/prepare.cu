@@ -364,8 +364,8 @@ __global__ __launch_bounds__(kThreads, 2) void prepare(const __grid_constant__ P
     }
   };
 
-  wait_for_primaries();
-  launch_dependents();
+  ptx::wait_for_primaries();
+  ptx::launch_dependents();
   add_up_bias(args, static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x),
               static_cast<int>(gridDim.x) * kThreads);
   if (warp == 0) find_needed_steps(args, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));

@@ -214,8 +214,8 @@ __device__ __forceinline__ void project_down(const PrepareArgs& args, int cluste
   if (!args.row_slot) {
     load_a(first + warp, 0);
     for (int i = thread; i < (last - first) * columns / 2; i += kThreads) {
-      prefetch_l2(a + (static_cast<int64_t>(i / 4 % (columns / 8)) * steps + first + i / (columns / 2)) * 32 +
-                  i % 4 * 8);
+      ptx::prefetch_l2(a + (static_cast<int64_t>(i / 4 % (columns / 8)) * steps + first + i / (columns / 2)) * 32 +
+                       i % 4 * 8);
     }
   }
   if (thread == 0) {
@@ -225,7 +225,7 @@ __device__ __forceinline__ void project_down(const PrepareArgs& args, int cluste
   }
   __syncwarp();
   ptx::cluster_arrive_relaxed();
-  wait_for_primaries();
+  ptx::wait_for_primaries();
   const Chunk chunk = ad.chunks[index];  // all of it, before the memory is busy
   if (args.row_slot) {
     // What no row asks for is not read either.
@@ -341,12 +341,12 @@ __device__ __forceinline__ void project_down(const PrepareArgs& args, int cluste
 template <class X, int kRows>
 __global__ __maxnreg__(kRows <= 16 ? 96 : 88) void prepare_few(const __grid_constant__ PrepareArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  launch_dependents();
+  ptx::launch_dependents();
   const int row = static_cast<int>(blockIdx.x), row_blocks = (args.m + kSlices - 1) / kSlices * kSlices;
   if (row >= row_blocks) {
     project_down<X, kRows>(args, (row - row_blocks) / kSlices);
   } else {
-    wait_for_primaries();
+    ptx::wait_for_primaries();
     if (row < args.m) quantize_row<X>(args, row);
   }
 #endif

@@ -119,24 +119,6 @@ struct Ring {
   }
 };
 
-__device__ __forceinline__ uint32_t cluster_address(uint32_t address, int rank) {
-  uint32_t remote;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(address), "r"(rank));
-  return remote;
-}
-// Stores into the shared memory of a block of the cluster, which count as bytes at its barrier.
-__device__ __forceinline__ void send(uint32_t to, uint32_t value, uint32_t barrier) {
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];\n" ::"r"(to), "r"(value),
-               "r"(barrier)
-               : "memory");
-}
-__device__ __forceinline__ void send(uint32_t to, const float* four, uint32_t barrier) {
-  asm volatile(
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];\n" ::"r"(to),
-      "f"(four[0]), "f"(four[1]), "f"(four[2]), "f"(four[3]), "r"(barrier)
-      : "memory");
-}
-
 template <bool kF16, int kSums>
 __device__ __forceinline__ void multiply_16(float (&sum)[kSums], const uint32_t* a, uint64_t x, bool accumulate) {
   if constexpr (kF16)
@@ -224,14 +206,14 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
         ptx::bulk_prefetch(from + static_cast<int64_t>(i % 2) * k_steps * 32, static_cast<uint32_t>(steps * 512));
     }
     if (lane < args.member_count && args.member[lane].adapters.chunk_count) {
-      prefetch_l2(args.member[lane].adapters.chunks);
-      prefetch_l2(args.member[lane].adapters.scale);
+      ptx::prefetch_l2(args.member[lane].adapters.chunks);
+      ptx::prefetch_l2(args.member[lane].adapters.scale);
     }
   }
   __syncwarp();
   ptx::cluster_meet();
-  wait_for_primaries();
-  launch_dependents();
+  ptx::wait_for_primaries();
+  ptx::launch_dependents();
 
   if (warp < kCopyWarps) {
     ptx::registers_fewer<40>();
@@ -376,13 +358,14 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
         if (mine) {
           ptx::barrier_wait(sums_free, turn & 1 ^ 1);
           uint32_t to = box;
-          asm volatile("" : "+r"(to));  // else the compiler keeps all the addresses for the next batch, and spills
+          ptx::pin(to);  // else the compiler keeps all the addresses for the next batch, and spills
 #pragma unroll
           for (int j = 0; j < kRows / 8; ++j) {
             const int pair = 4 * j + t, owner = pair & (plan.cluster - 1);
             if (2 * pair >= rows) continue;
             const int place = ((rank * owned + (pair >> plan.cluster_log)) * plan.box_blocks + w) * 8 + g;
-            send(cluster_address(to + place * 16, owner), sum + 4 * j, cluster_address(sums_full, owner));
+            ptx::store_async(ptx::cluster_address(to + place * 16, owner), sum + 4 * j,
+                             ptx::cluster_address(sums_full, owner));
           }
         }
       };
@@ -598,8 +581,8 @@ __global__ __launch_bounds__(kThreads, 1) void prepare_rows(const __grid_constan
 #pragma unroll
         for (int i = 0; i < kPairs; ++i) {
           if (i < my_pairs && joins) {
-            send(cluster_address(ptx::shared_address(&shared.maxima[box][w][i][rank][of_pair]), among), packed[i],
-                 cluster_address(maxima_full, among));
+            ptx::store_async(ptx::cluster_address(ptx::shared_address(&shared.maxima[box][w][i][rank][of_pair]), among),
+                             packed[i], ptx::cluster_address(maxima_full, among));
           }
         }
         ptx::barrier_wait(maxima_full, turn / 2 & 1);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The PTX that the kernels share, sm_80 and later, and the fragment layouts they rely on.
+// The PTX that the kernels share, sm_80 and later, and the fragment layouts they rely on. This file and the three
+// wgmma*.cuh have all the inline assembly there is; kernels call it by the names given here.
 //
 // Lane l of a warp is (g, t) = (l / 4, l % 4). One row of a shared tile is 128 bytes: 128 int8 of K, or 64 16-bit
 // values.
@@ -44,6 +45,19 @@ __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.com
 template <int Pending>
 __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(Pending) : "memory");
+}
+
+// 4 bytes, here and not where the compiler would rather have them.
+template <class T>
+__device__ __forceinline__ T load_early(const T* from) {
+  static_assert(sizeof(T) == 4);
+  uint32_t bits;
+  asm volatile("ld.global.b32 %0, [%1];\n" : "=r"(bits) : "l"(from) : "memory");
+  return *reinterpret_cast<T*>(&bits);
+}
+// Memory that another kernel may still write may be asked for, since L2 is coherent.
+__device__ __forceinline__ void prefetch_l2(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(from));
 }
 
 __device__ __forceinline__ uint32_t load_shared(uint32_t address) {
@@ -102,6 +116,41 @@ __device__ __forceinline__ uint32_t round_to_s8(float value) {
   return static_cast<uint32_t>(r);
 }
 
+// 2^v and 1 / v to about 22 bits; results that would be subnormal are 0.
+__device__ __forceinline__ float exp2_approximate(float v) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(r) : "f"(v));
+  return r;
+}
+__device__ __forceinline__ float reciprocal_approximate(float v) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(r) : "f"(v));
+  return r;
+}
+// a * b + c of two bf16 values each.
+__device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t r;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+
+// The compiler has the value in a register here, and computes nothing from it before.
+__device__ __forceinline__ void pin(float& value) { asm volatile("" : "+f"(value)); }
+__device__ __forceinline__ void pin(uint32_t& value) { asm volatile("" : "+r"(value)); }
+// The same for accumulators, and no access to memory is moved across.
+template <int Count>
+__device__ __forceinline__ void pin_all(float (&d)[Count]) {
+#pragma unroll
+  for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// threadIdx.x, read anew: the compiler does not know that it is the same each time.
+__device__ __forceinline__ int thread_again() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(thread));
+  return thread;
+}
+
 __device__ __forceinline__ uint32_t pack_bytes(uint32_t b0, uint32_t b1, uint32_t b2, uint32_t b3) {
   return __byte_perm(__byte_perm(b0, b1, 0x0040), __byte_perm(b2, b3, 0x0040), 0x5410);
 }
@@ -139,6 +188,20 @@ __device__ __forceinline__ uint32_t load_cluster_u32(uint32_t address, uint32_t 
   asm volatile("ld.shared.u32 %0, [%1];\n" : "=r"(value) : "r"(address) : "memory");
 #endif
   return value;
+}
+
+// ---- Programmatic dependent launch, from sm_90 on (dependent_launch.cuh) ----
+
+// Lets the next kernel start once every block has called this or is done.
+__device__ __forceinline__ void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_primaries() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
 }
 
 }  // namespace octolora::cuda::ptx

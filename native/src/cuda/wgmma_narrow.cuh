@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What decode.cu needs beside wgmma.cuh: wgmma with few columns, for weights as the 64 rows and up to 64 tokens as the
-// columns, with the accumulators, tiles and descriptors of wgmma.cuh; copies that pass through L2 without staying.
+// What the kernels for few columns need beside wgmma.cuh: wgmma with up to 64 columns, with the accumulators, tiles and
+// descriptors of wgmma.cuh; copies that pass through L2 without staying; stores into other blocks of the cluster.
 //
 // With A in registers a warp holds its 16 rows as mma m16n8k16 does (ptx.cuh); they must stay until the wgmma is done.
 #pragma once
@@ -56,6 +56,24 @@ __device__ __forceinline__ void store_async_cluster(uint32_t address, uint32_t b
       "mapa.shared::cluster.u32 on, %1, %2;\n"
       "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [to], %3, [on];\n}\n" ::"r"(address),
       "r"(barrier), "r"(rank), "r"(value)
+      : "memory");
+}
+// An address that stands for the same place in block `rank`, and stores to such addresses that count as bytes at a
+// barrier of the same block.
+__device__ __forceinline__ uint32_t cluster_address(uint32_t address, int rank) {
+  uint32_t remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(address), "r"(rank));
+  return remote;
+}
+__device__ __forceinline__ void store_async(uint32_t to, uint32_t value, uint32_t barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];\n" ::"r"(to), "r"(value),
+               "r"(barrier)
+               : "memory");
+}
+__device__ __forceinline__ void store_async(uint32_t to, const float* four, uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];\n" ::"r"(to),
+      "f"(four[0]), "f"(four[1]), "f"(four[2]), "f"(four[3]), "r"(barrier)
       : "memory");
 }
 // The halves of a barrier of the cluster that says nothing about memory.
