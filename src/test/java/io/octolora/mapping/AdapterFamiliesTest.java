@@ -8,6 +8,7 @@ import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import io.octolora.ArabicDigits;
 import io.octolora.FormatException;
 import io.octolora.SafetensorsWriter;
 import io.octolora.adapter.AdapterFormat;
@@ -199,7 +200,8 @@ class AdapterFamiliesTest {
   void originalNamesOfSdxl(String flat, String module) throws IOException {
     for (String name : List.of("lora_unet_" + flat, "lora_unet_" + module.replace('.', '_'))) {
       try (Checkpoint base = checkpoint(new SafetensorsWriter().bitsandbytes(module, 5, 6));
-          LoraAdapter adapter = adapter(kohya(name, 2, 6, 5).floats(name + ".alpha", new long[0], 1))) {
+          LoraAdapter adapter = adapter(kohya(name, 2, 6, 5).floats(name + ".alpha", new long[0], 1));
+          ArabicDigits egypt = new ArabicDigits()) {
         assertEquals(AdapterFormat.KOHYA, adapter.format());
         assertDelta(ModuleMap.of(base, adapter), module, name, 0.5, 0);
       }
