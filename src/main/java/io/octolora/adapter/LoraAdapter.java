@@ -82,6 +82,7 @@ public final class LoraAdapter implements AutoCloseable {
     return path;
   }
 
+  /** The family of names that {@link #recognition} tells. */
   public AdapterFormat format() {
     return format;
   }

@@ -93,6 +93,7 @@ public final class Tensor {
     });
   }
 
+  /** Where the data is, or that which it is derived from. */
   public Path file() {
     return source.file();
   }
@@ -102,6 +103,7 @@ public final class Tensor {
     return name;
   }
 
+  /** Of every element. */
   public ElementType type() {
     return type;
   }
@@ -111,6 +113,7 @@ public final class Tensor {
     return shape.clone();
   }
 
+  /** How many there are; 0 for a scalar. */
   public int dimensions() {
     return shape.length;
   }
@@ -125,6 +128,7 @@ public final class Tensor {
     return elementCount;
   }
 
+  /** Of all elements, packed where they are below 8 bits. */
   public long byteSize() {
     return byteSize;
   }
