@@ -59,6 +59,8 @@ public final class LoraAdapter implements AutoCloseable {
   }
 
   /**
+   * Maps the file and sorts its tensors into pairs.
+   *
    * @param path a folder of PEFT, a folder with one safetensors file, or a safetensors file; one that lies beside an
    *     {@code adapter_config.json} and is called {@code adapter_model.safetensors} is read with it
    * @throws IOException if a file cannot be read or mapped

@@ -118,7 +118,11 @@ public final class Tensor {
     return shape.length;
   }
 
-  /** @throws IndexOutOfBoundsException unless 0 &le; axis &lt; {@link #dimensions()} */
+  /**
+   * Elements along an axis.
+   *
+   * @throws IndexOutOfBoundsException unless 0 &le; axis &lt; {@link #dimensions()}
+   */
   public long dimension(int axis) {
     return shape[axis];
   }

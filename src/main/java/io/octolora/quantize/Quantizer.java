@@ -28,6 +28,8 @@ public final class Quantizer {
   @FunctionalInterface
   public interface Progress {
     /**
+     * Called from the thread that runs the job.
+     *
      * @param tensor the one in work
      * @param done bytes of the source that are written, those of earlier runs included
      * @param total bytes of the source
@@ -101,6 +103,8 @@ public final class Quantizer {
   }
 
   /**
+   * Writes all of it, and returns when it is there under its name.
+   *
    * @param in as for {@link Checkpoint#open}
    * @param out a folder that does not exist yet or is empty
    * @param resume whether to go on where an interrupted run of the same job stopped
