@@ -18,7 +18,7 @@ static int run(int32_t n, int32_t k, const int8_t *w, const float *s_w, int32_t 
   size_t bytes;
   /* README begin */
   octolora_linear_desc base = {.struct_size = sizeof base, .n = n, .k = k, .mode = OCTOLORA_W8A8_DYNAMIC,
-                               .weight = w, .scale = s_w, .scale_count = n}; /* W int8 [n,k], s_w [n] */
+                               .scale_count = n, .weight = w, .scale = s_w}; /* W int8 [n,k], s_w [n] */
   octolora_adapter_desc lora = {.struct_size = sizeof lora, .rank = rank, .a = a, .b = b}; /* A [rank,k], B [n,rank] */
   CHECK(octolora_device_create(OCTOLORA_CPU, &device)); /* or a CUDA ordinal */
   CHECK(octolora_linear_create(device, &base, &linear));

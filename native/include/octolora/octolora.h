@@ -303,7 +303,8 @@ OCTOLORA_API octolora_status octolora_linear_forward(const octolora_linear* line
 
 /* The same product for tests and for tools that judge a result: the int32 sums of a W8A8 linear before any scale.
  * sums [rows,n] int32 and codes [rows,k] int8 are device pointers and may each be NULL; row_scale [rows] float is s_x.
- * Columns taken out by the outlier rule are 0 in codes. OCTOLORA_UNSUPPORTED for W8A16. */
+ * Columns taken out by the outlier rule are 0 in codes. octolora_linear_workspace() without slots says what workspace
+ * it needs. OCTOLORA_UNSUPPORTED for W8A16. */
 OCTOLORA_API octolora_status octolora_linear_quantized(const octolora_linear* linear, const void* x, int32_t x_dtype,
                                                        int32_t* sums, int8_t* codes, float* row_scale, int32_t rows,
                                                        void* workspace, size_t workspace_bytes, octolora_stream stream);

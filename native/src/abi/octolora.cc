@@ -405,11 +405,25 @@ void check_data(const Call& call) {
 
 size_t workspace_of(const Call& call) { return call.args.rows ? call.first->device->workspace(call.args) : 0; }
 
+// The bytes of the workspace that are written, against x and every y.
+void check_scratch(const Call& call, size_t bytes) {
+  const ForwardArgs& args = call.args;
+  const auto apart = [&](const void* other, int columns, octolora::Dtype type, const char* name) {
+    require_apart(args.workspace, bytes, "workspace", other, matrix_bytes(args.rows, columns, type), name);
+  };
+  apart(args.x, args.outputs[0].linear->spec.k, args.x_type, "x");
+  for (int i = 0; i < args.output_count; ++i) {
+    apart(args.outputs[i].y, args.outputs[i].linear->spec.n, args.y_type, Name(call.described ? i : -1, "y"));
+  }
+}
+
 void forward(Call& call, octolora_stream stream) {
   require_no_stream(call.first->cpu, stream);
   if (!call.args.rows) return;
   check_data(call);
-  check_workspace(workspace_of(call), call.args.workspace, call.workspace_bytes);
+  const size_t scratch = workspace_of(call);
+  check_workspace(scratch, call.args.workspace, call.workspace_bytes);
+  check_scratch(call, scratch);
   call.args.stream = stream;
   call.first->device->forward(call.args);
 }

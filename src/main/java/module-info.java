@@ -5,7 +5,8 @@ module io.octolora {
   requires com.fasterxml.jackson.core;
   requires info.picocli;
   requires transitive org.bytedeco.javacpp;
-  requires static transitive org.jetbrains.annotations;
+  // not transitive: who compiles against this module need not have them
+  requires static org.jetbrains.annotations;
 
   exports io.octolora;
   exports io.octolora.adapter;

@@ -10,14 +10,17 @@ import org.jetbrains.annotations.Nullable;
 public final class FormatException extends OctoloraException {
   private static final long serialVersionUID = 1;
 
+  /** Of a file that is damaged or breaks the rules of its format. */
   public FormatException(String message) {
     super(Status.INVALID_ARGUMENT, message);
   }
 
+  /** The same with what led to it, or null. */
   public FormatException(String message, @Nullable Throwable cause) {
     super(Status.INVALID_ARGUMENT, message, cause);
   }
 
+  /** Of a known format that is not read: with {@link Status#UNSUPPORTED}. */
   public FormatException(Status status, String message) {
     super(status, message);
   }

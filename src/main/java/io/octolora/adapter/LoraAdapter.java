@@ -59,6 +59,8 @@ public final class LoraAdapter implements AutoCloseable {
   }
 
   /**
+   * Maps the file and sorts its tensors into pairs.
+   *
    * @param path a folder of PEFT, a folder with one safetensors file, or a safetensors file; one that lies beside an
    *     {@code adapter_config.json} and is called {@code adapter_model.safetensors} is read with it
    * @throws IOException if a file cannot be read or mapped
@@ -82,6 +84,7 @@ public final class LoraAdapter implements AutoCloseable {
     return path;
   }
 
+  /** The family of names that {@link #recognition} tells. */
   public AdapterFormat format() {
     return format;
   }
@@ -119,7 +122,7 @@ public final class LoraAdapter implements AutoCloseable {
 
   @Override
   public String toString() {
-    return "%s: %s, %d pairs".formatted(path, format, pairs.size());
+    return "%s: %s, %d pairs".formatted(path, format.label(), pairs.size());
   }
 
   private static Path weights(Path path) throws IOException {
@@ -285,13 +288,13 @@ public final class LoraAdapter implements AutoCloseable {
         List<AdapterFormat> common = candidates.stream().filter(families::contains).toList();
         if (common.isEmpty()) {
           throw new FormatException("%s: read as %s by %s, as %s by %s; expected the names of one family".formatted(
-              file.file(), candidates.get(0), evidence, families.get(0), key));
+              file.file(), candidates.get(0).label(), evidence, families.get(0).label(), key));
         }
         evidence = common.equals(candidates) ? evidence : key;
         candidates = common;
       }
       AdapterFormat format = evidence == null ? AdapterFormat.DIFFUSERS : candidates.get(0);
-      recognition = "%s: %s; %s".formatted(format, evidence == null ? "no key has the sign of another family"
+      recognition = "%s: %s; %s".formatted(format.label(), evidence == null ? "no key has the sign of another family"
           : "%d of %d keys are named like %s".formatted(telling, file.tensors().size(), evidence), format.rule());
       return format;
     }

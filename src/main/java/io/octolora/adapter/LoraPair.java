@@ -23,11 +23,13 @@ public record LoraPair(String name, Tensor a, Tensor b, @Nullable Tensor bias, @
   /** The greatest rank that a device takes: OCTOLORA_MAX_RANK in octolora.h. */
   public static final int MAX_RANK = 4096;
 
+  /** Copies the keys. */
   public LoraPair {
     Objects.requireNonNull(name, "name");
     keys = List.copyOf(keys);
   }
 
+  /** Rows of A and columns of B. */
   public int rank() {
     return Math.toIntExact(a.dimension(0));
   }

@@ -65,6 +65,7 @@ public final class BaseLinear {
     return k;
   }
 
+  /** How the weight is stored. */
   public WeightFormat format() {
     return format;
   }

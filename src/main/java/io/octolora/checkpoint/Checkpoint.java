@@ -42,6 +42,8 @@ public final class Checkpoint implements AutoCloseable {
   }
 
   /**
+   * Maps the files and reads their headers; weights are read when they are asked for.
+   *
    * @param path a folder, a {@code .safetensors} file, a {@code .safetensors.index.json} file or a {@code .gguf} file
    * @throws IOException if a file cannot be read or mapped
    * @throws FormatException if a file is damaged, or of a format that is not read here; the message says which
@@ -103,6 +105,8 @@ public final class Checkpoint implements AutoCloseable {
   }
 
   /**
+   * The layer of this name.
+   *
    * @param name the module's full path
    * @throws OctoloraException for a name that is not in {@link #linears()}; the message has the nearest ones
    */

@@ -27,7 +27,11 @@ public record Quantization(
     W8A8_STATIC
   }
 
-  /** @throws IllegalArgumentException for a number outside what the parameters allow in this mode */
+  /**
+   * Checks the numbers.
+   *
+   * @throws IllegalArgumentException for one outside what the parameters allow in this mode
+   */
   public Quantization {
     Objects.requireNonNull(mode, "mode");
     boolean fixed = mode == Mode.W8A8_STATIC;

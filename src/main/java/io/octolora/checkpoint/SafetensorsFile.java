@@ -47,6 +47,8 @@ public final class SafetensorsFile implements AutoCloseable {
   }
 
   /**
+   * Maps the file and checks its header.
+   *
    * @throws IOException if the file cannot be read or mapped
    * @throws FormatException if it is no safetensors file or breaks a rule of the format
    */

@@ -93,6 +93,7 @@ public final class Tensor {
     });
   }
 
+  /** Where the data is, or that which it is derived from. */
   public Path file() {
     return source.file();
   }
@@ -102,6 +103,7 @@ public final class Tensor {
     return name;
   }
 
+  /** Of every element. */
   public ElementType type() {
     return type;
   }
@@ -111,11 +113,16 @@ public final class Tensor {
     return shape.clone();
   }
 
+  /** How many there are; 0 for a scalar. */
   public int dimensions() {
     return shape.length;
   }
 
-  /** @throws IndexOutOfBoundsException unless 0 &le; axis &lt; {@link #dimensions()} */
+  /**
+   * Elements along an axis.
+   *
+   * @throws IndexOutOfBoundsException unless 0 &le; axis &lt; {@link #dimensions()}
+   */
   public long dimension(int axis) {
     return shape[axis];
   }
@@ -125,6 +132,7 @@ public final class Tensor {
     return elementCount;
   }
 
+  /** Of all elements, packed where they are below 8 bits. */
   public long byteSize() {
     return byteSize;
   }

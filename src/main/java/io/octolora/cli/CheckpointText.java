@@ -17,10 +17,13 @@ import java.util.stream.Collectors;
 final class CheckpointText {
   private CheckpointText() {}
 
-  /** "37 linears: bitsandbytes int8 (36), BF16 (1), outlier threshold 6". */
+  /** "37 linears: bitsandbytes int8 (36), BF16 (1), outlier threshold 6"; "no linear layers". */
   static String describe(Checkpoint base) {
     TreeSet<Float> thresholds = base.linears().values().stream().filter(CheckpointText::hasThreshold)
         .map(linear -> linear.quantization().outlierThreshold()).collect(Collectors.toCollection(TreeSet::new));
+    if (base.linears().isEmpty()) {
+      return base.format();
+    }
     String text = "%d linears: %s".formatted(base.linears().size(), base.format());
     return thresholds.isEmpty() ? text : text + ", outlier threshold "
         + thresholds.stream().map(MappingView::number).collect(Collectors.joining(" and "));

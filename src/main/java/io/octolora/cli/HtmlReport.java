@@ -300,7 +300,7 @@ final class HtmlReport {
     for (int i = 0; i < outcome.views().size(); i++) {
       MappingView view = outcome.views().get(i);
       add("<h3>%s</h3>\n<p>%s, scale %s: %s.</p>\n", breakable(outcome.arguments().get(i).path().toString()),
-          view.adapter().format(), MappingView.number(outcome.arguments().get(i).scale()), view.summary());
+          view.adapter().format().label(), MappingView.number(outcome.arguments().get(i).scale()), view.summary());
       list(List.copyOf(view.advice().entrySet()), line -> "<b>%s</b>: %s".formatted(
           escape(capitalized(line.getKey())), escape(line.getValue())));
       list(view.report().unmapped(), entry -> "<code>%s</code> landed nowhere: %s".formatted(

@@ -2,6 +2,7 @@
 package io.octolora.cli;
 
 import com.fasterxml.jackson.core.JsonGenerator;
+import io.octolora.FormatException;
 import io.octolora.adapter.LoraAdapter;
 import io.octolora.checkpoint.BaseLinear;
 import io.octolora.checkpoint.Checkpoint;
@@ -12,8 +13,8 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
-import java.util.Locale;
 import java.util.Map;
+import java.util.Optional;
 import java.util.concurrent.Callable;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Option;
@@ -21,7 +22,7 @@ import picocli.CommandLine.Parameters;
 import picocli.CommandLine.ParentCommand;
 
 /** What is in these files, and where the adapters' keys would land. */
-@Command(name = "inspect", mixinStandardHelpOptions = true,
+@Command(name = "inspect",
     description = "Show what is in a checkpoint, and where every key of the adapters lands on it.")
 final class InspectCommand implements Callable<Integer> {
   @ParentCommand
@@ -58,7 +59,7 @@ final class InspectCommand implements Callable<Integer> {
         LoraAdapter adapter = opened.add(LoraAdapter.open(path));
         MappingView view = MappingView.of(base, adapter, renames, lenient);
         views.add(view);
-        titles.add("%s (%s)".formatted(path, adapter.format()));
+        titles.add("%s (%s)".formatted(path, adapter.format().label()));
         complete &= view.complete();
       }
       if (json) {
@@ -70,13 +71,19 @@ final class InspectCommand implements Callable<Integer> {
     }
   }
 
-  private void print(Checkpoint base, List<MappingView> views, List<String> titles, boolean complete) {
+  private void print(Checkpoint base, List<MappingView> views, List<String> titles, boolean complete)
+      throws IOException {
     Terminal terminal = main.terminal;
     terminal.out().println(terminal.paint(Tone.TITLE, "checkpoint  ")
         + Table.printable(checkpoint + "  " + CheckpointText.describe(base)));
     terminal.out().println("read as     " + Table.printable(base.recognition()));
     base.notes().forEach(note -> terminal.out().println("note: " + Table.printable(note)));
-    modules(base).lines().forEach(line -> terminal.out().println(line));
+    if (adapters.isEmpty()) {
+      asAdapter(base).ifPresent(note -> terminal.out().println("note: " + Table.printable(note)));
+    }
+    if (!base.linears().isEmpty()) {
+      modules(base).lines(terminal.width()).forEach(line -> terminal.out().println(line));
+    }
     for (int i = 0; i < views.size(); i++) {
       terminal.out().println();
       terminal.out().println(terminal.paint(Tone.TITLE, "adapter     ") + Table.printable(titles.get(i)) + "  "
@@ -88,6 +95,18 @@ final class InspectCommand implements Callable<Integer> {
       terminal.out().println();
       terminal.out().println((complete ? terminal.paint(Tone.GOOD, "OK") : terminal.paint(Tone.BAD, "FAILED")) + ": "
           + MappingView.verdict(views));
+    }
+  }
+
+  /** For who gave an adapter alone: its factors look like linear layers. */
+  private Optional<String> asAdapter(Checkpoint base) throws IOException {
+    if (base.linears().values().stream().anyMatch(BaseLinear::quantized)) {
+      return Optional.empty();
+    }
+    try (LoraAdapter adapter = LoraAdapter.open(checkpoint)) {
+      return Optional.of("this is an adapter, and needs its checkpoint before it: " + adapter.recognition());
+    } catch (FormatException e) {
+      return Optional.empty();
     }
   }
 
@@ -107,8 +126,7 @@ final class InspectCommand implements Callable<Integer> {
   }
 
   private static String format(BaseLinear linear) {
-    return linear.quantized() ? linear.format().name().toLowerCase(Locale.ROOT).replace('_', ' ')
-        : linear.weight().type() + ", not quantized";
+    return linear.quantized() ? linear.format().label() : linear.weight().type() + ", not quantized";
   }
 
   private static String activations(BaseLinear linear) {

@@ -5,8 +5,10 @@ import io.octolora.OctoloraException;
 import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.nio.file.AccessDeniedException;
+import java.nio.file.InvalidPathException;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
+import java.util.Locale;
 import java.util.concurrent.Callable;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
@@ -22,8 +24,9 @@ import picocli.CommandLine.TypeConversionException;
  * The command line. Exit status: 0 everything is within bounds and mapped; 1 something is not; 2 bad usage or input,
  * with one line on standard error.
  */
-@Command(name = "octolora", mixinStandardHelpOptions = true, versionProvider = Main.Version.class,
-    subcommands = {InspectCommand.class, QuantizeCommand.class, VerifyCommand.class}, usageHelpWidth = 100,
+@Command(name = "octolora", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true,
+    versionProvider = Main.Version.class, usageHelpWidth = 100,
+    subcommands = {InspectCommand.class, QuantizeCommand.class, VerifyCommand.class},
     description = "Int8 linear layers with live LoRA adapters.",
     footer = {"", "Exit status: 0 all within bounds and mapped, 1 something is not, 2 bad usage or input."})
 public final class Main implements Callable<Integer> {
@@ -44,6 +47,8 @@ public final class Main implements Callable<Integer> {
   }
 
   public static void main(String[] args) {
+    // Numbers that --threshold takes look like those that are printed.
+    Locale.setDefault(Locale.Category.FORMAT, Locale.ROOT);
     StandardOutput out = new StandardOutput();
     int status = run(Terminal.ofProcess(out), args);
     if (out.failure() != null) {
@@ -85,7 +90,12 @@ public final class Main implements Callable<Integer> {
     if (text.isEmpty()) {
       throw new TypeConversionException("the path is empty");
     }
-    return Path.of(text);
+    try {
+      return Path.of(text);
+    } catch (InvalidPathException e) {
+      throw new TypeConversionException("%s (under a locale of UTF-8, such as LC_ALL=C.UTF-8, any name can be read)"
+          .formatted(e.getMessage()));
+    }
   }
 
   private int fail(Throwable e, String message) {

@@ -87,9 +87,13 @@ final class MappingView {
     if (lost == 0) {
       return views.stream().allMatch(MappingView::complete) ? "every adapter key landed" : "an adapter has no effect";
     }
-    return views.stream().allMatch(MappingView::complete) ? "%d adapter keys left out, as asked".formatted(lost)
-        : "%d adapter keys landed nowhere and would be dropped%s".formatted(lost,
-            views.stream().noneMatch(view -> view.modules().isEmpty()) ? " (--lenient accepts that)" : "");
+    if (views.stream().allMatch(MappingView::complete)) {
+      return "%d adapter keys left out, as asked".formatted(lost);
+    }
+    return "%d adapter keys landed nowhere and would be dropped%s".formatted(lost,
+        views.stream().filter(view -> view.modules().isEmpty()).findFirst()
+            .map(view -> ": %s may be for another model".formatted(view.adapter.path()))
+            .orElse(" (--lenient accepts that)"));
   }
 
   /** A line for each module and low-rank pair; with verbose also one for each key. */
@@ -107,7 +111,7 @@ final class MappingView {
     }
     if (!modules().isEmpty()) {
       terminal.out().println("keys end in %s; * is the module's name".formatted(String.join(", ", suffixes())));
-      table.lines().forEach(line -> terminal.out().println(line));
+      table.lines(terminal.width()).forEach(line -> terminal.out().println(line));
     }
     if (verbose) {
       printKeys(terminal);
@@ -133,8 +137,8 @@ final class MappingView {
   Map<String, String> advice() {
     Map<String, String> advice = new LinkedHashMap<>();
     if (!report.unmapped().isEmpty()) {
-      advice.put("names were read as " + adapter.format(), report.unmapped().stream().map(MappingReport.Entry::rule)
-          .distinct().collect(Collectors.joining("; ")));
+      advice.put("names were read as " + adapter.format().label(),
+          report.unmapped().stream().map(MappingReport.Entry::rule).distinct().collect(Collectors.joining("; ")));
     }
     remedies().forEach((remedy, keys) -> advice.put("fix %d, for %d %s".formatted(advice.size(), keys,
         keys == 1 ? "key" : "keys"), remedy));

@@ -27,7 +27,7 @@ import picocli.CommandLine.ParentCommand;
 import picocli.CommandLine.Spec;
 
 /** Writes a float checkpoint as int8. */
-@Command(name = "quantize", mixinStandardHelpOptions = true,
+@Command(name = "quantize",
     description = {"Write an fp32, fp16 or bf16 checkpoint as int8, as the format's own tool would.",
         "Tensors are read and written piece by piece: memory does not grow with them. Until all is written the result "
         + "is OUT.partial; --resume goes on with what an interrupted run left there."})
@@ -42,7 +42,8 @@ final class QuantizeCommand implements Callable<Integer> {
   @Spec
   private CommandSpec spec;
 
-  @Parameters(index = "0", paramLabel = "IN", description = "A .safetensors file, an index, or a folder with a model.")
+  @Parameters(index = "0", paramLabel = "MODEL",
+      description = "A .safetensors file, an index of shards, or a folder with them.")
   private Path in;
 
   @Parameters(index = "1", paramLabel = "OUT", description = "A folder to be made.")

@@ -2,11 +2,11 @@
 package io.octolora.cli;
 
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 
-/** Rows of text in aligned columns, at most {@value #WIDTH} characters wide; the longest texts give way. */
+/** Rows of text in aligned columns; the longest texts give way where they are too wide. */
 final class Table {
-  static final int WIDTH = 120;
   private static final String GAP = "  ";
 
   private final List<String> header;
@@ -34,8 +34,8 @@ final class Table {
     rows.add(row);
   }
 
-  /** The header, then the rows. */
-  List<String> lines() {
+  /** The header, then the rows, at most of this many characters. */
+  List<String> lines(int most) {
     int[] width = new int[header.size()];
     for (int c = 0; c < width.length; c++) {
       width[c] = header.get(c).length();
@@ -43,11 +43,7 @@ final class Table {
         width[c] = Math.max(width[c], row.get(c).length());
       }
     }
-    int excess = GAP.length() * (width.length - 1) - WIDTH;
-    for (int w : width) {
-      excess += w;
-    }
-    for (; excess > 0; excess--) {
+    for (int excess = Arrays.stream(width).sum() + GAP.length() * (width.length - 1) - most; excess > 0; excess--) {
       int widest = 0;
       for (int c = 1; c < width.length; c++) {
         widest = width[c] > width[widest] ? c : widest;

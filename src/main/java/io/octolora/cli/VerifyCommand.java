@@ -40,7 +40,7 @@ import picocli.CommandLine.ParentCommand;
 import picocli.CommandLine.Spec;
 
 /** Runs layers of a checkpoint with their adapters and judges every result. */
-@Command(name = "verify", mixinStandardHelpOptions = true,
+@Command(name = "verify", abbreviateSynopsis = true,
     description = {"Run every adapted linear (without adapters: every int8 linear) and compare with a double-precision "
         + "oracle, and with recorded outputs of the real tools.",
         "An error is given in units of its bound, what roundings of the number formats can explain: 1 passes."})
@@ -144,6 +144,11 @@ final class VerifyCommand implements Callable<Integer> {
       List<BaseLinear> layers = layers(base, views, recording, skipped);
       if (recording == null) {
         layers.forEach(this::requireRows);
+      }
+      if (unquantized != null && !layers.isEmpty()
+          && layers.stream().noneMatch(layer -> unquantized.linears().containsKey(layer.name()))) {
+        throw usage("--base %s: it has none of the %d layers, such as %s".formatted(original, layers.size(),
+            layers.get(0).name()));
       }
       VerifyOutcome outcome = new VerifyOutcome(base, on, arguments, views, recording, unquantized,
           new ArrayList<>(), new LinkedHashMap<>(), skipped);
@@ -284,7 +289,7 @@ final class VerifyCommand implements Callable<Integer> {
     };
     if (layer.tool() != tool) {
       throw new FormatException("%s: %s was recorded from %s, but %s holds %s".formatted(golden, layer.module(),
-          layer.tool() == null ? "an unquantized layer" : layer.tool(), checkpoint, linear.format()));
+          layer.tool() == null ? "an unquantized layer" : layer.tool(), checkpoint, linear.format().label()));
     }
     if (tool == BaseTool.QUANTO && linear.quantization().mode() != Quantization.Mode.W8A16) {
       throw new FormatException(("%s: %s has calibrated activations; recordings are understood of weight-only Quanto "
@@ -351,9 +356,10 @@ final class VerifyCommand implements Callable<Integer> {
     for (int i = 0; i < outcome.views().size(); i++) {
       AdapterArgument argument = outcome.arguments().get(i);
       terminal.out().println();
-      line("adapter", "%s  %s, scale %s: %s".formatted(argument.path(), outcome.views().get(i).adapter().format(),
-          MappingView.number(argument.scale()), outcome.views().get(i).summary()));
-      outcome.views().get(i).print(terminal, verbose);
+      MappingView view = outcome.views().get(i);
+      line("adapter", "%s  %s, scale %s: %s".formatted(argument.path(), view.adapter().format().label(),
+          MappingView.number(argument.scale()), view.summary()));
+      view.print(terminal, verbose);
     }
     outcome.skipped().forEach((module, why) -> terminal.out().println(
         terminal.paint(Tone.WARNING, "not run: ") + Table.printable(module + ": " + why)));
@@ -386,7 +392,7 @@ final class VerifyCommand implements Callable<Integer> {
       table.add(cells.toArray());
     }
     if (!outcome.results().isEmpty()) {
-      for (String line : table.lines()) {
+      for (String line : table.lines(terminal.width())) {
         terminal.out().println(line.endsWith("  OUTSIDE") ? terminal.paint(Tone.BAD, line) : line);
       }
       terminal.out().println();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.octolora.cli;
 
+import io.octolora.checkpoint.BaseLinear;
 import io.octolora.checkpoint.Checkpoint;
 import io.octolora.cli.Verification.Result;
 import io.octolora.oracle.Recording;
@@ -35,7 +36,8 @@ record VerifyOutcome(Checkpoint base, Device device, List<AdapterArgument> argum
     List<String> parts = new ArrayList<>();
     long outside = results.size() - within();
     if (results.isEmpty()) {
-      parts.add("no layer was run");
+      parts.add("no layer was run" + (base.linears().values().stream().anyMatch(BaseLinear::quantized) ? ""
+          : ", as the checkpoint has none of int8"));
     } else {
       parts.add("%d of %d layers %s on %s".formatted(outside == 0 ? results.size() : outside, results.size(),
           outside == 0 ? "within bounds" : "outside the bounds", device.info().id()));

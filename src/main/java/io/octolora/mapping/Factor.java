@@ -38,10 +38,12 @@ public final class Factor {
     return tensor;
   }
 
+  /** Of the rectangle. */
   public int rows() {
     return rows;
   }
 
+  /** Of the rectangle. */
   public int columns() {
     return columns;
   }

@@ -18,6 +18,7 @@ import org.jetbrains.annotations.Nullable;
  */
 public record LoraDelta(String module, Factor a, Factor b, double scale, @Nullable Factor bias,
     @Nullable Factor magnitude) {
+  /** Refuses shapes that do not go together, with an {@link IllegalArgumentException} that names them. */
   public LoraDelta {
     Objects.requireNonNull(module, "module");
     if (a.rows() != b.columns() || bias != null && (bias.rows() != b.rows() || bias.columns() != 1)) {
@@ -33,6 +34,7 @@ public record LoraDelta(String module, Factor a, Factor b, double scale, @Nullab
     }
   }
 
+  /** Rows of A and columns of B. */
   public int rank() {
     return a.rows();
   }

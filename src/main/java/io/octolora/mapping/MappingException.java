@@ -14,6 +14,7 @@ public final class MappingException extends OctoloraException {
     this.report = report;
   }
 
+  /** Every tensor of the adapter, and why it landed nowhere where it did not. */
   public MappingReport report() {
     return report;
   }

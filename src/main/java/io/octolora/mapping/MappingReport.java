@@ -11,6 +11,7 @@ import org.jetbrains.annotations.Nullable;
  * @param notes what a person should know and no rule forbids
  */
 public record MappingReport(List<Entry> entries, List<String> notes) {
+  /** Copies the lists. */
   public MappingReport {
     entries = List.copyOf(entries);
     notes = List.copyOf(notes);
@@ -33,6 +34,7 @@ public record MappingReport(List<Entry> entries, List<String> notes) {
    */
   public record Entry(String key, List<Landing> landings, @Nullable String why, List<String> nearest, String rule,
       @Nullable String remedy) {
+    /** Copies the lists. */
     public Entry {
       landings = List.copyOf(landings);
       nearest = List.copyOf(nearest);

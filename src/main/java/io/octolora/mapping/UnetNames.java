@@ -49,10 +49,10 @@ final class UnetNames {
     int layer = Integer.parseInt(matcher.group(4));
     String place = attention ? "1" : "0";
     if (matcher.group(2) == null) {
-      return "middle_block.%s.%s".formatted(attention ? 1 : 2 * layer, inner);
+      return "middle_block." + (attention ? 1 : 2 * layer) + "." + inner;
     }
     int block = Integer.parseInt(matcher.group(2));
-    return matcher.group(1).equals("down") ? "input_blocks.%d.%s.%s".formatted(3 * block + layer + 1, place, inner)
-        : "output_blocks.%d.%s.%s".formatted(3 * block + layer, place, inner);
+    return matcher.group(1).equals("down") ? "input_blocks." + (3 * block + layer + 1) + "." + place + "." + inner
+        : "output_blocks." + (3 * block + layer) + "." + place + "." + inner;
   }
 }

@@ -16,6 +16,7 @@ import java.util.ArrayList;
 import java.util.HexFormat;
 import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.TreeMap;
 
@@ -92,7 +93,7 @@ final class Plan {
       bytes += unit.bytes();
     }
     for (int i = 0; i < groups.size(); i++) {
-      String name = source.stem() + (groups.size() == 1 ? "" : "-%05d-of-%05d".formatted(i + 1, groups.size()));
+      String name = source.stem() + (groups.size() == 1 ? "" : String.format(Locale.ROOT, "-%05d-of-%05d", i + 1, groups.size()));
       List<TensorSpec> tensors = groups.get(i).stream().flatMap(unit -> unit.outputs().stream()).toList();
       shards.add(new Shard(name + ".safetensors", groups.get(i), new ShardLayout(tensors)));
     }
@@ -202,7 +203,8 @@ final class Plan {
   String fingerprint() throws IOException {
     StringBuilder text = new StringBuilder();
     for (Path file : source.weightFiles()) {
-      text.append("%s %d %s%n".formatted(file.toAbsolutePath(), Files.size(file), Files.getLastModifiedTime(file)));
+      text.append(file.toAbsolutePath()).append(' ').append(Files.size(file)).append(' ')
+          .append(Files.getLastModifiedTime(file)).append('\n');
     }
     for (Shard shard : shards) {
       text.append(shard.file()).append('\n');

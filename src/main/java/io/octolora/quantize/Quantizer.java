@@ -28,6 +28,8 @@ public final class Quantizer {
   @FunctionalInterface
   public interface Progress {
     /**
+     * Called from the thread that runs the job.
+     *
      * @param tensor the one in work
      * @param done bytes of the source that are written, those of earlier runs included
      * @param total bytes of the source
@@ -38,12 +40,14 @@ public final class Quantizer {
   /**
    * What to write.
    *
+   * @param format whose tool the result is to be read by
    * @param skip layers to leave as they are, read as the format's own tools read their lists; empty: their default
    * @param threshold outlier threshold for bitsandbytes' configuration
    * @param maxShardBytes of tensors in a file, unless a single one is larger; null: what the family writes by default,
    *     50 GB for transformers and 10 GB for diffusers
    */
   public record Options(TargetFormat format, List<String> skip, float threshold, @Nullable Long maxShardBytes) {
+    /** Refuses numbers out of range with an {@link IllegalArgumentException}. */
     public Options {
       skip = List.copyOf(skip);
       if (!(threshold >= 0) || Float.isInfinite(threshold)) {
@@ -71,7 +75,10 @@ public final class Quantizer {
    * @param left modules with a weight of two dimensions that are not: embeddings and skipped ones
    * @param unusedSkips entries of the skip list that fit no module
    * @param copied tensors that are the same in both
-   * @param resumedShards those of {@code shards} that an earlier run had finished
+   * @param shards files with tensors
+   * @param resumedShards those of them that an earlier run had finished
+   * @param sourceBytes of tensors read
+   * @param writtenBytes of tensors written
    */
   public record Result(List<String> quantized, List<String> left, List<String> unusedSkips, int copied, int shards,
       int resumedShards, long sourceBytes, long writtenBytes) {}
@@ -96,6 +103,8 @@ public final class Quantizer {
   }
 
   /**
+   * Writes all of it, and returns when it is there under its name.
+   *
    * @param in as for {@link Checkpoint#open}
    * @param out a folder that does not exist yet or is empty
    * @param resume whether to go on where an interrupted run of the same job stopped

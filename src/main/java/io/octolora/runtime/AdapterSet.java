@@ -69,6 +69,7 @@ public final class AdapterSet implements AutoCloseable {
    * @param rank the greatest of an adapter, 1 to {@link LoraPair#MAX_RANK}
    */
   public record Capacity(int adapters, int rank) {
+    /** Refuses numbers out of range with an {@link IllegalArgumentException}. */
     public Capacity {
       if (adapters < 1) {
         throw new IllegalArgumentException("%d adapters, expected 1 or more".formatted(adapters));

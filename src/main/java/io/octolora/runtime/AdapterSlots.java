@@ -6,7 +6,6 @@ import io.octolora.Status;
 import io.octolora.mapping.LoraDelta;
 import java.lang.ref.Reference;
 import java.util.Arrays;
-import java.util.Objects;
 import org.bytedeco.javacpp.Pointer;
 import org.jetbrains.annotations.Nullable;
 
@@ -44,7 +43,15 @@ public final class AdapterSlots extends Forward {
 
   /** The greatest rank that a slot takes. */
   public int capacity(int slot) {
-    return capacity[Objects.checkIndex(slot, capacity.length)];
+    requireSlot(slot);
+    return capacity[slot];
+  }
+
+  void requireSlot(int slot) {
+    if (slot < 0 || slot >= capacity.length) {
+      throw new OctoloraException(Status.INVALID_ARGUMENT,
+          "%s: slot = %d, expected 0 to %d".formatted(name, slot, capacity.length - 1));
+    }
   }
 
   /**
@@ -102,9 +109,14 @@ public final class AdapterSlots extends Forward {
     scale[slot] = adapter.scale;
   }
 
-  /** Gives the adapter in a slot another weight; its own scale stays. */
+  /**
+   * Gives the adapter in a slot another weight; its own scale stays.
+   *
+   * @param weight any finite number
+   * @throws IllegalStateException also if the slot is empty
+   */
   public synchronized void setWeight(int slot, float weight, long stream) {
-    Objects.checkIndex(slot, capacity.length);
+    requireSlot(slot);
     long slots = handle.acquire();
     try {
       if (Double.isNaN(scale[slot])) {
@@ -162,7 +174,7 @@ public final class AdapterSlots extends Forward {
 
   /** Empties a slot. */
   public synchronized void clear(int slot, long stream) {
-    Objects.checkIndex(slot, capacity.length);
+    requireSlot(slot);
     long slots = handle.acquire();
     try {
       NativeLibrary.check(NativeOctolora.slotsClear(slots, slot, stream), name);

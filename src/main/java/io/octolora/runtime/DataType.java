@@ -5,8 +5,11 @@ import io.octolora.checkpoint.ElementType;
 
 /** Element type of activations and adapters, in the order of the constants of {@code octolora.h}. */
 public enum DataType {
+  /** IEEE 754 binary32. */
   FLOAT32(4),
+  /** IEEE 754 binary16. */
   FLOAT16(2),
+  /** The upper half of a {@link #FLOAT32}. */
   BFLOAT16(2);
 
   private final int bytes;

@@ -31,9 +31,10 @@ import org.jetbrains.annotations.Nullable;
  * be called from any thread, one after the other.
  *
  * <p>They throw {@link IllegalStateException} where a layer or a memory is closed, {@link IllegalArgumentException} for
- * memory that is too small, naming both sizes, and {@link OctoloraException} naming the layers, the argument and the
- * numbers: {@link Status#WORKSPACE_TOO_SMALL} for a workspace below {@link #workspaceBytes}, else
- * {@link Status#INVALID_ARGUMENT}. Defined by {@code octolora_forward} in {@code octolora/octolora.h}.
+ * memory that is too small, naming both sizes, and for an output beyond the last, and {@link OctoloraException} naming
+ * the layers, the argument and the numbers: {@link Status#WORKSPACE_TOO_SMALL} for a workspace below
+ * {@link #workspaceBytes}, else {@link Status#INVALID_ARGUMENT}. Defined by {@code octolora_forward} in
+ * {@code octolora/octolora.h}.
  */
 public final class ForwardCall {
   /** The most layers that one call takes. */
@@ -209,7 +210,10 @@ public final class ForwardCall {
 
   private synchronized ForwardCall set(int output, int field, long number, @Nullable DeviceMemory memory,
       @Nullable Pointer pointer) {
-    int at = FIELDS * Objects.checkIndex(output, layers.length) + field;
+    if (output < 0 || output >= layers.length) {
+      throw new IllegalArgumentException("%s: output %d, expected 0 to %d".formatted(names, output, layers.length - 1));
+    }
+    int at = FIELDS * output + field;
     outputs[at] = number;
     memories[at] = memory;
     pointers[at] = pointer;

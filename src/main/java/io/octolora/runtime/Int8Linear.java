@@ -15,10 +15,10 @@ import org.jetbrains.annotations.Nullable;
  * The int8 weights of one layer on a device, and any number of adapters that are active together.
  *
  * <p>W [n, k] int8 with one fp32 scale an output feature or one for all, or with fp16 scales for blocks of a row;
- * adapters A [rank, k], B [n, rank]. The caller
- * who loaded it closes it. It may be used by several threads: attaching builds new adapter storage beside the old and
- * swaps it in, so a call in progress ends with the adapters it began with. Made by {@link Device#load}; defined by
- * {@code octolora_linear} and {@code octolora_slots} in {@code octolora/octolora.h}.
+ * adapters A [rank, k], B [n, rank]. The caller who loaded it closes it. It may be used by several threads: attaching
+ * builds new adapter storage beside the old and swaps it in, so a call in progress ends with the adapters it began
+ * with. Made by {@link Device#load}; defined by {@code octolora_linear} and {@code octolora_slots} in
+ * {@code octolora/octolora.h}.
  */
 public final class Int8Linear extends Forward {
   /** Weights go to the device in pieces of at most this many bytes, where a row is not longer. */

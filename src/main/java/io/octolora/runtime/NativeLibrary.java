@@ -47,11 +47,7 @@ final class NativeLibrary {
       try {
         Loader.load(NativeOctolora.class);
       } catch (UnsatisfiedLinkError e) {
-        throw new NativeLibraryException(
-            ("no native library for %1$s on the class path (expected %1$s/libjnioctolora.so in the jar with that"
-                + " classifier), and").formatted(Loader.getPlatform())
-                + " -D" + PATH_PROPERTY + " names no folder that holds one: " + e.getMessage(),
-            e);
+        throw new NativeLibraryException(refusal(e), e);
       }
       return;
     }
@@ -67,6 +63,19 @@ final class NativeLibrary {
         throw new NativeLibraryException("-D%s=%s: %s".formatted(PATH_PROPERTY, folder, e.getMessage()), e);
       }
     }
+  }
+
+  /** JavaCPP looks on where a library that it found does not load, and keeps the reason as the cause. */
+  private static String refusal(UnsatisfiedLinkError error) {
+    String platform = Loader.getPlatform();
+    String resource = "io/octolora/runtime/" + platform + "/libjnioctolora.so";
+    if (error.getCause() != null && NativeLibrary.class.getClassLoader().getResource(resource) != null) {
+      return "the native library from the jar does not load: " + error.getCause().getMessage();
+    }
+    return ("no native library for %1$s (expected the jar with the classifier %1$s on the %2$s), and -D%3$s names no "
+        + "folder: %4$s").formatted(platform, NativeLibrary.class.getModule().isNamed()
+            ? "class path, or on the module path with --add-modules io.octolora.natives" : "class path", PATH_PROPERTY,
+            error.getMessage());
   }
 
   static void requireAbi(int expected, int found) {

@@ -88,9 +88,7 @@ public final class PinnedAdapter implements AutoCloseable {
         if (one.device != device) {
           throw invalid("%s is on another device than adapter %s".formatted(one.name, name));
         }
-        if (slot < 0 || slot >= one.count()) {
-          throw invalid("%s: slot = %d, expected 0 to %d".formatted(one.name, slot, one.count() - 1));
-        }
+        one.requireSlot(slot);
         HostAdapter adapter = layers.get(one.name);
         if (adapter != null) {
           adapter.requireFit(one.name, one.n, one.k);

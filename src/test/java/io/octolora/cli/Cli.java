@@ -20,7 +20,8 @@ record Cli(int status, String out, String err) {
   static Cli run(boolean colours, boolean progress, Object... args) {
     StringWriter out = new StringWriter();
     StringWriter err = new StringWriter();
-    Terminal terminal = new Terminal(new PrintWriter(out, true), new PrintWriter(err, true), colours, progress);
+    Terminal terminal = new Terminal(new PrintWriter(out, true), new PrintWriter(err, true), colours, progress,
+        Terminal.MIN_WIDTH);
     int status = Main.run(terminal, Arrays.stream(args).map(String::valueOf).toArray(String[]::new));
     return new Cli(status, out.toString(), err.toString());
   }

@@ -8,8 +8,11 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.octolora.oracle.FloatFormat;
 import java.io.IOException;
+import java.io.PrintWriter;
+import java.io.StringWriter;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -88,11 +91,24 @@ class CliPartsTest {
     Table table = new Table("NAME", ">N", "OTHER");
     table.add("a".repeat(200) + "tail", 5, "b".repeat(60));
     table.add("short", 12345, "x");
-    for (String line : table.lines()) {
-      assertTrue(line.length() <= Table.WIDTH, line);
+    List<String> lines = table.lines(120);
+    for (String line : lines) {
+      assertTrue(line.length() <= 120, line);
     }
-    assertTrue(table.lines().get(1).contains("…") && table.lines().get(1).contains("tail"), table.lines().get(1));
-    assertTrue(table.lines().get(2).contains("12345"), table.lines().get(2));
+    assertTrue(lines.get(1).contains("…") && lines.get(1).contains("tail"), lines.get(1));
+    assertTrue(lines.get(2).contains("12345"), lines.get(2));
+    assertEquals("a".repeat(200) + "tail      5  " + "b".repeat(60), table.lines(1000).get(1));
+  }
+
+  /** Without line breaks by the terminal, which "clear the line" would not take back. */
+  @Test
+  void progressStaysOnOneLine() {
+    StringWriter err = new StringWriter();
+    Terminal terminal = new Terminal(new PrintWriter(new StringWriter()), new PrintWriter(err), false, true, 120);
+    terminal.progress("m".repeat(5000), 3, 504);
+    String text = err.toString();
+    assertTrue(text.startsWith("\r\u001b[K\u001b[?7l3/504  mmm") && text.endsWith("mmm\u001b[?7h"), text);
+    assertTrue(text.length() < 200, text);
   }
 
   @Test

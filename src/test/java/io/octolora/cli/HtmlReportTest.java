@@ -170,6 +170,9 @@ class HtmlReportTest {
     Cli wrong = Cli.run("verify", BASE, "--device", "cpu", "--report", file, "--base", other).expect(Main.BAD_INPUT);
     assertTrue(wrong.err().contains("expected the unquantized layer"), wrong.err());
     assertFalse(Files.exists(file));
+    Path another = Fixtures.path("llama/base_bf16");
+    Cli.run("verify", BASE, "--device", "cpu", "--report", file, "--base", another).expectError(
+        "--base " + another + ": it has none of the 36 layers, such as context_embedder");
     Cli nowhere = Cli.run("verify", BASE, "--device", "cpu", "--report", folder.resolve("no/report.html"))
         .expect(Main.BAD_INPUT);
     assertTrue(nowhere.err().contains("no/report.html"), nowhere.err());

@@ -61,9 +61,24 @@ class InspectCommandTest {
         cli.out());
     assertTrue(cli.out().contains("note: "), cli.out());
     assertTrue(cli.lines().stream().anyMatch(
-        line -> line.matches("model\\.layers\\.\\*\\.self_attn\\.q_proj +2 +64 +64 +gguf q8 0 +float \\(W8A16\\) +no")),
+        line -> line.matches("model\\.layers\\.\\*\\.self_attn\\.q_proj +2 +64 +64 +GGUF Q8_0 +float \\(W8A16\\) +no")),
         cli.out());
     assertTrue(cli.out().endsWith("OK: every adapter key landed" + System.lineSeparator()), cli.out());
+  }
+
+  @Test
+  void anAdapterAloneIsSaidToBeOne() {
+    Cli cli = Cli.run("inspect", Fixtures.path("flux/adapters/r4/peft")).expect(0);
+    assertTrue(cli.out().contains("note: this is an adapter, and needs its checkpoint before it: PEFT: 52 of 52 keys"),
+        cli.out());
+    assertFalse(Cli.run("inspect", Fixtures.path("llama/base_bf16")).expect(0).out().contains("note: "));
+  }
+
+  @Test
+  void aFileWithoutLayersHasNoTable() {
+    Cli cli = Cli.run("inspect", Fixtures.path("flux/golden/bnb8__r4.safetensors")).expect(0);
+    assertTrue(cli.out().contains("  no linear layers"), cli.out());
+    assertFalse(cli.out().contains("MODULE"), cli.out());
   }
 
   @ParameterizedTest
@@ -112,7 +127,8 @@ class InspectCommandTest {
     assertTrue(cli.out().contains("landed nowhere: base_model.model.model.layers.0.mlp.down_proj.lora_A.weight: "),
         cli.out());
     assertTrue(cli.out().contains("; nearest: "), cli.out());
-    assertTrue(cli.out().endsWith("FAILED: 28 adapter keys landed nowhere and would be dropped"
+    assertTrue(cli.out().endsWith("FAILED: 28 adapter keys landed nowhere and would be dropped: "
+        + Fixtures.path("llama/adapters/r4_all") + " may be for another model"
         + System.lineSeparator()), cli.out());
   }
 

@@ -27,7 +27,7 @@ class InspectFamiliesTest {
     Cli cli = Cli.run("inspect", "-v", base, writer.write(folder.resolve("lora.safetensors"))).expect(0);
     for (String part : new String[] {
         "read as     bitsandbytes int8: 1 layers have tensors named like m.gate_up_proj.SCB",
-        "read as     KOHYA: 4 of 4 keys are named like lora_unet_m_gate_proj.lora_down.weight",
+        "read as     kohya: 4 of 4 keys are named like lora_unet_m_gate_proj.lora_down.weight",
         "4 of 4 keys landed on 1 modules", "lora_unet_m_gate_proj + lora_unet_m_up_proj"}) {
       assertTrue(cli.out().contains(part), cli.out());
     }

@@ -88,9 +88,9 @@ class QuantizeCommandTest {
 
   @Test
   void theBarSaysWhatIsLeft() {
-    assertEquals("[████████████░░░░░░░░░░░░]  50 %  2.00 GB of 4.00 GB, 1.00 GB/s, 2 s left  a.weight",
-        ProgressBar.line("a.weight", 2_000_000_000L, 4_000_000_000L, 1.5, 500_000_000L));
-    assertEquals("[░░░░░░░░░░░░░░░░░░░░░░░░]   0 %  0 B of 1.23 kB  x", ProgressBar.line("x", 0, 1234, 0, 0));
+    assertEquals("[████████████░░░░░░░░░░░░]  50 %  2.00 GB of 4.00 GB, 1.00 GB/s, 2 s left  ",
+        ProgressBar.line(2_000_000_000L, 4_000_000_000L, 1.5, 500_000_000L));
+    assertEquals("[░░░░░░░░░░░░░░░░░░░░░░░░]   0 %  0 B of 1.23 kB  ", ProgressBar.line(0, 1234, 0, 0));
     assertEquals("999 B", ProgressBar.size(999));
     assertEquals("1.00 MB", ProgressBar.size(999_999));
     assertEquals("12.3 MB", ProgressBar.size(12_345_678));

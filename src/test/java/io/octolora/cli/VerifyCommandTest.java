@@ -319,6 +319,12 @@ class VerifyCommandTest {
   }
 
   @Test
+  void aCheckpointWithoutInt8Layers() {
+    Cli cli = Cli.run("verify", Fixtures.path("llama/base_bf16"), "--device", "cpu").expect(1);
+    assertTrue(cli.out().contains("FAILED: no layer was run, as the checkpoint has none of int8"), cli.out());
+  }
+
+  @Test
   void stackTracesOnlyOnRequest() {
     Cli cli = Cli.run("verify", folder.resolve("nowhere"), R4, "--stacktrace").expect(2);
     assertTrue(cli.err().contains("\tat io.octolora."), cli.err());
@@ -338,7 +344,14 @@ class VerifyCommandTest {
   @Test
   void helpAndVersion() {
     assertTrue(Cli.run("--help").expect(0).out().contains("Exit status"));
-    assertTrue(Cli.run("verify", "--help").expect(0).out().contains("ADAPTER[=SCALE]"));
     assertTrue(Cli.run("--version").expect(0).out().startsWith("octolora "));
+    for (String command : List.of("inspect", "verify", "quantize")) {
+      Cli help = Cli.run(command, "--help").expect(0);
+      assertTrue(help.out().contains("Usage: octolora " + command + " ["), help.out());
+      assertTrue(help.out().contains("Exit status"), help.out());
+      help.lines().forEach(line -> assertTrue(line.length() <= 100, line));
+      assertTrue(Cli.run(command, "--version").expect(0).out().startsWith("octolora "));
+    }
+    assertTrue(Cli.run("verify", "--help").out().contains("verify [OPTIONS] CHECKPOINT [ADAPTER[=SCALE]...]"));
   }
 }

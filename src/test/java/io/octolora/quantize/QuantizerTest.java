@@ -7,6 +7,7 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import io.octolora.ArabicDigits;
 import io.octolora.Fixtures;
 import io.octolora.FormatException;
 import io.octolora.OctoloraException;
@@ -184,6 +185,15 @@ class QuantizerTest {
       assertEquals(total, Json.object(index.get("metadata"), "metadata").get("total_size"));
     }
     assertTrue(Files.exists(folder.resolve("many/model-00001-of-%05d.safetensors".formatted(result.shards()))),
+        contents(folder.resolve("many")).keySet().toString());
+  }
+
+  @Test
+  void namesOfShardsDoNotFollowTheLocale() throws IOException {
+    try (ArabicDigits egypt = new ArabicDigits()) {
+      run(LLAMA, folder.resolve("many"), options(TargetFormat.QUANTO, 100_000L));
+    }
+    assertTrue(Files.exists(folder.resolve("many/model-00001-of-00002.safetensors")),
         contents(folder.resolve("many")).keySet().toString());
   }
 

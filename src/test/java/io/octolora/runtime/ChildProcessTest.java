@@ -73,13 +73,28 @@ class ChildProcessTest {
 
   @Test
   void aClassPathWithoutTheLibraryIsNamed() throws Exception {
-    String withoutNatives = Arrays.stream(classPath().split(File.pathSeparator))
+    Result result = java(List.of("-cp", withoutNatives()), Workout.class);
+    assertEquals(1, result.exit());
+    assertTrue(result.output().contains("NativeLibraryException: no native library for linux-x86_64"), result.output());
+  }
+
+  /** Such as one for a newer C library: what the system says of it must not be lost behind "not found". */
+  @Test
+  void aLibraryOnTheClassPathThatDoesNotLoadIsNamed() throws Exception {
+    Path natives = Files.createDirectories(folder.resolve("io/octolora/runtime/linux-x86_64"));
+    Files.writeString(natives.resolve("liboctolora.so.3"), "no library");
+    Files.writeString(natives.resolve("libjnioctolora.so"), "no library");
+    Result result = java(List.of("-cp", withoutNatives() + File.pathSeparator + folder), Workout.class);
+    assertEquals(1, result.exit());
+    assertTrue(result.output().contains("NativeLibraryException: the native library from the jar does not load: "
+        + natives.resolve("libjnioctolora.so")), result.output());
+  }
+
+  private static String withoutNatives() {
+    return Arrays.stream(classPath().split(File.pathSeparator))
         .filter(entry -> !Files.exists(Path.of(entry, "io/octolora/runtime/linux-x86_64")))
         .filter(entry -> !entry.contains("linux-x86_64"))
         .collect(Collectors.joining(File.pathSeparator));
-    Result result = java(List.of("-cp", withoutNatives), Workout.class);
-    assertEquals(1, result.exit());
-    assertTrue(result.output().contains("NativeLibraryException: no native library for linux-x86_64"), result.output());
   }
 
   @Test

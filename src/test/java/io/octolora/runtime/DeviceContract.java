@@ -34,6 +34,7 @@ import org.bytedeco.javacpp.Pointer;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.function.Executable;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.MethodSource;
 import org.junit.jupiter.params.provider.ValueSource;
@@ -184,9 +185,11 @@ abstract class DeviceContract {
       OctoloraException tooWide = assertThrows(OctoloraException.class,
           () -> slots.set(0, second.rank(), second.a(), second.b(), 1, 0));
       assertEquals("layer: adapter.rank = 7, expected 1 to 4, the capacity of slot 0", tooWide.getMessage());
-      OctoloraException noSlot = assertThrows(OctoloraException.class,
-          () -> slots.set(2, first.rank(), first.a(), first.b(), 1, 0));
-      assertEquals("layer: slot = 2, expected 0 to 1", noSlot.getMessage());
+      List<Executable> beyond = List.of(() -> slots.set(2, first.rank(), first.a(), first.b(), 1, 0),
+          () -> slots.setWeight(2, 1, 0), () -> slots.clear(2, 0), () -> slots.capacity(2));
+      for (Executable call : beyond) {
+        assertEquals("layer: slot = 2, expected 0 to 1", assertThrows(OctoloraException.class, call).getMessage());
+      }
     }
   }
 

@@ -272,7 +272,8 @@ abstract class ForwardCallContract {
     Arrays.fill(nine, linear);
     assertEquals("9 layers, expected 1 to 8",
         assertThrows(IllegalArgumentException.class, () -> new ForwardCall(nine)).getMessage());
-    assertThrows(IndexOutOfBoundsException.class, () -> call.y(1, y));
+    assertEquals("layer: output 1, expected 0 to 0",
+        assertThrows(IllegalArgumentException.class, () -> call.y(1, y)).getMessage());
     assertRefused("layer: workspace_bytes = 0, expected at least " + call.workspaceBytes(),
         Status.WORKSPACE_TOO_SMALL, call);
     call.workspace(keep(device.allocate(call.workspaceBytes())));

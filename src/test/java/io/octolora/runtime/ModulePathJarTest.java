@@ -6,8 +6,10 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.octolora.Fixtures;
 import java.io.File;
+import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.concurrent.TimeUnit;
@@ -21,8 +23,22 @@ import org.junit.jupiter.api.io.TempDir;
 class ModulePathJarTest {
   @TempDir Path folder;
 
-  @Test
-  void theModuleFindsItsNatives() throws Exception {
+  private record Result(int exit, String output) {}
+
+  private Result run(String tool, String... arguments) throws Exception {
+    List<String> command = new ArrayList<>(List.of(Path.of(System.getProperty("java.home"), "bin", tool).toString()));
+    command.addAll(List.of(arguments));
+    Path output = folder.resolve("output");
+    Process process = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(output.toFile()).start();
+    if (!process.waitFor(120, TimeUnit.SECONDS)) {
+      process.destroyForcibly();
+      throw new AssertionError(command + " still runs after 120 s");
+    }
+    return new Result(process.exitValue(), Files.readString(output));
+  }
+
+  /** The jars of this build and those that they need to run. */
+  private static String modulePath() throws IOException {
     Path target = Path.of(System.getProperty("basedir", ""), "target");
     if (!Files.isDirectory(target)) {
       System.out.println("SKIPPED: ModulePathJarTest: not run in the source tree, no folder " + target);
@@ -38,19 +54,39 @@ class ModulePathJarTest {
     String libraries = Arrays.stream(System.getProperty("java.class.path").split(File.pathSeparator))
         .filter(entry -> Path.of(entry).getFileName().toString().matches(used))
         .collect(Collectors.joining(File.pathSeparator));
-    Path output = folder.resolve("output");
-    List<String> command = List.of(Path.of(System.getProperty("java.home"), "bin", "java").toString(),
-        "-p", own + File.pathSeparator + libraries, "--add-modules", "io.octolora.natives",
+    return own + File.pathSeparator + libraries;
+  }
+
+  @Test
+  void theModuleFindsItsNatives() throws Exception {
+    String[] verify = {"-p", modulePath(), "--add-modules", "io.octolora.natives",
         "--enable-native-access=io.octolora,org.bytedeco.javacpp", "-m", "io.octolora/io.octolora.cli.Main", "verify",
         Fixtures.path("flux/base_bnb8").toString(), Fixtures.path("flux/adapters/r4/peft").toString(), "--device",
-        "cpu");
-    Process process = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(output.toFile()).start();
-    if (!process.waitFor(120, TimeUnit.SECONDS)) {
-      process.destroyForcibly();
-      throw new AssertionError(command + " still runs after 120 s");
-    }
-    String text = Files.readString(output);
-    assertEquals(0, process.exitValue(), text);
-    assertTrue(text.contains("OK: 26 of 26 layers within bounds on cpu"), text);
+        "cpu"};
+    Result result = run("java", verify);
+    assertEquals(0, result.exit(), result.output());
+    assertTrue(result.output().contains("OK: 26 of 26 layers within bounds on cpu"), result.output());
+    verify[3] = "io.octolora";
+    Result without = run("java", verify);
+    assertEquals(2, without.exit(), without.output());
+    assertTrue(without.output().contains("with --add-modules io.octolora.natives"), without.output());
+  }
+
+  /** With what Maven puts on its module path, which is not what is only "provided" to the library. */
+  @Test
+  void anotherModuleCompilesAgainstIt() throws Exception {
+    Path module = Files.writeString(folder.resolve("module-info.java"), "module app { requires io.octolora; }");
+    Path app = Files.writeString(folder.resolve("App.java"), """
+        package app;
+        import io.octolora.runtime.*;
+        class App {
+          void run(Int8Linear linear, DeviceMemory x, Stream stream) {
+            linear.forward(x, DataType.FLOAT32, x, DataType.FLOAT32, 1, null, stream);
+          }
+        }
+        """);
+    Result result = run("javac", "-p", modulePath(), "-d", folder.resolve("out").toString(), "-Xlint:all", "-Werror",
+        module.toString(), app.toString());
+    assertEquals(0, result.exit(), result.output());
   }
 }
