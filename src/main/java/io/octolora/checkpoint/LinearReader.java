@@ -345,7 +345,7 @@ final class LinearReader {
               codes == null ? "" : ", but " + codes));
         }
       }
-      throw new FormatException("%s: expected I8".formatted(codes == null ? module + end : codes));
+      throw new FormatException("%s: expected I8".formatted(codes == null ? path + ": " + module + end : codes));
     }
     return codes;
   }
@@ -354,7 +354,7 @@ final class LinearReader {
   private Tensor scale(String module, String end, int[] size) {
     Tensor scale = tensors.get(module + end);
     if (scale == null) {
-      throw new FormatException("%s: int8 codes without a scale: no %s%s".formatted(module, module, end));
+      throw new FormatException("%s: int8 codes of %s without a scale: no %s%s".formatted(path, module, module, end));
     }
     boolean one = scale.elementCount() == 1 && scale.dimensions() <= 2;
     boolean column = scale.dimensions() == 1 || scale.dimensions() == 2 && scale.dimension(1) == 1;

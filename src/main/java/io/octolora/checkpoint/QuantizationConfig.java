@@ -21,6 +21,7 @@ final class QuantizationConfig {
   static final float DEFAULT_THRESHOLD = 6;
 
   private final String where;
+  private final String mapFile;
   private final @Nullable Map<String, Object> fields;
   private final @Nullable Map<String, Object> quantoMap;
   private final boolean diffusers;
@@ -28,9 +29,10 @@ final class QuantizationConfig {
   private final List<PythonPattern> skippedPatterns = new ArrayList<>();
   private final @Nullable CompressedTensorsConfig compressedTensors;
 
-  private QuantizationConfig(String where, @Nullable Map<String, Object> fields,
+  private QuantizationConfig(String where, String mapFile, @Nullable Map<String, Object> fields,
       @Nullable Map<String, Object> quantoMap, boolean diffusers) {
     this.where = where;
+    this.mapFile = mapFile;
     this.fields = fields;
     this.quantoMap = quantoMap;
     this.diffusers = diffusers;
@@ -47,13 +49,14 @@ final class QuantizationConfig {
   static QuantizationConfig read(WeightFiles weights) throws IOException {
     Map<String, Object> config = weights.json("config.json");
     Map<String, Object> fields = null;
+    String where = weights.beside("config.json") + ": quantization_config";
     boolean diffusers = false;
     if (config != null) {
       diffusers = config.containsKey("_diffusers_version") || config.containsKey("_class_name");
       Object value = config.get("quantization_config");
-      fields = value == null ? null : Json.object(value, "config.json: quantization_config");
+      fields = value == null ? null : Json.object(value, where);
     }
-    return new QuantizationConfig("config.json: quantization_config", fields, weights.json("quanto_qmap.json"),
+    return new QuantizationConfig(where, weights.beside("quanto_qmap.json"), fields, weights.json("quanto_qmap.json"),
         diffusers);
   }
 
@@ -97,7 +100,7 @@ final class QuantizationConfig {
     Object activations = null;
     String place = where + ": activations";
     if (quantoMap != null && quantoMap.get(module) != null) {
-      place = "quanto_qmap.json: " + module;
+      place = mapFile + ": " + module;
       Map<String, Object> entry = Json.object(quantoMap.get(module), place);
       if (!"qint8".equals(entry.get("weights"))) {
         throw new FormatException(Status.UNSUPPORTED,

@@ -71,6 +71,11 @@ final class WeightFiles implements AutoCloseable {
     return all;
   }
 
+  /** The file of that name beside the weights as messages call it. */
+  String beside(String name) {
+    return folder == null ? name : folder.resolve(name).toString();
+  }
+
   /** An optional JSON object beside the weights; null if there is none. */
   @Nullable Map<String, Object> json(String name) throws IOException {
     Path file = folder == null ? null : folder.resolve(name);

@@ -9,6 +9,7 @@ import io.octolora.mapping.MappingReport;
 import java.io.IOException;
 import java.io.InputStream;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.FileSystemException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
@@ -46,6 +47,10 @@ final class HtmlReport {
     try {
       Files.writeString(whole, new HtmlReport(outcome, inputs).render());
       Files.move(whole, file, StandardCopyOption.REPLACE_EXISTING, StandardCopyOption.ATOMIC_MOVE);
+    } catch (FileSystemException e) {
+      throw e;
+    } catch (IOException e) { // of the channel, which does not know its name
+      throw new IOException("%s: %s".formatted(whole, e.getMessage()), e);
     } finally {
       Files.deleteIfExists(whole);
     }

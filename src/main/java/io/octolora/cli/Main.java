@@ -5,6 +5,7 @@ import io.octolora.OctoloraException;
 import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.nio.file.AccessDeniedException;
+import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.InvalidPathException;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
@@ -110,10 +111,15 @@ public final class Main implements Callable<Integer> {
 
   private static String explain(Exception e) {
     if (e instanceof UncheckedIOException wrapped) {
-      return explain(wrapped.getCause());
+      String cause = explain(wrapped.getCause());
+      boolean own = !wrapped.getCause().toString().equals(wrapped.getMessage());
+      return own ? wrapped.getMessage() + ": " + cause : cause;
     }
     if (e instanceof NoSuchFileException missing) {
       return missing.getFile() + ": no such file or folder";
+    }
+    if (e instanceof FileAlreadyExistsException existing) {
+      return existing.getFile() + ": exists and is no folder";
     }
     if (e instanceof AccessDeniedException denied) {
       return denied.getFile() + ": permission denied";

@@ -70,6 +70,7 @@ final class Plan {
         skipped.add(module);
       } else {
         quantized.add(module);
+        refuseParts(module);
         units.put(module + WEIGHT, new Unit(linear.weight(), true,
             options.format().tensors(module, linear.weight().type(), linear.n(), linear.k())));
       }
@@ -79,6 +80,17 @@ final class Plan {
           source.checkpoint().path(), linears.size(), skipped.isEmpty() ? "" : "; all are skipped"));
     }
     return new ArrayList<>(units.values());
+  }
+
+  /** A tensor that would be taken for a part of the layer once it is int8, or stand where such a part is written. */
+  private void refuseParts(String module) {
+    for (String part : options.format().parts()) {
+      Tensor tensor = source.checkpoint().tensors().get(module + part);
+      if (tensor != null) {
+        throw new FormatException(Status.UNSUPPORTED, "%s: %s would read it as a part of the int8 layer %s; skip that "
+            .formatted(tensor, options.format().tool(), module) + "layer, or take the tensor out of the source");
+      }
+    }
   }
 
   private void arrange(List<Unit> units) {

@@ -116,6 +116,13 @@ public final class Quantizer {
     if (target.getFileName() == null) {
       throw refused("%s is no name for a new folder".formatted(out));
     }
+    if (Files.isSymbolicLink(target)) { // whose place a finished folder cannot take
+      throw refused("%s is a symbolic link to %s, expected the name of a new folder".formatted(out,
+          Files.readSymbolicLink(target)));
+    }
+    if (Files.isDirectory(target) && !Files.getFileStore(target).equals(Files.getFileStore(target.getParent()))) {
+      throw refused("%s is a mount point, expected a new folder, such as one in it".formatted(out));
+    }
     try (Checkpoint checkpoint = Checkpoint.open(in)) {
       return new Quantizer(Source.of(checkpoint), target, options).run(resume, progress);
     }

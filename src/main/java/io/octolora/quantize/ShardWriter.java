@@ -10,6 +10,7 @@ import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
+import java.nio.file.FileSystemException;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import java.util.stream.IntStream;
@@ -52,6 +53,10 @@ final class ShardWriter {
         }
       }
       channel.force(true);
+    } catch (FileSystemException e) {
+      throw e;
+    } catch (IOException e) { // of the channel, which does not know its name
+      throw new IOException("%s: %s".formatted(file, e.getMessage()), e);
     }
   }
 

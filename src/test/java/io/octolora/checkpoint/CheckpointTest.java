@@ -165,7 +165,7 @@ class CheckpointTest {
   @ValueSource(strings = {"-1", "\"6\"", "1e400", "true", "[]"})
   void badThresholdsAreRejected(String value) throws IOException {
     model(new SafetensorsWriter().bitsandbytes("m", 2, 3), BITSANDBYTES.formatted(",\"llm_int8_threshold\":" + value));
-    assertRejected(Status.INVALID_ARGUMENT, "llm_int8_threshold");
+    assertRejected(Status.INVALID_ARGUMENT, folder.resolve("config.json") + ": ", "llm_int8_threshold");
   }
 
   @Test

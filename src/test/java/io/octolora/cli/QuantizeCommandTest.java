@@ -67,6 +67,13 @@ class QuantizeCommandTest {
   }
 
   @Test
+  void aFileInPlaceOfTheWorkingFolderIsNamed() throws Exception {
+    Path file = Files.createFile(folder.resolve("int8.partial"));
+    Cli.run("quantize", LLAMA, folder.resolve("int8"), "--format", "quanto", "--resume")
+        .expectError(file + ": exists and is no folder");
+  }
+
+  @Test
   void aPatternThatFitsNothingIsSaid() {
     Cli cli = Cli.run("quantize", LLAMA, folder.resolve("int8"), "--format", "quanto", "--skip", "*.q_proj", "--skip",
         "q_proj").expect(0);

@@ -6,6 +6,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
 import io.octolora.ArabicDigits;
 import io.octolora.Fixtures;
@@ -37,6 +38,7 @@ import org.junit.jupiter.api.function.Executable;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 class QuantizerTest {
   private static final Path LLAMA = Fixtures.path("llama/base_bf16");
@@ -429,6 +431,52 @@ class QuantizerTest {
     assertEquals("data", Files.readString(out.resolve("precious")));
     Files.delete(out.resolve("precious"));
     run(LLAMA, out, options); // an empty folder is no obstacle
+  }
+
+  @ParameterizedTest
+  @CsvSource({"QUANTO, input_scale", "QUANTO, output_scale", "COMPRESSED_TENSORS, input_scale",
+      "COMPRESSED_TENSORS, weight_zero_point"})
+  void aTensorThatWouldBeReadAsPartOfAnInt8LayerIsNamed(TargetFormat format, String part) throws IOException {
+    Path source = Files.createDirectory(folder.resolve("parts"));
+    new SafetensorsWriter().ramp("m.weight", 1, 4, 8).floats("m." + part, new long[0], 2).ramp("o.weight", 1, 4, 8)
+        .write(source.resolve("model.safetensors"));
+    Path out = folder.resolve("int8");
+    assertMessage("m." + part, () -> Quantizer.run(source, out, Quantizer.Options.of(format), false, (a, b, c) -> { }));
+    assertFalse(Files.exists(out.resolveSibling("int8.partial")));
+  }
+
+  @ParameterizedTest
+  @ValueSource(booleans = {true, false})
+  void aLinkIsRefusedBeforeTheWork(boolean dangling) throws IOException {
+    Path source = Files.createDirectory(folder.resolve("linked"));
+    new SafetensorsWriter().ramp("m.weight", 1, 4, 8).write(source.resolve("model.safetensors"));
+    Path real = folder.resolve("real");
+    if (!dangling) {
+      Files.createDirectory(real);
+    }
+    Path link = Files.createSymbolicLink(folder.resolve("link"), real);
+    assertMessage("link is a symbolic link to " + real, () -> Quantizer.run(source, link,
+        Quantizer.Options.of(TargetFormat.QUANTO), false, (a, b, c) -> { }));
+    assertFalse(Files.exists(folder.resolve("link.partial")));
+  }
+
+  /** Writing to a full disk fails in a channel, whose error has no name. */
+  @Test
+  void aFileThatCannotBeWrittenIsNamed() throws IOException {
+    Path source = Files.createDirectory(folder.resolve("large"));
+    new SafetensorsWriter().ramp("m.weight", 1, 4, 8).write(source.resolve("model.safetensors"));
+    Path work = Files.createDirectory(folder.resolve("full.partial"));
+    Path full = Path.of("/dev/full");
+    assumeTrue(Files.exists(full));
+    Files.createSymbolicLink(work.resolve("model.safetensors.full"), full);
+    Plan.Shard shard;
+    try (Checkpoint checkpoint = Checkpoint.open(source)) {
+      shard = new Plan(Source.of(checkpoint), Quantizer.Options.of(TargetFormat.QUANTO)).shards().get(0);
+      Path target = work.resolve("model.safetensors.full");
+      IOException e = assertThrows(IOException.class,
+          () -> new ShardWriter(shard, TargetFormat.QUANTO, (tensor, bytes) -> { }).write(target));
+      assertTrue(e.getMessage().contains(target.toString()), e.getMessage());
+    }
   }
 
   private static void assertMessage(String part, Executable executable) {
