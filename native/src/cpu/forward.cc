@@ -29,8 +29,8 @@ constexpr int kPrepareRows = 32, kChunkRows = 64;
 constexpr int64_t kPiece = 2048;
 // The same for x·Aᵀ, where kPrepareRows rows share it.
 constexpr int64_t kDownPiece = 256;
-// k multiplied in one go: a panel of it fits the second cache beside a chunk of rows. Where one chunk is all there is,
-// so little that while the last rows meet a piece, the next one is on its way from memory.
+// k multiplied in one go: a panel of it fits the second cache beside a chunk of rows. Where a few rows are all there
+// are, so little that while the last of them meet a piece, the next one is on its way from memory.
 constexpr int64_t kDepth = 4096, kShallowDepth = kPrefetchBytes / kColumns;
 static_assert(kDepth % kScaleBlock == 0 && kShallowDepth % kScaleBlock == 0);
 // Outlier columns multiplied in one go.
@@ -414,7 +414,8 @@ class Pass {
   }
 
   void multiply_codes(const CpuLinear& linear, int64_t panel, int64_t row, int chunk, int32_t* tile) const {
-    const int64_t depth = linear.panels_.depth(), step = rows_ <= kChunkRows ? kShallowDepth : kDepth;
+    const bool shallow = rows_ > 1 && rows_ <= kChunkRows;
+    const int64_t depth = linear.panels_.depth(), step = shallow ? kShallowDepth : kDepth;
     for (int64_t k = 0; k < depth; k += step) {
       kernels_.multiply_codes(chunk, linear.panels_.width(panel) / kernels_.lanes, weights_at(linear, panel, k),
                               codes_ + row * scratch_.code_bytes + k * kernels_.code_bytes,
