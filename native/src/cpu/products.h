@@ -77,7 +77,9 @@ struct FloatTile {
     const auto multiply = [&](int64_t from, int64_t to) __attribute__((always_inline)) {
       for (int64_t p = from; p < to; ++p, weights += width) {
         typename V::Float w[Vectors];
-        if constexpr (sizeof(Weight) == 1) __builtin_prefetch(weights + kPrefetchBytes);
+#pragma GCC unroll 8
+        for (int64_t at = 0; at < static_cast<int64_t>(Vectors * kLanes * sizeof(Weight)); at += 64)
+          __builtin_prefetch(reinterpret_cast<const char*>(weights) + at + kPrefetchBytes);
 #pragma GCC unroll 8
         for (int j = 0; j < Vectors; ++j) {
           w[j] = V::load(weights + j * kLanes);
