@@ -29,13 +29,12 @@ constexpr int kPrepareRows = 32, kChunkRows = 64;
 constexpr int64_t kPiece = 2048;
 // The same for x·Aᵀ, where kPrepareRows rows share it.
 constexpr int64_t kDownPiece = 256;
-// k multiplied in one go: a panel of it (48 * 4096 bytes) fits the second cache beside a chunk of rows.
-constexpr int64_t kDepth = 4096;
-static_assert(kDepth % kScaleBlock == 0);
+// k multiplied in one go: a panel of it fits the second cache beside a chunk of rows. Where a few rows are all there
+// are, so little that while the last of them meet a piece, the next one is on its way from memory.
+constexpr int64_t kDepth = 4096, kShallowDepth = kPrefetchBytes / kColumns;
+static_assert(kDepth % kScaleBlock == 0 && kShallowDepth % kScaleBlock == 0);
 // Outlier columns multiplied in one go.
 constexpr int64_t kOutlierPiece = 64;
-// Channels of H made by one task, at least.
-constexpr int kDownColumns = 48;
 // Multiplications below which waking a thread takes longer than it saves.
 constexpr int64_t kWorthThreads = 1 << 20;
 
@@ -58,7 +57,8 @@ struct Scratch {
   int64_t pass_rows;     // rows of everything that lives for one pass
   int64_t code_bytes;    // from row to row of codes
   int64_t float_stride;  // from row to row of x as fp32, or of its outlier columns
-  size_t codes = 0, row_scale = 0, row_sum = 0, floats = 0, low_rank = 0, magnitudes = 0, flags = 0, outliers = 0;
+  size_t codes = 0, row_scale = 0, row_sum = 0, floats = 0, paired = 0, low_rank = 0, magnitudes = 0, flags = 0,
+         outliers = 0;
   size_t total = 0;
 
   Scratch(const Kernels& kernels, const LinearSpec& spec, const Panels& panels, int64_t low_rank_columns, int64_t rows)
@@ -72,6 +72,7 @@ struct Scratch {
       row_sum = take(pass_rows * 4);
     }
     if (spec.mode == Mode::w8a16 || outliers_out) floats = take(pass_rows * float_stride * 4);
+    if (spec.mode == Mode::w8a16) paired = take(pass_rows);
     if (outliers_out) {
       magnitudes = take(rows * static_cast<int64_t>(sizeof(Magnitudes)));
       flags = take(spec.k);
@@ -120,6 +121,7 @@ class Pass {
     floats_ = reinterpret_cast<float*>(base + scratch_.floats);
     low_rank_ = reinterpret_cast<float*>(base + scratch_.low_rank);
     magnitudes_ = reinterpret_cast<Magnitudes*>(base + scratch_.magnitudes);
+    paired_ = reinterpret_cast<uint8_t*>(base + scratch_.paired);
     flags_ = reinterpret_cast<uint8_t*>(base + scratch_.flags);
     outliers_ = reinterpret_cast<int32_t*>(base + scratch_.outliers);
   }
@@ -141,7 +143,7 @@ class Pass {
     for (int i = 0; i < args.output_count; ++i) {
       const Panels& panels = static_cast<const CpuLinear*>(args.outputs[i].linear)->panels_;
       to.note("N = %lld: in %lld panels of %d channels%s; %d rows of x in a register tile",
-              static_cast<long long>(panels.rows), static_cast<long long>(panels.count()), panels.columns,
+              static_cast<long long>(panels.rows), static_cast<long long>(panels.count()), kColumns,
               args.outputs[i].linear->spec.scale_block ? " with block scales" : "", kernels.rows);
     }
   }
@@ -152,16 +154,19 @@ class Pass {
       const int64_t count = std::min(kPassRows, rows_ - first);
       prepare(first, count, nullptr, nullptr);
       for_panels_and_chunks(count, [&](const Member& member, int64_t panel, int64_t row, int chunk) {
-        alignas(64) float tile[kChunkRows * kMaxTileColumns];
+        alignas(64) float tile[kChunkRows * kColumns];
         const CpuLinear& linear = *member.linear;
         if (spec_.mode == Mode::w8a16) {
-          multiply_floats(linear, panel, row, chunk, tile);
+          for (int begin = 0, end; begin < chunk; begin = end) {
+            for (end = begin + 1; end < chunk && paired_[row + end] == paired_[row + begin];) ++end;
+            multiply_floats(linear, panel, row + begin, end - begin, tile + begin * kColumns);
+          }
         } else {
-          alignas(64) int32_t sums[kChunkRows * kMaxTileColumns];
+          alignas(64) int32_t sums[kChunkRows * kColumns];
           multiply_codes(linear, panel, row, chunk, sums);
           for (int i = 0; i < chunk; ++i) {
-            kernels_.scale_sums(sums + i * kernels_.columns, linear.panels_.width(panel), correction(row + i),
-                                row_scale_[row + i], tile + i * kernels_.columns);
+            kernels_.scale_sums(sums + i * kColumns, linear.panels_.width(panel), correction(row + i),
+                                row_scale_[row + i], tile + i * kColumns);
           }
           add_outliers(linear, panel, row, chunk, tile);
         }
@@ -177,12 +182,12 @@ class Pass {
       prepare(first, count, codes, row_scale);
       if (sums == nullptr) continue;
       for_panels_and_chunks(count, [&](const Member&, int64_t panel, int64_t row, int chunk) {
-        alignas(64) int32_t tile[kChunkRows * kMaxTileColumns];
+        alignas(64) int32_t tile[kChunkRows * kColumns];
         multiply_codes(linear_, panel, row, chunk, tile);
         const int width = panels_.rows_of(panel);
         for (int i = 0; i < chunk; ++i) {
-          int32_t* to = sums + (first + row + i) * spec_.n + panel * panels_.columns;
-          const int32_t* from = tile + i * kernels_.columns;
+          int32_t* to = sums + (first + row + i) * spec_.n + panel * kColumns;
+          const int32_t* from = tile + i * kColumns;
           const uint32_t excess = static_cast<uint32_t>(correction(row + i));
           for (int j = 0; j < width; ++j) to[j] = static_cast<int32_t>(static_cast<uint32_t>(from[j]) - excess);
         }
@@ -280,7 +285,7 @@ class Pass {
       if (part > 0) return down(first, row, rows, part - 1);
       for (int i = 0; i < rows; ++i) {
         if (spec_.mode == Mode::w8a16) {
-          kernels_.widen(x_at(first + row + i, 0), x_type_, spec_.k, floats_ + (row + i) * scratch_.float_stride);
+          keep(first + row + i, row + i);
         } else {
           quantize(first + row + i, row + i, codes);
           if (row_scale != nullptr) row_scale[first + row + i] = row_scale_[row + i];
@@ -289,8 +294,18 @@ class Pass {
     });
   }
 
-  // Row `row` of x to row `at` of the scratch. A row with a NaN, or with an infinity that is not an outlier, gets a
-  // scale that is not finite, which makes all of it NaN; its codes stay defined.
+  // Row `row` of x to row `at` of the scratch: as it is where the kernels multiply pairs of bf16, else as fp32.
+  void keep(int64_t row, int64_t at) {
+    const char* x = x_at(row, 0);
+    float* to = floats_ + at * scratch_.float_stride;
+    paired_[at] = kernels_.multiply_pairs != nullptr && x_type_ == Dtype::bf16 && kernels_.fits_pairs(x, spec_.k);
+    if (!paired_[at]) return kernels_.widen(x, x_type_, spec_.k, to);
+    to[spec_.k / 2] = 0.f;  // beside the last of an odd number
+    std::memcpy(to, x, static_cast<size_t>(spec_.k) * 2);
+  }
+
+  // Row `row` of x to row `at` of the scratch, quantized. A row with a NaN, or with an infinity that is not an outlier,
+  // gets a scale that is not finite, which makes all of it NaN; its codes stay defined.
   void quantize(int64_t row, int64_t at, int8_t* codes_out) {
     const Magnitudes magnitudes = with_outliers() ? magnitudes_[row] : measure(row);
     const bool fixed = spec_.mode == Mode::fixed;
@@ -326,12 +341,9 @@ class Pass {
     std::memset(codes + used, 0, static_cast<size_t>(padded - used));
   }
 
-  // x·Aᵀ is cut into tasks of about kDownColumns ranks: those of one slot in one group of rows share the widened x.
-  int64_t down_panels_per_task() const { return std::max(1, kDownColumns / kernels_.columns); }
-
+  // x·Aᵀ is cut into tasks of a panel of ranks: those of one slot in one group of rows share the widened x.
   int64_t down_tasks_of(const CpuSlots& slots, const CpuSlots::Slot& slot) const {
-    if (!slot.active()) return 0;
-    return (slots.a_panels(slot.rank).count() + down_panels_per_task() - 1) / down_panels_per_task();
+    return slot.active() ? slots.a_panels(slot.rank).count() : 0;
   }
 
   int64_t down_tasks_per_group() const {
@@ -362,28 +374,19 @@ class Pass {
     }
   }
 
-  void down_run(const Member& member, const CpuSlots::Slot& slot, int64_t first, int64_t row, int rows, int64_t part) {
+  void down_run(const Member& member, const CpuSlots::Slot& slot, int64_t first, int64_t row, int rows, int64_t panel) {
     const Panels a = member.slots->a_panels(slot.rank);
-    const int64_t first_panel = part * down_panels_per_task();
-    const int64_t end_panel = std::min(a.count(), first_panel + down_panels_per_task());
-    float* h = h_at(member, slot, row);
-
+    const int width = a.width(panel), there = a.rows_of(panel);
+    float* h = h_at(member, slot, row) + panel * kColumns;
     alignas(64) float piece[kPrepareRows * kDownPiece];
     for (int64_t k = 0; k < spec_.k; k += kDownPiece) {
       const int64_t terms = std::min(kDownPiece, spec_.k - k);
       for (int i = 0; i < rows; ++i) kernels_.widen(x_at(first + row + i, k), x_type_, terms, piece + i * kDownPiece);
-      for (int64_t panel = first_panel; panel < end_panel; ++panel) {
-        const int width = a.width(panel);
-        for (int i = 0; i < rows; i += kernels_.rows) {
-          kernels_.multiply_float(std::min(kernels_.rows, rows - i), width / kernels_.lanes,
-                                  slot.a.data() + a.offset(panel) + k * width, piece + i * kDownPiece, kDownPiece,
-                                  terms, h + i * low_rank_stride_ + panel * a.columns, low_rank_stride_, k > 0);
-        }
-      }
+      kernels_.multiply_float(rows, width / kernels_.lanes, slot.a.data() + a.offset(panel) + k * width, piece,
+                              kDownPiece, terms, h, low_rank_stride_, k > 0);
     }
-    const int64_t begin = first_panel * a.columns, end = std::min<int64_t>(slot.rank, end_panel * a.columns);
     for (int i = 0; i < rows; ++i)
-      for (int64_t r = begin; r < end; ++r) h[i * low_rank_stride_ + r] *= *slot.scale;
+      for (int r = 0; r < there; ++r) h[i * low_rank_stride_ + r] *= *slot.scale;
   }
 
   float* h_at(const Member& member, const CpuSlots::Slot& slot, int64_t row) const {
@@ -411,20 +414,19 @@ class Pass {
   }
 
   void multiply_codes(const CpuLinear& linear, int64_t panel, int64_t row, int chunk, int32_t* tile) const {
-    const int64_t depth = linear.panels_.depth();
-    for (int64_t k = 0; k < depth; k += kDepth) {
-      for (int i = 0; i < chunk; i += kernels_.rows) {
-        kernels_.multiply_codes(std::min(kernels_.rows, chunk - i), linear.panels_.width(panel) / kernels_.lanes,
-                                weights_at(linear, panel, k),
-                                codes_ + (row + i) * scratch_.code_bytes + k * kernels_.code_bytes,
-                                scratch_.code_bytes / kernels_.code_bytes, std::min(kDepth, depth - k),
-                                tile + i * kernels_.columns, kernels_.columns, k > 0);
-      }
+    const bool shallow = rows_ > 1 && rows_ <= kChunkRows;
+    const int64_t depth = linear.panels_.depth(), step = shallow ? kShallowDepth : kDepth;
+    for (int64_t k = 0; k < depth; k += step) {
+      kernels_.multiply_codes(chunk, linear.panels_.width(panel) / kernels_.lanes, weights_at(linear, panel, k),
+                              codes_ + row * scratch_.code_bytes + k * kernels_.code_bytes,
+                              scratch_.code_bytes / kernels_.code_bytes, std::min(step, depth - k), tile, kColumns,
+                              k > 0);
     }
   }
 
+  // Rows that are all paired, or none of them.
   void multiply_floats(const CpuLinear& linear, int64_t panel, int64_t row, int chunk, float* tile) const {
-    alignas(64) float scales[kDepth / kScaleBlock * kMaxTileColumns];
+    alignas(64) float scales[kDepth / kScaleBlock * kColumns];
     for (int64_t k = 0; k < spec_.k; k += kDepth) {
       const float* block_scales = nullptr;
       if (linear.spec.scale_block) {
@@ -435,11 +437,17 @@ class Pass {
                        scales);
         block_scales = scales;
       }
-      for (int i = 0; i < chunk; i += kernels_.rows) {
-        kernels_.multiply_int8(std::min(kernels_.rows, chunk - i), linear.panels_.width(panel) / kernels_.lanes,
-                               reinterpret_cast<const int8_t*>(weights_at(linear, panel, k)), block_scales,
-                               floats_ + (row + i) * scratch_.float_stride + k, scratch_.float_stride,
-                               std::min(kDepth, spec_.k - k), tile + i * kernels_.columns, kernels_.columns, k > 0);
+      const auto* weights = reinterpret_cast<const int8_t*>(weights_at(linear, panel, k));
+      const int vectors = linear.panels_.width(panel) / kernels_.lanes;
+      const int64_t terms = std::min(kDepth, spec_.k - k);
+      if (paired_[row]) {
+        const uint32_t* x = reinterpret_cast<const uint32_t*>(floats_ + row * scratch_.float_stride) + k / 2;
+        kernels_.multiply_pairs(chunk, vectors, weights, block_scales, x, scratch_.float_stride, (terms + 1) / 2, tile,
+                                kColumns, k > 0);
+      } else {
+        const float* x = floats_ + row * scratch_.float_stride + k;
+        kernels_.multiply_int8(chunk, vectors, weights, block_scales, x, scratch_.float_stride, terms, tile, kColumns,
+                               k > 0);
       }
     }
   }
@@ -449,7 +457,7 @@ class Pass {
     const int width = linear.panels_.width(panel), group = linear.panels_.group;
     for (int64_t first = 0; first < outlier_count_; first += kOutlierPiece) {
       const int64_t terms = std::min(kOutlierPiece, outlier_count_ - first);
-      alignas(64) float weights[kOutlierPiece * kMaxTileColumns];
+      alignas(64) float weights[kOutlierPiece * kColumns];
       for (int64_t i = 0; i < terms; ++i) {
         const int64_t k = outliers_[first + i];
         const uint8_t* from = weights_at(linear, panel, k / group * group) + k % group;
@@ -464,28 +472,24 @@ class Pass {
   // tile[chunk, width] += left[chunk, terms] · right[terms, width]
   void multiply_low_rank(int chunk, int width, const float* right, const float* left, int64_t left_stride,
                          int64_t terms, float* tile) const {
-    for (int i = 0; i < chunk; i += kernels_.rows) {
-      kernels_.multiply_float(std::min(kernels_.rows, chunk - i), width / kernels_.lanes, right, left + i * left_stride,
-                              left_stride, terms, tile + i * kernels_.columns, kernels_.columns, true);
-    }
+    kernels_.multiply_float(chunk, width / kernels_.lanes, right, left, left_stride, terms, tile, kColumns, true);
   }
 
   // s_w, adapters, bias, what the output asks for after them, and the one rounding to y's type.
   void finish(const Member& member, int64_t panel, int64_t row, int chunk, float* tile, int64_t first) const {
     const CpuLinear& linear = *member.linear;
     const int width = linear.panels_.width(panel), there = linear.panels_.rows_of(panel);
-    const int64_t channel = panel * linear.panels_.columns;
-    for (int i = 0; i < chunk; ++i)
-      kernels_.multiply_by(tile + i * kernels_.columns, linear.scale_.data() + channel, width);
+    const int64_t channel = panel * kColumns;
+    for (int i = 0; i < chunk; ++i) kernels_.multiply_by(tile + i * kColumns, linear.scale_.data() + channel, width);
     const size_t slot_count = member.slots != nullptr ? member.slots->slots().size() : 0;
     for (size_t index = 0; index < slot_count; ++index) {
       const CpuSlots::Slot& slot = member.slots->slots()[index];
       if (!slot.active()) continue;
       each_run(static_cast<int>(index), first + row, chunk, [&](int begin, int count) {
-        float* v = tile + begin * kernels_.columns;
+        float* v = tile + begin * kColumns;
         multiply_low_rank(count, width, slot.b.data() + member.slots->b_panels(slot.rank).offset(panel),
                           h_at(member, slot, row + begin), low_rank_stride_, slot.rank, v);
-        for (int i = 0; i < count; ++i, v += kernels_.columns) {
+        for (int i = 0; i < count; ++i, v += kColumns) {
           if (slot.has_bias) kernels_.add_scaled(v, *slot.scale, slot.bias.data() + channel, width);
           if (slot.has_magnitude) kernels_.multiply_by(v, slot.factor.data() + channel, width);
         }
@@ -493,11 +497,11 @@ class Pass {
     }
     const Output& output = *member.output;
     const int64_t element = static_cast<int64_t>(size_of(args_.y_type));
-    alignas(64) float gate[kMaxTileColumns], residual[kMaxTileColumns];
+    alignas(64) float gate[kColumns], residual[kColumns];
     if (output.gate != nullptr)
       kernels_.widen(static_cast<const char*>(output.gate) + channel * element, args_.y_type, there, gate);
     for (int i = 0; i < chunk; ++i) {
-      float* v = tile + i * kernels_.columns;
+      float* v = tile + i * kColumns;
       const int64_t at = ((first + row + i) * linear.spec.n + channel) * element;
       if (linear.has_bias_) kernels_.add_scaled(v, 1.f, linear.bias_.data() + channel, width);
       if (output.activation != Activation::none) kernels_.activate(v, there, output.activation);
@@ -528,6 +532,7 @@ class Pass {
   float* row_scale_;        // s_x
   int32_t* row_sum_;        // Σ q
   float* floats_;           // W8A16: x as fp32; with outliers: their columns of x, side by side
+  uint8_t* paired_;         // W8A16: 1 where a row of floats_ holds pairs of bf16 instead
   float* low_rank_;         // H, the slots of all outputs side by side
   Magnitudes* magnitudes_;  // of all rows of the call
   uint8_t* flags_;          // [k]

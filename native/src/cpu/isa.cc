@@ -25,7 +25,14 @@ const Kernels* avx512_vnni_here() {
   const bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vnni");
-  return here ? &kAvx512Vnni : nullptr;
+  if (!here || !__builtin_cpu_supports("avx512bf16")) return here ? &kAvx512Vnni : nullptr;
+  static const Kernels with_bf16 = [] {
+    Kernels kernels = kAvx512Vnni;
+    kernels.fits_pairs = fits_pairs_avx512_bf16;
+    kernels.multiply_pairs = multiply_pairs_avx512_bf16;
+    return kernels;
+  }();
+  return &with_bf16;
 }
 const Kernels* avx2_here() {
   // Not every compiler's __builtin_cpu_supports knows f16c.

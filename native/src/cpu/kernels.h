@@ -5,7 +5,7 @@
 //
 // A product reads packed weights and row-major activations:
 //
-//   weights      panels of at most `columns` output channels; a panel of width w (a multiple of `lanes`) is
+//   weights      panels of at most kColumns output channels; a panel of width w (a multiple of `lanes`) is
 //                [k / group][w][group], so that one vector load brings `group` consecutive k of `lanes` channels
 //   activations  [rows][stride], a 32-bit piece of a row is broadcast to all lanes
 //   result       tile [rows][stride], added to or overwritten
@@ -32,8 +32,7 @@ constexpr uint32_t kInfinityBits = 0x7f800000u;
 
 struct Kernels {
   const char* name;
-  int rows;              // of the largest register tile
-  int columns;           // of the largest register tile, and of a panel
+  int rows;              // of the largest register tile; a product of a multiple of them has no smaller ones
   int lanes;             // 32-bit numbers in a vector
   int group;             // consecutive k side by side in a panel of int8 weights for the int8 product
   int code_bytes;        // bytes of an activation code
@@ -56,7 +55,7 @@ struct Kernels {
   int32_t (*quantize)(const float* v, int64_t count, float factor, bool divide, int8_t* q);
   void (*store_codes)(const int8_t* q, int64_t count, void* codes);
 
-  // vectors = panel width / lanes, 1 to columns / lanes; row_count 1 to rows.
+  // vectors = panel width / lanes, 1 to kColumns / lanes.
   // codes: code_stride in codes; k is the panel's, a multiple of group, codes past the layer's k are 0.
   void (*multiply_codes)(int row_count, int vectors, const void* weights, const void* codes, int64_t code_stride,
                          int64_t k, int32_t* tile, int64_t tile_stride, bool accumulate);
@@ -64,6 +63,12 @@ struct Kernels {
   // int8 weights are [k][w] and unflipped; scales null, or [k / kScaleBlock][w] that they are multiplied by, exactly.
   void (*multiply_int8)(int row_count, int vectors, const int8_t* weights, const float* scales, const float* x,
                         int64_t x_stride, int64_t k, float* tile, int64_t tile_stride, bool accumulate);
+  // The same for a row of bf16 in pairs of neighbours in k, which fits_pairs says are not too small for it: x_stride
+  // counts pairs, and weights have two rows for each. Sums of a block are multiplied by its scale. Both null where the
+  // processor has no such product.
+  bool (*fits_pairs)(const void* x, int64_t count);
+  void (*multiply_pairs)(int row_count, int vectors, const int8_t* weights, const float* scales, const uint32_t* x,
+                         int64_t x_stride, int64_t pairs, float* tile, int64_t tile_stride, bool accumulate);
   void (*multiply_float)(int row_count, int vectors, const float* weights, const float* x, int64_t x_stride, int64_t k,
                          float* tile, int64_t tile_stride, bool accumulate);
 
@@ -78,13 +83,18 @@ struct Kernels {
 };
 
 constexpr int kScaleBlock = 32;  // values of k that share a block scale; longer blocks are stored as several
-constexpr int kMaxTileColumns = 48;
-constexpr int kMaxTileRows = 8;
+constexpr int kColumns = 48;     // output channels of a panel
+// How far ahead of its use a line of streamed weights is asked for: what memory brings during its own latency.
+constexpr int64_t kPrefetchBytes = 12288;
 
 extern const Kernels kPortable;
 #if defined(OCTOLORA_CPU_X86)
 extern const Kernels kAvx2;
 extern const Kernels kAvx512Vnni;
+bool fits_pairs_avx512_bf16(const void* x, int64_t count);
+void multiply_pairs_avx512_bf16(int row_count, int vectors, const int8_t* weights, const float* scales,
+                                const uint32_t* x, int64_t x_stride, int64_t pairs, float* tile, int64_t tile_stride,
+                                bool accumulate);
 #endif
 
 // The best that the processor has and OCTOLORA_CPU_ISA allows.

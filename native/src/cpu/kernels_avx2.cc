@@ -6,22 +6,24 @@
 // 2 * 128 * 128 = 2^15, far inside an int32, so every step is exact; the byte instruction vpmaddubsw would saturate its
 // 16-bit sums.
 //
-// The register tile is 6 rows x 16 channels: 12 accumulators, 2 weights, 1 broadcast, 1 product of 16 registers.
+// The largest register tile is 6 rows x 16 channels: 12 accumulators, 2 weights, 1 broadcast, 1 product of 16
+// registers. Fewer rows take more channels, so that there are accumulators enough to hide the latency of an addition.
 #include <immintrin.h>
 
+#include "products.h"
 #include "row_ops.h"
 
 namespace octolora::cpu {
 namespace {
 
-constexpr int kRows = 6, kVectors = 2, kLanes = 8, kGroup = 2;
-static_assert(kRows <= kMaxTileRows && kVectors * kLanes <= kMaxTileColumns, "the callers' tiles have this size");
-static_assert(kRows * kVectors + kVectors + 2 <= 16, "accumulators, weights, a broadcast, a product stay in registers");
-constexpr int64_t kPrefetchBytes = 1024;
+constexpr int kRows = 6, kLanes = 8, kGroup = 2;
+constexpr int vectors_beside(int rows) { return rows <= 2 ? 6 : 12 / rows; }
+static_assert(kColumns == 6 * kLanes, "the widest tile is as wide as a panel");
 
 struct Vector {
   using Float = __m256;
-  static constexpr int kLanes = 8;
+  static constexpr int kLanes = 8, kRows = 6;
+  static constexpr int vectors(int rows) { return vectors_beside(rows); }
   static Float zero() { return _mm256_setzero_ps(); }
   static Float load(const float* p) { return _mm256_loadu_ps(p); }
   static Float load(const int8_t* p) {
@@ -41,60 +43,54 @@ inline __m256i broadcast_codes(const int16_t* codes) {
 
 inline __m256i* vector_at(int32_t* p) { return reinterpret_cast<__m256i*>(p); }
 
-template <int Rows, int Vectors>
-void multiply_codes_tile(const int8_t* weights, const int16_t* codes, int64_t code_stride, int64_t k, int32_t* tile,
-                         int64_t tile_stride, bool accumulate) {
-  __m256i sums[Rows][Vectors];
-  const int16_t* row[Rows];
-#pragma GCC unroll 8
-  for (int i = 0; i < Rows; ++i) {
-    row[i] = codes + i * code_stride;
-#pragma GCC unroll 8
-    for (int j = 0; j < Vectors; ++j)
-      sums[i][j] =
-          accumulate ? _mm256_loadu_si256(vector_at(tile + i * tile_stride + j * kLanes)) : _mm256_setzero_si256();
-  }
-  for (int64_t p = 0; p < k; p += kGroup, weights += Vectors * kLanes * kGroup) {
-    __m256i w[Vectors];
-    _mm_prefetch(reinterpret_cast<const char*>(weights + kPrefetchBytes), _MM_HINT_T0);
-#pragma GCC unroll 8
-    for (int j = 0; j < Vectors; ++j)
-      w[j] = _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(weights + j * kLanes * kGroup)));
+struct CodeTile {
+  static constexpr int kRows = 6, kLanes = 8, kWeights = kLanes * kGroup;
+  static constexpr int vectors(int rows) { return vectors_beside(rows); }
+
+  template <int Rows, int Vectors>
+  static void run(const Product<int8_t, int16_t, int32_t>& product) {
+    __m256i sums[Rows][Vectors];
+    const int16_t* row[Rows];
+    const int8_t* weights = product.weights;
+    const int64_t k = product.k, step = product.width * kGroup;
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i) {
-      const __m256i two = broadcast_codes(row[i] + p);
+      row[i] = product.x + i * product.x_stride;
 #pragma GCC unroll 8
-      for (int j = 0; j < Vectors; ++j) sums[i][j] = _mm256_add_epi32(sums[i][j], _mm256_madd_epi16(w[j], two));
+      for (int j = 0; j < Vectors; ++j) {
+        int32_t* from = product.tile + i * product.tile_stride + j * kLanes;
+        sums[i][j] = product.accumulate ? _mm256_loadu_si256(vector_at(from)) : _mm256_setzero_si256();
+      }
+    }
+    for (int64_t p = 0; p < k; p += kGroup, weights += step) {
+      __m256i w[Vectors];
+#pragma GCC unroll 8
+      for (int j = 0; j < Vectors; ++j) {
+        if (j % 4 == 0) __builtin_prefetch(weights + j * kWeights + kPrefetchBytes);
+        w[j] = _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(weights + j * kWeights)));
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < Rows; ++i) {
+        const __m256i two = broadcast_codes(row[i] + p);
+#pragma GCC unroll 8
+        for (int j = 0; j < Vectors; ++j) sums[i][j] = _mm256_add_epi32(sums[i][j], _mm256_madd_epi16(w[j], two));
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 8
+      for (int j = 0; j < Vectors; ++j)
+        _mm256_storeu_si256(vector_at(product.tile + i * product.tile_stride + j * kLanes), sums[i][j]);
     }
   }
-#pragma GCC unroll 8
-  for (int i = 0; i < Rows; ++i) {
-#pragma GCC unroll 8
-    for (int j = 0; j < Vectors; ++j) _mm256_storeu_si256(vector_at(tile + i * tile_stride + j * kLanes), sums[i][j]);
-  }
-}
-
-template <int Rows, int Vectors>
-void multiply_codes_any(int row_count, int vectors, const int8_t* weights, const int16_t* codes, int64_t code_stride,
-                        int64_t k, int32_t* tile, int64_t tile_stride, bool accumulate) {
-  if constexpr (Vectors > 1) {
-    if (vectors < Vectors)
-      return multiply_codes_any<Rows, Vectors - 1>(row_count, vectors, weights, codes, code_stride, k, tile,
-                                                   tile_stride, accumulate);
-  }
-  if constexpr (Rows > 1) {
-    if (row_count < Rows)
-      return multiply_codes_any<Rows - 1, Vectors>(row_count, vectors, weights, codes, code_stride, k, tile,
-                                                   tile_stride, accumulate);
-  }
-  multiply_codes_tile<Rows, Vectors>(weights, codes, code_stride, k, tile, tile_stride, accumulate);
-}
+};
 
 void multiply_codes(int row_count, int vectors, const void* weights, const void* codes, int64_t code_stride, int64_t k,
                     int32_t* tile, int64_t tile_stride, bool accumulate) {
-  multiply_codes_any<kRows, kVectors>(row_count, vectors, static_cast<const int8_t*>(weights),
-                                      static_cast<const int16_t*>(codes), code_stride, k, tile, tile_stride,
-                                      accumulate);
+  run_tiles<CodeTile>(row_count, vectors,
+                      Product<int8_t, int16_t, int32_t>{static_cast<const int8_t*>(weights), nullptr, vectors * kLanes,
+                                                        static_cast<const int16_t*>(codes), code_stride, k, tile,
+                                                        tile_stride, accumulate});
 }
 
 void widen_f16(const char* x, int64_t count, float* out) {
@@ -190,7 +186,6 @@ int32_t quantize(const float* v, int64_t count, float factor, bool divide, int8_
 const Kernels kAvx2 = {
     .name = "avx2",
     .rows = kRows,
-    .columns = kVectors * kLanes,
     .lanes = kLanes,
     .group = kGroup,
     .code_bytes = sizeof(int16_t),
@@ -204,8 +199,10 @@ const Kernels kAvx2 = {
     .quantize = quantize,
     .store_codes = store_codes<int16_t>,
     .multiply_codes = multiply_codes,
-    .multiply_int8 = multiply_int8<Vector, kRows, kVectors>,
-    .multiply_float = multiply_float<Vector, kRows, kVectors>,
+    .multiply_int8 = multiply_int8<Vector>,
+    .fits_pairs = nullptr,
+    .multiply_pairs = nullptr,
+    .multiply_float = multiply_float<Vector>,
     .scale_sums = scale_sums,
     .multiply_by = multiply_by,
     .add_scaled = add_scaled,

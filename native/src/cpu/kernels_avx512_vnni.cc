@@ -11,20 +11,20 @@
 // k is 24 multiplies and 11 loads, so two multiplies and two loads a cycle keep each other busy.
 #include <immintrin.h>
 
+#include "products.h"
 #include "row_ops.h"
 
 namespace octolora::cpu {
 namespace {
 
 constexpr int kRows = 8, kVectors = 3, kLanes = 16, kGroup = 4;
-static_assert(kRows <= kMaxTileRows && kVectors * kLanes <= kMaxTileColumns, "the callers' tiles have this size");
+static_assert(kVectors * kLanes == kColumns, "a tile is as wide as a panel");
 static_assert(kRows * kVectors + kVectors + 1 <= 32, "accumulators, weights and a broadcast stay in registers");
-// How far ahead of its use a line of weights is asked for. The panel comes from L2 or beyond, in order.
-constexpr int64_t kPrefetchBytes = 2048;
 
 struct Vector {
   using Float = __m512;
-  static constexpr int kLanes = 16;
+  static constexpr int kLanes = 16, kRows = 8;
+  static constexpr int vectors(int) { return kVectors; }
   static Float zero() { return _mm512_setzero_ps(); }
   static Float load(const float* p) { return _mm512_loadu_ps(p); }
   static Float load(const int8_t* p) {
@@ -45,73 +45,66 @@ inline __m512i broadcast_codes(const int8_t* codes) {
 // Few rows leave few accumulators; several sets of them, for steps that alternate, hide the latency of vpdpbusd.
 constexpr int sets_of(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
-template <int Rows, int Vectors>
-void multiply_codes_tile(const uint8_t* weights, const int8_t* codes, int64_t code_stride, int64_t k, int32_t* tile,
-                         int64_t tile_stride, bool accumulate) {
-  constexpr int kSets = sets_of(Rows), kStep = Vectors * kLanes * kGroup;
-  __m512i sums[kSets][Rows][Vectors];
-  const int8_t* row[Rows];
-#pragma GCC unroll 8
-  for (int i = 0; i < Rows; ++i) {
-    row[i] = codes + i * code_stride;
-#pragma GCC unroll 8
-    for (int j = 0; j < Vectors; ++j) {
-      sums[0][i][j] = accumulate ? _mm512_loadu_si512(tile + i * tile_stride + j * kLanes) : _mm512_setzero_si512();
-#pragma GCC unroll 8
-      for (int s = 1; s < kSets; ++s) sums[s][i][j] = _mm512_setzero_si512();
-    }
-  }
-  auto step = [&](int64_t p, const uint8_t* at, __m512i(&to)[Rows][Vectors]) __attribute__((always_inline)) {
-    __m512i w[Vectors];
-#pragma GCC unroll 8
-    for (int j = 0; j < Vectors; ++j) {
-      w[j] = _mm512_load_si512(at + j * kLanes * kGroup);
-      _mm_prefetch(reinterpret_cast<const char*>(at + j * kLanes * kGroup + kPrefetchBytes), _MM_HINT_T0);
-    }
+struct CodeTile {
+  static constexpr int kRows = 8, kLanes = 16, kWeights = kLanes * kGroup;
+  static constexpr int vectors(int) { return kVectors; }
+
+  template <int Rows, int Vectors>
+  static void run(const Product<uint8_t, int8_t, int32_t>& product) {
+    constexpr int kSets = sets_of(Rows), kStep = Vectors * kWeights;
+    __m512i sums[kSets][Rows][Vectors];
+    const int8_t* row[Rows];
+    const uint8_t* weights = product.weights;
+    const int64_t k = product.k;
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i) {
-      const __m512i four = broadcast_codes(row[i] + p);
+      row[i] = product.x + i * product.x_stride;
 #pragma GCC unroll 8
-      for (int j = 0; j < Vectors; ++j) to[i][j] = _mm512_dpbusd_epi32(to[i][j], w[j], four);
+      for (int j = 0; j < Vectors; ++j) {
+        const int32_t* from = product.tile + i * product.tile_stride + j * kLanes;
+        sums[0][i][j] = product.accumulate ? _mm512_loadu_si512(from) : _mm512_setzero_si512();
+#pragma GCC unroll 8
+        for (int s = 1; s < kSets; ++s) sums[s][i][j] = _mm512_setzero_si512();
+      }
     }
-  };
-  int64_t p = 0;
-  for (; p + kSets * kGroup <= k; p += kSets * kGroup, weights += kSets * kStep) {
+    auto step = [&](int64_t p, const uint8_t* at, __m512i(&to)[Rows][Vectors]) __attribute__((always_inline)) {
+      __m512i w[Vectors];
 #pragma GCC unroll 8
-    for (int s = 0; s < kSets; ++s) step(p + s * kGroup, weights + s * kStep, sums[s]);
-  }
-  for (; p < k; p += kGroup, weights += kStep) step(p, weights, sums[0]);
+      for (int j = 0; j < Vectors; ++j) {
+        w[j] = _mm512_load_si512(at + j * kWeights);
+        __builtin_prefetch(at + j * kWeights + kPrefetchBytes);
+      }
 #pragma GCC unroll 8
-  for (int i = 0; i < Rows; ++i) {
+      for (int i = 0; i < Rows; ++i) {
+        const __m512i four = broadcast_codes(row[i] + p);
 #pragma GCC unroll 8
-    for (int j = 0; j < Vectors; ++j) {
+        for (int j = 0; j < Vectors; ++j) to[i][j] = _mm512_dpbusd_epi32(to[i][j], w[j], four);
+      }
+    };
+    int64_t p = 0;
+    for (; p + kSets * kGroup <= k; p += kSets * kGroup, weights += kSets * kStep) {
 #pragma GCC unroll 8
-      for (int s = 1; s < kSets; ++s) sums[0][i][j] = _mm512_add_epi32(sums[0][i][j], sums[s][i][j]);
-      _mm512_storeu_si512(tile + i * tile_stride + j * kLanes, sums[0][i][j]);
+      for (int s = 0; s < kSets; ++s) step(p + s * kGroup, weights + s * kStep, sums[s]);
+    }
+    for (; p < k; p += kGroup, weights += kStep) step(p, weights, sums[0]);
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 8
+      for (int j = 0; j < Vectors; ++j) {
+#pragma GCC unroll 8
+        for (int s = 1; s < kSets; ++s) sums[0][i][j] = _mm512_add_epi32(sums[0][i][j], sums[s][i][j]);
+        _mm512_storeu_si512(product.tile + i * product.tile_stride + j * kLanes, sums[0][i][j]);
+      }
     }
   }
-}
-
-template <int Rows, int Vectors>
-void multiply_codes_any(int row_count, int vectors, const uint8_t* weights, const int8_t* codes, int64_t code_stride,
-                        int64_t k, int32_t* tile, int64_t tile_stride, bool accumulate) {
-  if constexpr (Vectors > 1) {
-    if (vectors < Vectors)
-      return multiply_codes_any<Rows, Vectors - 1>(row_count, vectors, weights, codes, code_stride, k, tile,
-                                                   tile_stride, accumulate);
-  }
-  if constexpr (Rows > 1) {
-    if (row_count < Rows)
-      return multiply_codes_any<Rows - 1, Vectors>(row_count, vectors, weights, codes, code_stride, k, tile,
-                                                   tile_stride, accumulate);
-  }
-  multiply_codes_tile<Rows, Vectors>(weights, codes, code_stride, k, tile, tile_stride, accumulate);
-}
+};
 
 void multiply_codes(int row_count, int vectors, const void* weights, const void* codes, int64_t code_stride, int64_t k,
                     int32_t* tile, int64_t tile_stride, bool accumulate) {
-  multiply_codes_any<kRows, kVectors>(row_count, vectors, static_cast<const uint8_t*>(weights),
-                                      static_cast<const int8_t*>(codes), code_stride, k, tile, tile_stride, accumulate);
+  run_tiles<CodeTile>(row_count, vectors,
+                      Product<uint8_t, int8_t, int32_t>{static_cast<const uint8_t*>(weights), nullptr, vectors * kLanes,
+                                                        static_cast<const int8_t*>(codes), code_stride, k, tile,
+                                                        tile_stride, accumulate});
 }
 
 // The first count of 16 lanes, for the end of a row.
@@ -189,7 +182,6 @@ int32_t quantize(const float* v, int64_t count, float factor, bool divide, int8_
 const Kernels kAvx512Vnni = {
     .name = "avx512-vnni",
     .rows = kRows,
-    .columns = kVectors * kLanes,
     .lanes = kLanes,
     .group = kGroup,
     .code_bytes = sizeof(int8_t),
@@ -203,8 +195,10 @@ const Kernels kAvx512Vnni = {
     .quantize = quantize,
     .store_codes = store_codes<int8_t>,
     .multiply_codes = multiply_codes,
-    .multiply_int8 = multiply_int8<Vector, kRows, kVectors>,
-    .multiply_float = multiply_float<Vector, kRows, kVectors>,
+    .multiply_int8 = multiply_int8<Vector>,
+    .fits_pairs = nullptr,
+    .multiply_pairs = nullptr,
+    .multiply_float = multiply_float<Vector>,
     .scale_sums = scale_sums,
     .multiply_by = multiply_by,
     .add_scaled = add_scaled,

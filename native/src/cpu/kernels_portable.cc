@@ -5,20 +5,22 @@
 // The int8 product runs in fp32: a code times a weight is at most 2^14, and a sum of kExactTerms of them at most 2^24,
 // up to where every integer is a float. So each piece of the sum is exact, in any order and with or without FMA, and
 // the pieces add up in int32.
+#include "products.h"
 #include "row_ops.h"
 
 namespace octolora::cpu {
 namespace {
 
-constexpr int kRows = 4, kVectors = 2, kLanes = 4;
+constexpr int kRows = 4, kLanes = 4;
 constexpr int64_t kExactTerms = 1024;
+constexpr int kExactRows = 64;
 static_assert(kExactTerms * 128 * 128 <= 1 << 24, "every partial sum is an integer that a float holds");
-static_assert(kRows <= kMaxTileRows && kVectors * kLanes <= kMaxTileColumns, "the callers' tiles have this size");
 
 struct Vector {
   typedef float Float __attribute__((vector_size(16)));
   typedef int8_t Bytes __attribute__((vector_size(4)));
-  static constexpr int kLanes = 4;
+  static constexpr int kLanes = 4, kRows = 4;
+  static constexpr int vectors(int rows) { return rows == 1 ? 6 : rows == 2 ? 4 : 2; }
   static Float zero() { return Float{0, 0, 0, 0}; }
   static Float load(const float* p) {
     Float v;
@@ -43,14 +45,17 @@ void multiply_codes(int row_count, int vectors, const void* weights, const void*
   const int width = vectors * kLanes;
   for (int64_t first = 0; first < k; first += kExactTerms) {
     const int64_t terms = k - first < kExactTerms ? k - first : kExactTerms;
-    float exact[kRows * kVectors * kLanes];
-    multiply_any<Vector, kRows, kVectors, false>(row_count, vectors, w + first * width, nullptr, q + first, code_stride,
-                                                 terms, exact, width, false);
     const bool add = accumulate || first > 0;
-    for (int i = 0; i < row_count; ++i) {
-      for (int j = 0; j < width; ++j) {
-        int32_t& sum = tile[i * tile_stride + j];
-        sum = (add ? sum : 0) + static_cast<int32_t>(exact[i * width + j]);
+    for (int row = 0; row < row_count; row += kExactRows) {
+      const int rows = row_count - row < kExactRows ? row_count - row : kExactRows;
+      float exact[kExactRows * kColumns];
+      multiply_int8<Vector>(rows, vectors, w + first * width, nullptr, q + row * code_stride + first, code_stride,
+                            terms, exact, width, false);
+      for (int i = 0; i < rows; ++i) {
+        for (int j = 0; j < width; ++j) {
+          int32_t& sum = tile[(row + i) * tile_stride + j];
+          sum = (add ? sum : 0) + static_cast<int32_t>(exact[i * width + j]);
+        }
       }
     }
   }
@@ -124,7 +129,6 @@ void round_f16(float* v, int64_t count) {
 const Kernels kPortable = {
     .name = "portable",
     .rows = kRows,
-    .columns = kVectors * kLanes,
     .lanes = kLanes,
     .group = 1,
     .code_bytes = sizeof(float),
@@ -138,8 +142,10 @@ const Kernels kPortable = {
     .quantize = quantize_any,
     .store_codes = store_codes<float>,
     .multiply_codes = multiply_codes,
-    .multiply_int8 = multiply_int8<Vector, kRows, kVectors>,
-    .multiply_float = multiply_float<Vector, kRows, kVectors>,
+    .multiply_int8 = multiply_int8<Vector>,
+    .fits_pairs = nullptr,
+    .multiply_pairs = nullptr,
+    .multiply_float = multiply_float<Vector>,
     .scale_sums = scale_sums,
     .multiply_by = multiply_by,
     .add_scaled = add_scaled,

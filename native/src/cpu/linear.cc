@@ -13,7 +13,7 @@ constexpr int64_t kPiece = 256;
 constexpr int64_t kRowsPerTask = 16;
 
 Panels weight_panels(const Kernels& kernels, const LinearSpec& spec) {
-  return {spec.n, spec.k, kernels.columns, kernels.lanes, spec.mode == Mode::w8a16 ? 1 : kernels.group};
+  return {spec.n, spec.k, kernels.lanes, spec.mode == Mode::w8a16 ? 1 : kernels.group};
 }
 
 // from: [rows, k] with `stride` elements from row to row.
@@ -55,8 +55,8 @@ CpuSlots::CpuSlots(const CpuLinear& linear, const std::vector<int>& capacity, bo
   }
 }
 
-Panels CpuSlots::a_panels(int rank) const { return {rank, k_, context_->kernels.columns, context_->kernels.lanes, 1}; }
-Panels CpuSlots::b_panels(int rank) const { return {n_, rank, context_->kernels.columns, context_->kernels.lanes, 1}; }
+Panels CpuSlots::a_panels(int rank) const { return {rank, k_, context_->kernels.lanes, 1}; }
+Panels CpuSlots::b_panels(int rank) const { return {n_, rank, context_->kernels.lanes, 1}; }
 
 // Nothing below can fail once the arguments are valid, so a slot is never left half-filled.
 void CpuSlots::set(int index, const octolora_adapter_desc& adapter, float scale) {
@@ -111,7 +111,7 @@ void CpuSlots::measure(Slot& slot) const {
         for (int64_t panel = 0; panel < a.count(); ++panel) {
           const int width = a.width(panel), there = a.rows_of(panel);
           const float* down = slot.a.data() + a.offset(panel) + first * width;
-          const float* factors = up + panel * a.columns;
+          const float* factors = up + panel * kColumns;
           for (int64_t i = 0; i < count; ++i)
             for (int r = 0; r < there; ++r) delta[i] += static_cast<double>(factors[r]) * down[i * width + r];
         }
@@ -132,7 +132,7 @@ CpuLinear::CpuLinear(const std::shared_ptr<Context>& context, const LinearSpec& 
       flip_(s.mode == Mode::w8a16 ? uint8_t{0} : context->kernels.weight_flip),
       weight_(context, static_cast<uint64_t>(panels_.size()), "the packed weights"),
       scale_(context, static_cast<uint64_t>(panels_.padded_rows()), "the weight scales"),
-      block_panels_{s.n, s.scale_block ? (s.k + kScaleBlock - 1) / kScaleBlock : 0, panels_.columns, panels_.lanes, 1},
+      block_panels_{s.n, s.scale_block ? (s.k + kScaleBlock - 1) / kScaleBlock : 0, panels_.lanes, 1},
       block_scale_(context, static_cast<uint64_t>(block_panels_.size()), "the block scales"),
       bias_(context, desc.bias != nullptr ? static_cast<uint64_t>(panels_.padded_rows()) : 0, "the bias"),
       has_bias_(desc.bias != nullptr) {
@@ -148,12 +148,12 @@ CpuLinear::CpuLinear(const std::shared_ptr<Context>& context, const LinearSpec& 
 
 void CpuLinear::write(int first_row, int rows, const int8_t* weight) {
   const int64_t end_row = int64_t{first_row} + rows;
-  const int64_t first_panel = first_row / panels_.columns, end_panel = (end_row - 1) / panels_.columns + 1;
+  const int64_t first_panel = first_row / kColumns, end_panel = (end_row - 1) / kColumns + 1;
   ThreadPool::Lease pool(context_->pool);
   pool.run(end_panel - first_panel, [&](int64_t task) {
     const int64_t panel = first_panel + task;
-    const int64_t first = std::max<int64_t>(first_row, panel * panels_.columns);
-    const int64_t end = std::min<int64_t>(end_row, (panel + 1) * panels_.columns);
+    const int64_t first = std::max<int64_t>(first_row, panel * kColumns);
+    const int64_t end = std::min<int64_t>(end_row, (panel + 1) * kColumns);
     // Piece by piece over all rows of the panel: the lines written stay in the first cache.
     for (int64_t k = 0; k < panels_.k; k += kPiece) {
       const int64_t count = std::min(kPiece, panels_.k - k);
