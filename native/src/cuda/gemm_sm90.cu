@@ -900,7 +900,7 @@ constexpr Kernel kTile128x256 = kernel<Config<128, 256>, kWide, kAfter>(1071, 32
 template <bool kWide, After kAfter>
 constexpr Kernel kTile128x224 = kernel<Config<128, 224>, kWide, kAfter>(929, 2935);
 template <bool kWide, After kAfter>
-constexpr Kernel kTile192x192 = kernel<Config<192, 192>, kWide, kAfter>(1175, 3100);
+constexpr Kernel kTile192x192 = kernel<Config<192, 192>, kWide, kAfter>(1195, 3100);
 template <bool kWide, After kAfter>
 constexpr Kernel kTile128x192 = kernel<Config<128, 192>, kWide, kAfter>(842, 2600);
 template <bool kWide, After kAfter>

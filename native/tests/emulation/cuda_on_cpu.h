@@ -31,6 +31,9 @@
 #undef __grid_constant__
 #define __grid_constant__
 
+#ifndef __clang__
+#define __builtin_assume(condition) static_cast<void>(0)
+#endif
 #define threadIdx (::emulation::current->index)
 #define blockIdx (::emulation::block().index)
 // Not a macro: a launch has a member of this name.
