@@ -130,7 +130,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < C::kStages; ++stage) {
       ptx::barrier_init(full(stage), 1);
-      ptx::barrier_init(empty(stage), kCluster * kWarpgroups * 4);
+      ptx::barrier_init(empty(stage), kWarpgroups * (128 + (kCluster - 1) * 4));
     }
     ptx::barrier_init_fence();
   }
@@ -254,8 +254,11 @@ __global__ __launch_bounds__(kThreads, 1) void gemm(const __grid_constant__ Para
         ptx::named_sync(3, 128);
     };
     const auto release = [&](int which) {
-      __syncwarp();  // two lanes arrive for what all of them have read
-      if (lane < kCluster) ptx::barrier_arrive_cluster(empty(which), lane);
+      // Each thread for the weights that it has read, one of a warp for the tokens that wgmma has: racecheck takes no
+      // thread's word for another's.
+      ptx::barrier_arrive(empty(which));
+      __syncwarp();
+      if (lane == 0) ptx::barrier_arrive_cluster(empty(which), rank ^ 1);
     };
     const auto tokens = [&] { return ptx::wgmma_descriptor(base + stage * C::kStageBytes); };
     const auto multiply = [&](float(&d)[kRegisters], const uint32_t(&a)[4], uint64_t b, bool f16, bool accumulate) {
