@@ -86,7 +86,8 @@ Fiber* new_fiber() {
   std::unique_ptr<Fiber> fiber;
   if (idle_fibers.empty()) {
     fiber = std::make_unique<Fiber>();
-    void* stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* stack =
+        mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (stack == MAP_FAILED) fault("no memory for the stack of a thread");
     mprotect(stack, 4096, PROT_NONE);
     fiber->stack = static_cast<uint8_t*>(stack);
@@ -333,7 +334,8 @@ const uint8_t* operand(const Block& of, uint64_t descriptor, int row, int half) 
   if (descriptor >> 62 != 1 || (descriptor >> 32 & 0x3fff) != 1024 >> 4) fault("wgmma descriptor %#lx", descriptor);
   uint32_t address = static_cast<uint32_t>(descriptor & 0x3fff) * 16 + static_cast<uint32_t>(row * 128 + half * 16);
   address ^= (address >> 7 & 7) << 4;
-  if (address < kSharedBase || address + 16 > kSharedBase + of.shared_bytes) fault("wgmma reads shared address %u", address);
+  if (address < kSharedBase || address + 16 > kSharedBase + of.shared_bytes)
+    fault("wgmma reads shared address %u", address);
   return of.shared + (address - kSharedBase);
 }
 
@@ -462,8 +464,8 @@ std::vector<Cluster*> resident;
 void exit_thread() {
   Fiber& f = *current;
   Block& b = *f.block;
-  if (f.wgmma_groups.size() && static_cast<int32_t>(b.warpgroups[static_cast<size_t>(f.thread / kWarpgroup)].done -
-                                                    f.wgmma_groups.back()) < 0)
+  if (f.wgmma_groups.size() &&
+      static_cast<int32_t>(b.warpgroups[static_cast<size_t>(f.thread / kWarpgroup)].done - f.wgmma_groups.back()) < 0)
     fault("a thread ends while its wgmma is under way");
   for (const auto& group : f.store_groups)
     if (group->unread) fault("a thread ends while its stores read shared memory");
@@ -547,8 +549,8 @@ void retire(Cluster* cluster) {
   }
   for (Fiber* f : cluster->fibers) idle_fibers.emplace_back(f);
   resident.erase(std::find(resident.begin(), resident.end(), cluster));
-  grid.clusters.erase(std::find_if(grid.clusters.begin(), grid.clusters.end(),
-                                   [&](const auto& c) { return c.get() == cluster; }));
+  grid.clusters.erase(
+      std::find_if(grid.clusters.begin(), grid.clusters.end(), [&](const auto& c) { return c.get() == cluster; }));
   if (grid.done == grid.blocks) {
     grid.complete = 1;
     grid.primary.reset();

@@ -165,7 +165,8 @@ void enqueue(Launch launch, cudaStream_t stream) {
   const Lock lock(mutex);
   const Properties& p = properties();
   const unsigned blocks = launch.grid.x * launch.grid.y * launch.grid.z;
-  const size_t together = kSharedPerMultiprocessor / (launch.shared_bytes + 1024) * static_cast<size_t>(p.multiprocessors);
+  const size_t together =
+      kSharedPerMultiprocessor / (launch.shared_bytes + 1024) * static_cast<size_t>(p.multiprocessors);
   const bool fits = blocks > 0 && launch.grid.y < 65536 && launch.block.x <= 1024 && launch.block.y == 1 &&
                     launch.block.z == 1 && launch.shared_bytes <= kSharedPerBlock && launch.cluster >= 1 &&
                     launch.cluster <= 8 && launch.grid.x % static_cast<unsigned>(launch.cluster) == 0 &&
@@ -269,9 +270,7 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
   const Lock lock(mutex);
   const Memory* const memory = memory_of(pointer);
   *attributes = {};
-  attributes->type = !memory          ? cudaMemoryTypeUnregistered
-                     : memory->device ? cudaMemoryTypeDevice
-                                      : cudaMemoryTypeHost;
+  attributes->type = !memory ? cudaMemoryTypeUnregistered : memory->device ? cudaMemoryTypeDevice : cudaMemoryTypeHost;
   return cudaSuccess;
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
@@ -349,7 +348,8 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 }
 
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute attribute, int value) {
-  const bool fits = attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value <= static_cast<int>(kSharedPerBlock);
+  const bool fits =
+      attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value <= static_cast<int>(kSharedPerBlock);
   return answer(fits ? cudaSuccess : cudaErrorInvalidValue);
 }
 cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned, unsigned long long,

@@ -113,7 +113,8 @@ inline void tensor_load(uint32_t to, const CUtensorMap* map, int x, int y, uint3
   load_box(machine::peer_address(to, machine::block().rank), Box(map, x, y),
            machine::peer_address(barrier, machine::block().rank));
 }
-inline void tensor_load_multicast(uint32_t to, const CUtensorMap* map, int x, int y, uint32_t barrier, uint16_t blocks) {
+inline void tensor_load_multicast(uint32_t to, const CUtensorMap* map, int x, int y, uint32_t barrier,
+                                  uint16_t blocks) {
   machine::breathe();
   const Box box(map, x, y);
   for (int rank = 0; rank < 16; ++rank)
@@ -121,7 +122,8 @@ inline void tensor_load_multicast(uint32_t to, const CUtensorMap* map, int x, in
 }
 inline void bulk_load(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
   machine::breathe();
-  if (to % 16 || reinterpret_cast<uintptr_t>(from) % 16 || bytes % 16) machine::fault("a copy of %u bytes from %p", bytes, from);
+  if (to % 16 || reinterpret_cast<uintptr_t>(from) % 16 || bytes % 16)
+    machine::fault("a copy of %u bytes from %p", bytes, from);
   const int rank = machine::block().rank;
   const uint32_t here = machine::peer_address(to, rank), on = machine::peer_address(barrier, rank);
   machine::barrier_at(on);

@@ -13,7 +13,8 @@ inline void tensor_load_hinted(uint32_t to, const CUtensorMap* map, int x, int y
 }
 inline void tensor_prefetch(const CUtensorMap* map, int x, int y) { Box(map, x, y); }
 inline void bulk_prefetch(const void* from, uint32_t bytes) {
-  if (reinterpret_cast<uintptr_t>(from) % 16 || bytes % 16) machine::fault("a prefetch of %u bytes from %p", bytes, from);
+  if (reinterpret_cast<uintptr_t>(from) % 16 || bytes % 16)
+    machine::fault("a prefetch of %u bytes from %p", bytes, from);
 }
 inline void named_arrive(int number, int threads) { machine::hardware_barrier(number, threads, false, true); }
 inline uint4 load_cluster_16(uint32_t address, uint32_t rank) {
@@ -24,7 +25,8 @@ inline uint32_t cluster_address(uint32_t address, int rank) { return machine::pe
 template <class T>
 void send(uint32_t to, T value, uint32_t barrier) {
   machine::breathe();
-  if (&machine::shared_block(to) != &machine::shared_block(barrier)) machine::fault("a store and a barrier of two blocks");
+  if (&machine::shared_block(to) != &machine::shared_block(barrier))
+    machine::fault("a store and a barrier of two blocks");
   machine::barrier_at(barrier);
   machine::later([=] {
     std::memcpy(machine::shared_memory(to, sizeof value, sizeof value), &value, sizeof value);
